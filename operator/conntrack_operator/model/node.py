@@ -1,0 +1,177 @@
+"""NodeConntrack: what ONE node must do (spec, written by the controller) and what it is (status, by its agent)."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from .base import API_VERSION, Model
+from .policy import ObjectMeta, Rollout, Settings
+
+MAX_STATUS_BYTES = 4096
+"""A status is at most this long as JSON; what is least needed is left out first."""
+
+Phase = Literal["Current", "Trial", "RolledBack", "Refused", "Contended", "Restored"]
+
+
+class PolicyUse(Model):
+    """One policy's share in a node's settings, with what must be honoured after the policy is gone."""
+
+    name: str
+    """Name of the policy."""
+    revision: str
+    """Revision of the policy that was merged."""
+    fields: list[str]
+    """Fields of the settings this policy decided, for example table.size or notrack.rules[web]."""
+    on_delete: Literal["Restore", "Keep"] = "Restore"
+    """What to do with these fields when no policy sets them any more."""
+    rollout: Rollout | None = None
+    """The policy's rollout rules."""
+
+
+class NodeSpec(Model):
+    """What this node must do. Written by the controller alone."""
+
+    revision: str
+    """Hash of mode and settings. The status repeats it when the node has acted on it."""
+    attempt: str = ""
+    """Changes when somebody asks for another try."""
+    mode: Literal["Apply", "Restore"]
+    """Apply: make the settings true. Restore: put every original value back."""
+    node_uid: Annotated[str, Field(alias="nodeUID")]
+    """UID of the Node this was written for; a new node of the same name is another node."""
+    policies: list[PolicyUse] = []
+    """The policies that were merged, highest priority first."""
+    settings: Settings = Settings()
+    """The merged policies. Sizes are still rules, since only the node knows its RAM and CPUs."""
+    preview: Settings | None = None
+    """The same with the Observe policies merged in, when there are some."""
+
+
+class Condition(Model):
+    """metav1.Condition."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str = ""
+    last_transition_time: str
+    observed_generation: int | None = None
+
+
+class Result(Model):
+    """What became of one setting."""
+
+    setting: str
+    """A sysctl's full dotted name, or notrack/<rule>."""
+    wanted: str
+    """The value the settings ask for."""
+    observed: str
+    """The value read back from the kernel."""
+    reason: str
+    """Applied, or why not (ShrinkNotAllowed, BelowUse, Unsupported, WriteFailed ...)."""
+    message: str = ""
+    """The remedy, when it was not applied."""
+
+
+class Usage(Model):
+    """The table's use when the status was written."""
+
+    entries: int
+    """Entries in the table."""
+    max_entries: int
+    """Entries it may hold."""
+    percent: int
+    """entries / maxEntries, in percent, rounded down."""
+    drops_per_second: int = 0
+    """New connections the kernel dropped because the table was full, rounded up."""
+    early_drops_per_second: int = 0
+    """Unassured entries it threw away to make room, rounded up."""
+    insert_failed_per_second: int = 0
+    """Entries that could not be inserted, mostly clashes of two packets of one flow, rounded up."""
+    seconds_to_full: int | None = None
+    """Seconds until the table is full at the present rate; absent when it is not filling."""
+
+
+class Talker(Model):
+    """One of the keys that hold most entries."""
+
+    by: Literal["source", "destination", "port", "state"]
+    key: str
+    entries: int
+    """Entries, estimated from a sample where the table is large."""
+    percent: int
+
+
+class Transition(Model):
+    """One change of phase."""
+
+    time: str
+    phase: Phase
+    reason: str
+    revision: str
+    message: str = ""
+
+
+class PreviewChange(Model):
+    """One thing the previewed settings would change."""
+
+    setting: str
+    from_: Annotated[str, Field(alias="from")]
+    to: str
+
+
+class PreviewRefusal(Model):
+    """One thing this node would refuse."""
+
+    setting: str
+    reason: str
+    message: str
+
+
+class Preview(Model):
+    """What the Observe policies would change on this node."""
+
+    changes: list[PreviewChange] = []
+    refused: list[PreviewRefusal] = []
+
+
+class NodeStatus(Model):
+    """What this node is. Written by its agent alone, rarely."""
+
+    observed_revision: str = ""
+    """The revision this status speaks of."""
+    observed_attempt: str = ""
+    node_uid: Annotated[str, Field(alias="nodeUID")] = ""
+    """UID of the Node the agent acted for."""
+    boot_id: Annotated[str, Field(alias="bootID")] = ""
+    """The kernel's boot id at that time."""
+    phase: Phase | None = None
+    """Current: as asked. Refused: some setting was refused, see results. Restored: the originals are back.
+    Trial, RolledBack and Contended come with the trial."""
+    conditions: list[Condition] = []
+    observed: dict[str, int] = {}
+    """Values read back from the kernel: entries, buckets and the like."""
+    results: list[Result] = []
+    preview: Preview | None = None
+    usage: Usage | None = None
+    top_talkers: list[Talker] = []
+    """Who holds most entries. Addresses are personal data; the agent's --top-talkers 0 leaves them out."""
+    history: Annotated[list[Transition], Field(max_length=10)] = []
+    """The last ten changes of phase, newest last."""
+    heartbeat_time: str = ""
+    """When the agent last wrote."""
+
+
+class NodeConntrack(Model):
+    """What one node's connection tracking must be, and is. Made by the controller, named like the node."""
+
+    api_version: Literal["conntrack-operator.io/v1alpha1"] = API_VERSION
+    kind: Literal["NodeConntrack"] = "NodeConntrack"
+    metadata: ObjectMeta
+    spec: NodeSpec
+    status: NodeStatus | None = None
+
+
+def node_from(document: dict[str, Any]) -> NodeConntrack:
+    """Return the object in `document`, as the API server sent it."""
+    return NodeConntrack.model_validate(document)

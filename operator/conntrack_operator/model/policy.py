@@ -1,0 +1,372 @@
+"""ConntrackPolicy: what people want from the nodes a selector names.
+
+Everything here is read by people through `kubectl explain`, so the docstrings are documentation. Merged
+fields carry no defaults: a default nobody wrote would win a merge. What absent fields mean is in
+`DEFAULTS` of `decide.merge`, applied after it.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, StrictBool, WithJsonSchema
+
+from . import catalogue
+from .base import API_VERSION, Model
+from .rules import Rule
+from .selector import LabelSelector
+from .values import Entries, IntOrPercent, InterfaceName, Network, Ports, Seconds
+
+
+def _present(value: Model, *names: str) -> int:
+    return sum(getattr(value, name) is not None for name in names)
+
+
+class MemorySize(Model):
+    """Size the table by memory: as many entries as fit, with their buckets, into a share of the node's RAM."""
+
+    percent: Annotated[int, Field(strict=True, ge=1, le=100)]
+    """Share of the node's RAM that a full table and its buckets may take, in percent."""
+    floor: Entries | None = None
+    """Never fewer entries than this, whatever the RAM."""
+    ceiling: Entries | None = None
+    """Never more entries than this, whatever the RAM."""
+
+    api_rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.floor) || !has(self.ceiling) || self.floor <= self.ceiling",
+            holds=lambda size: size.floor is None or size.ceiling is None or size.floor <= size.ceiling,
+            sentence="floor must not be above ceiling; raise ceiling or lower floor",
+            field=".floor",
+        ),
+    )
+
+
+class PerCoreSize(Model):
+    """Size the table by processors, as kube-proxy does: entries times the number of CPUs."""
+
+    entries: Entries
+    """Entries for each CPU of the node."""
+    floor: Entries | None = None
+    """Never fewer entries than this, whatever the number of CPUs."""
+
+
+class KernelFormulaSize(Model):
+    """The classic formula: RAM in bytes / 16384 / (word bits / 32), at least 65536 above 1 GiB. Write {}."""
+
+
+class Size(Model):
+    """How many entries the table may hold. Exactly one of the keys.
+
+    Write `maxEntries` when you know the number, `memory` when the nodes differ in RAM (what most people should have),
+    `perCore` to stay with what kube-proxy computes, `kernelFormula` for the formula of the old howtos.
+    """
+
+    max_entries: Entries | None = None
+    """The number of entries itself: `net.netfilter.nf_conntrack_max`."""
+    per_core: PerCoreSize | None = None
+    memory: MemorySize | None = None
+    kernel_formula: KernelFormulaSize | None = None
+
+    api_rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel=(
+                "[has(self.maxEntries), has(self.perCore), has(self.memory), has(self.kernelFormula)]"
+                ".filter(present, present).size() == 1"
+            ),
+            holds=lambda size: _present(size, "max_entries", "per_core", "memory", "kernel_formula") == 1,
+            sentence="needs exactly one of maxEntries, perCore, memory and kernelFormula; remove the others",
+        ),
+    )
+
+
+class Table(Model):
+    """The connection-tracking table: how many entries, in how many hash buckets."""
+
+    size: Size | None = None
+    entries_per_bucket: Annotated[int, Field(strict=True, ge=1, le=64)] | None = None
+    """Hash buckets = entries / this. 1 is what kernels since 5.15 do themselves, 8 the classic chain length:
+    fewer buckets save 8 bytes each and cost time in every lookup. Absent: 1 when the size is set here."""
+    allow_shrink: StrictBool | None = None
+    """Let the size go below the node's current value. Without it a smaller size is refused (ShrinkNotAllowed);
+    with it, never below 1.25 times the entries in use (BelowUse). Absent: false."""
+
+
+class TCPTimeouts(Model):
+    """Seconds an idle TCP connection stays in the table, by its state."""
+
+    syn_sent: Seconds | None = None
+    """A SYN was seen, no answer yet. Kernel default 2m."""
+    syn_recv: Seconds | None = None
+    """SYN and SYN-ACK were seen. Kernel default 1m."""
+    established: Seconds | None = None
+    """An open connection with no packets. Kernel default 5 days (432000); 24h is kube-proxy's.
+    Keep it above the TCP keepalive time of the programs (2h by default), or idle pooled connections die."""
+    fin_wait: Seconds | None = None
+    """One side has closed. Kernel default 2m."""
+    close_wait: Seconds | None = None
+    """The other side has closed, this one not yet. Kernel default 1m; kube-proxy writes 1h for half-closed connections."""
+    last_ack: Seconds | None = None
+    """Both have closed, the last ACK is missing. Kernel default 30s."""
+    time_wait: Seconds | None = None
+    """Closed, waiting for stray packets. Kernel default 2m. The usual reason for a table full of finished connections."""
+    close: Seconds | None = None
+    """A reset was seen. Kernel default 10s."""
+    max_retrans: Seconds | None = None
+    """After `nf_conntrack_tcp_max_retrans` retransmissions without an answer. Kernel default 5m."""
+    unacknowledged: Seconds | None = None
+    """Data was sent and is not acknowledged. Kernel default 5m."""
+
+
+class UDPTimeouts(Model):
+    """Seconds an idle UDP flow stays in the table."""
+
+    unreplied: Seconds | None = None
+    """Packets in one direction only, or a short exchange. Kernel default 30s."""
+    stream: Seconds | None = None
+    """Packets in both directions for more than two seconds. Kernel default 2m."""
+
+
+class GRETimeouts(Model):
+    """Seconds an idle GRE flow stays in the table."""
+
+    unreplied: Seconds | None = None
+    """Packets in one direction only. Kernel default 30s."""
+    stream: Seconds | None = None
+    """Packets in both directions. Kernel default 3m."""
+
+
+class SCTPTimeouts(Model):
+    """Seconds an idle SCTP association stays in the table, by its state."""
+
+    closed: Seconds | None = None
+    """Kernel default 10s."""
+    cookie_wait: Seconds | None = None
+    """Kernel default 3s."""
+    cookie_echoed: Seconds | None = None
+    """Kernel default 3s."""
+    established: Seconds | None = None
+    """Kernel default 210s (since 5.14; 5 days before)."""
+    shutdown_sent: Seconds | None = None
+    """Kernel default 3s (since 5.17; 300 ms before)."""
+    shutdown_recd: Seconds | None = None
+    """Kernel default 3s (since 5.17; 300 ms before)."""
+    shutdown_ack_sent: Seconds | None = None
+    """Kernel default 3s."""
+    heartbeat_sent: Seconds | None = None
+    """Kernel default 30s."""
+
+
+class DCCPTimeouts(Model):
+    """Seconds an idle DCCP connection stays in the table, by its state. Kernels from 6.17 on track no DCCP."""
+
+    request: Seconds | None = None
+    """Kernel default 4m."""
+    respond: Seconds | None = None
+    """Kernel default 8m."""
+    partopen: Seconds | None = None
+    """Kernel default 8m."""
+    open: Seconds | None = None
+    """Kernel default 12h."""
+    closereq: Seconds | None = None
+    """Kernel default 64s."""
+    closing: Seconds | None = None
+    """Kernel default 64s."""
+    timewait: Seconds | None = None
+    """Kernel default 4m."""
+
+
+class Timeouts(Model):
+    """How long idle entries stay in the table. An absent key is left as the node has it.
+
+    Write 90s, 2m, 1h or 1h30m, or whole seconds as a bare number.
+    """
+
+    tcp: TCPTimeouts | None = None
+    udp: UDPTimeouts | None = None
+    icmp: Seconds | None = None
+    """ICMP echo and the like. Kernel default 30s."""
+    icmpv6: Seconds | None = None
+    """ICMPv6 echo and the like. Kernel default 30s."""
+    generic: Seconds | None = None
+    """Every protocol without a tracker of its own. Kernel default 10m."""
+    gre: GRETimeouts | None = None
+    sctp: SCTPTimeouts | None = None
+    dccp: DCCPTimeouts | None = None
+
+
+class TCPBehaviour(Model):
+    """How strictly TCP is tracked."""
+
+    loose: StrictBool | None = None
+    """Pick up connections that were open before tracking saw them (`nf_conntrack_tcp_loose`). Kernel default true."""
+    be_liberal: StrictBool | None = None
+    """Call only out-of-window resets INVALID (`nf_conntrack_tcp_be_liberal`). Kernel default false."""
+
+
+RuleName = Annotated[
+    str,
+    Field(max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"),
+]
+NamePattern = Annotated[str, Field(min_length=1, max_length=63)]
+
+
+class PodPorts(Model):
+    """Take the ports from the host-network pods that run on each node."""
+
+    namespace: Annotated[str, Field(min_length=1, max_length=63)]
+    """Namespace of the pods."""
+    selector: LabelSelector
+    """Labels of the pods; must not be empty."""
+    port_names: Annotated[list[NamePattern], Field(min_length=1, max_length=64)] | None = None
+    """Names of the container ports that count. Absent: every declared port."""
+
+
+class NotrackRule(Model):
+    """Ports whose connections are not tracked at all, in both directions."""
+
+    name: RuleName
+    """Name of the rule, unique in the policy. It appears in results and in nftables comments."""
+    protocol: Literal["TCP", "UDP", "SCTP"] | None = None
+    """TCP, UDP or SCTP. Absent: TCP."""
+    ports: Annotated[list[Ports], Field(min_length=1, max_length=1024)] | None = None
+    """Ports of the serving end: numbers and ranges such as "8000-8100"."""
+    pods: PodPorts | None = None
+    side: Literal["Server", "Client", "Forward"] | None = None
+    """Where this node stands. Server: it listens on the ports. Client: it connects out to them. Forward: it routes
+    packets between two others. Both directions are always covered. Absent: Server."""
+    addresses: Annotated[list[Network], Field(min_length=1, max_length=64)] | None = None
+    """Addresses of the serving end. Absent: any (Server: any address of this node). Required for Client."""
+    peers: Annotated[list[Network], Field(min_length=1, max_length=64)] | None = None
+    """Addresses of the other end. Absent: anyone."""
+    interfaces: Annotated[list[InterfaceName], Field(min_length=1, max_length=16)] | None = None
+    """Interfaces the packets come in or go out by. Absent: any. The loopback interface is always exempt."""
+
+    api_rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.ports) != has(self.pods)",
+            holds=lambda rule: _present(rule, "ports", "pods") == 1,
+            sentence="needs either ports (a list of ports) or pods (whose ports to follow), and not both",
+        ),
+        Rule(
+            cel="!has(self.side) || self.side != 'Client' || has(self.addresses)",
+            holds=lambda rule: rule.side != "Client" or rule.addresses is not None,
+            sentence="side: Client needs addresses, the servers this node connects to; write at least one",
+            field=".side",
+        ),
+    )
+
+
+class Notrack(Model):
+    """Connections that bypass the table altogether: NOTRACK rules at raw priority, both directions.
+
+    The rules of several policies add up; the other fields are merged by priority.
+    """
+
+    accept_untracked: Literal["Never", "Replies", "Both"] | None = None
+    """Which untracked packets to accept in firewalls that accept by state: Replies, Both (requests too), Never.
+    Absent: Replies."""
+    on_conflict: Literal["Refuse", "Force"] | None = None
+    """What to do when NAT or a Service uses a port of a rule. Absent: Refuse."""
+    drop_existing: StrictBool | None = None
+    """Delete the entries the rules make stale once the rules are confirmed. Absent: true."""
+    rules: Annotated[list[NotrackRule], Field(min_length=1, max_length=16)] | None = None
+    """The rules, at most 16 of at most 1,024 ports each."""
+
+    api_rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.rules) || self.rules.all(rule, self.rules.exists_one(other, other.name == rule.name))",
+            holds=lambda notrack: (
+                notrack.rules is None
+                or len({rule.name for rule in notrack.rules}) == len(notrack.rules)
+            ),
+            sentence="two rules have the same name; give each rule a name of its own",
+            field=".rules",
+        ),
+    )
+
+
+class Trial(Model):
+    """How a change is tried before it is kept."""
+
+    timeout_seconds: Annotated[int, Field(strict=True, ge=10, le=3600)] | None = None
+    """Seconds after which an unconfirmed change is undone. Absent: 60."""
+    soak_seconds: Annotated[int, Field(strict=True, ge=0, le=600)] | None = None
+    """Seconds the probes must keep passing before the change is confirmed. Absent: 5."""
+
+
+class Rollout(Model):
+    """How a change travels over many nodes."""
+
+    canary: Annotated[int, Field(strict=True, ge=0, le=1000)] | None = None
+    """Nodes that go first and alone. Absent: 1."""
+    max_unavailable: IntOrPercent | None = None
+    """Nodes that may be in a trial at the same time. Absent: 10%."""
+    max_failures: IntOrPercent | None = None
+    """Nodes that may fail before the rollout stops. Absent: 2%."""
+    soak_seconds: Annotated[int, Field(strict=True, ge=0, le=86400)] | None = None
+    """Seconds to watch the canary before the others follow. Absent: 30."""
+    paused: StrictBool | None = None
+    """Release no further node. Absent: false."""
+    retry: Annotated[str, Field(max_length=63)] | None = None
+    """Any new text makes nodes that gave up try once more."""
+
+
+Sysctls = Annotated[
+    dict[str, int],
+    catalogue.judged(),
+    WithJsonSchema(catalogue.json_schema()),
+]
+
+
+class Settings(Model):
+    """What a node's connection tracking should be: the part of a policy that is merged field by field."""
+
+    table: Table | None = None
+    timeouts: Timeouts | None = None
+    tcp: TCPBehaviour | None = None
+    sysctls: Sysctls | None = None
+    """Any other nf_conntrack_* sysctl by its name, as a whole number (nf_conntrack_acct: 1). What has a field above
+    is refused here."""
+    tracking: Literal["Enabled", "Disabled"] | None = None
+    """Disabled: track nothing at all. Refused while anything on the node needs tracking. Absent: Enabled."""
+    notrack: Notrack | None = None
+    trial: Trial | None = None
+
+
+class PolicySpec(Settings):
+    """What is wanted, and where. Policies that match the same node are merged field by field; higher priority wins."""
+
+    mode: Literal["Enforce", "Observe"]
+    """Enforce: make it so. Observe: plan it on every matching node and report what would change, change nothing."""
+    node_selector: LabelSelector
+    """The nodes, by label. Required and never empty: for every node write matchLabels: {kubernetes.io/os: linux}."""
+    priority: Annotated[int, Field(strict=True, ge=-1_000_000, le=1_000_000)] | None = None
+    """Higher wins, field by field. Ties: the older policy, then the name. Absent: 0."""
+    rollout: Rollout | None = None
+    on_delete: Literal["Restore", "Keep"] | None = None
+    """When the policy goes: Restore puts the original values back, Keep leaves them as they are. Absent: Restore."""
+
+
+class ObjectMeta(Model):
+    """The part of Kubernetes' object metadata that this package reads; the rest is let through."""
+
+    model_config = {**Model.model_config, "extra": "ignore"}
+
+    name: Annotated[str, Field(min_length=1, max_length=253)]
+    uid: str | None = None
+    generation: int | None = None
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    resource_version: str | None = None
+    owner_references: list[dict[str, Any]] | None = None
+
+
+class ConntrackPolicy(Model):
+    """Sizes, spares and watches the connection-tracking table of every node that matches."""
+
+    api_version: Literal["conntrack-operator.io/v1alpha1"] = API_VERSION
+    kind: Literal["ConntrackPolicy"] = "ConntrackPolicy"
+    metadata: ObjectMeta
+    spec: PolicySpec
+    status: dict[str, Any] | None = None
