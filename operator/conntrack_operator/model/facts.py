@@ -10,15 +10,12 @@ from pydantic import BeforeValidator, Field
 
 from .base import Model
 
-BUCKET_BYTES = 8
-"""One hash bucket is one pointer: struct hlist_nulls_head (include/linux/list_nulls.h), on 64-bit machines."""
-
 DEFAULT_ENTRY_BYTES = 256
 """Slab object size of struct nf_conn, read from /proc/slabinfo where that can be read. Tried on 6.18: 256."""
 
 
 class Facts(Model):
-    """What a plan needs to know of a machine. `sysctls` maps full dotted names to their values as the kernel shows them."""
+    """What a plan needs to know of a machine. `sysctls` maps full dotted names to values as the kernel shows them."""
 
     memory_bytes: Annotated[int, Field(ge=1)]
     """MemTotal of /proc/meminfo, in bytes."""

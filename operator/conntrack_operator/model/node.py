@@ -4,8 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .base import API_VERSION, Model
+from .base import API_VERSION, Model, Reported
 from .policy import ObjectMeta, Rollout, Settings
+from .reading import object_from
+from .status import Condition
 
 MAX_STATUS_BYTES = 4096
 """A status is at most this long as JSON; what is least needed is left out first."""
@@ -47,18 +49,7 @@ class NodeSpec(Model):
     """The same with the Observe policies merged in, when there are some."""
 
 
-class Condition(Model):
-    """metav1.Condition."""
-
-    type: str
-    status: Literal["True", "False", "Unknown"]
-    reason: str
-    message: str = ""
-    last_transition_time: str
-    observed_generation: int | None = None
-
-
-class Result(Model):
+class Result(Reported):
     """What became of one setting."""
 
     setting: str
@@ -73,7 +64,7 @@ class Result(Model):
     """The remedy, when it was not applied."""
 
 
-class Usage(Model):
+class Usage(Reported):
     """The table's use when the status was written."""
 
     entries: int
@@ -92,7 +83,7 @@ class Usage(Model):
     """Seconds until the table is full at the present rate; absent when it is not filling."""
 
 
-class Talker(Model):
+class Talker(Reported):
     """One of the keys that hold most entries."""
 
     by: Literal["source", "destination", "port", "state"]
@@ -102,7 +93,7 @@ class Talker(Model):
     percent: int
 
 
-class Transition(Model):
+class Transition(Reported):
     """One change of phase."""
 
     time: str
@@ -112,7 +103,7 @@ class Transition(Model):
     message: str = ""
 
 
-class PreviewChange(Model):
+class PreviewChange(Reported):
     """One thing the previewed settings would change."""
 
     setting: str
@@ -120,7 +111,7 @@ class PreviewChange(Model):
     to: str
 
 
-class PreviewRefusal(Model):
+class PreviewRefusal(Reported):
     """One thing this node would refuse."""
 
     setting: str
@@ -128,14 +119,14 @@ class PreviewRefusal(Model):
     message: str
 
 
-class Preview(Model):
+class Preview(Reported):
     """What the Observe policies would change on this node."""
 
     changes: list[PreviewChange] = []
     refused: list[PreviewRefusal] = []
 
 
-class NodeStatus(Model):
+class NodeStatus(Reported):
     """What this node is. Written by its agent alone, rarely."""
 
     observed_revision: str = ""
@@ -172,6 +163,9 @@ class NodeConntrack(Model):
     status: NodeStatus | None = None
 
 
-def node_from(document: dict[str, Any]) -> NodeConntrack:
-    """Return the object in `document`, as the API server sent it."""
-    return NodeConntrack.model_validate(document)
+def node_from(document: Any) -> NodeConntrack:
+    """Return the object in `document`, as the API server sent it. Raises errors.Invalid with every problem.
+
+    A field of the spec that this version does not know is a problem too: it must never be ignored in silence.
+    """
+    return object_from(document, NodeConntrack)

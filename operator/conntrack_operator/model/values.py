@@ -9,6 +9,7 @@ import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from .rules import Rule
 
@@ -16,10 +17,11 @@ INT_MAX = 2_147_483_647
 DURATION_MAX_SECONDS = 2_147_483
 """Timeouts are jiffies in an int (proc_dointvec_jiffies); with HZ=1000 that ends at 24 days 20 hours."""
 
-_DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", re.ASCII)
+_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,7})s)?", re.ASCII)
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 _INTERFACE = re.compile(r"[A-Za-z0-9_.:@-]{1,15}", re.ASCII)
-_INT_OR_PERCENT = re.compile(r"(\d{1,3})%", re.ASCII)
+_PERCENT = re.compile(r"(?:100|\d{1,2})%", re.ASCII)
+_PREFIXED = re.compile(r"[^/]+(?:/(?:0|[1-9]\d{0,2}))?", re.ASCII)
 
 
 def seconds_in(value: Any) -> int | None:
@@ -47,16 +49,19 @@ def ports_in(value: Any) -> tuple[int, int] | None:
 
 
 def _is_network(value: Any) -> bool:
+    # As the API server reads it: no zone, no netmask, no leading zero, no IPv4 address dressed as IPv6.
+    if not isinstance(value, str) or "%" in value or not _PREFIXED.fullmatch(value):
+        return False
     try:
-        ipaddress.ip_network(value)
+        network = ipaddress.ip_network(value)
     except ValueError:
         return False
-    return isinstance(value, str) and "%" not in value
+    return not (isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped)
 
 
 def _int_or_percent_holds(value: Any) -> bool:
     if isinstance(value, str):
-        return bool((match := _INT_OR_PERCENT.fullmatch(value)) and int(match[1]) <= 100)
+        return bool(_PERCENT.fullmatch(value))
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 1_000_000
 
 
@@ -101,44 +106,80 @@ INT_OR_PERCENT_RULE = Rule(
 )
 
 
-def _judged(rule: Rule) -> BeforeValidator:
+def check_shape(value: Any, max_length: int, *types: type) -> None:
+    """Raise pydantic's error when `value` is none of `types` (str, or int and str) or a longer string."""
+    if isinstance(value, bool) or not isinstance(value, types):
+        raise PydanticCustomError("int_or_string_type" if int in types else "string_type", "must be of another type")
+    if isinstance(value, str) and len(value) > max_length:
+        raise PydanticCustomError("string_too_long", "too long", {"max_length": max_length})
+
+
+def _judged(rule: Rule, max_length: int, *types: type) -> BeforeValidator:
+    """Judge the raw value as the API server does: its type, its length, then the rule."""
+
     def judge(value: Any) -> Any:
+        check_shape(value, max_length, *types)
         rule.check(value)
         return value
 
     return BeforeValidator(judge)
 
 
-def _int_or_string(rule: Rule, max_length: int) -> WithJsonSchema:
+def _int_or_string(rule: Rule, max_length: int, words: str) -> WithJsonSchema:
     return WithJsonSchema(
         {
             "x-kubernetes-int-or-string": True,
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "maxLength": max_length,
+            "description": words,
             "x-kubernetes-validations": [rule.as_validation()],
         }
     )
 
 
-def _string(rule: Rule, max_length: int) -> WithJsonSchema:
+def _string(rule: Rule, max_length: int, words: str) -> WithJsonSchema:
     return WithJsonSchema(
-        {"type": "string", "maxLength": max_length, "x-kubernetes-validations": [rule.as_validation()]}
+        {
+            "type": "string",
+            "maxLength": max_length,
+            "description": words,
+            "x-kubernetes-validations": [rule.as_validation()],
+        }
     )
 
 
 # pydantic applies BeforeValidators right to left: the judge sees the raw value first.
-Seconds = Annotated[int, BeforeValidator(seconds_in), _judged(DURATION_RULE), _int_or_string(DURATION_RULE, 24)]
+Seconds = Annotated[
+    int,
+    BeforeValidator(seconds_in),
+    _judged(DURATION_RULE, 24, int, str),
+    _int_or_string(DURATION_RULE, 24, "Write 90s, 2m, 1h or 1h30m, or whole seconds as a bare number."),
+]
 """A duration as people write it, held as whole seconds."""
 
-Ports = Annotated[int | str, _judged(PORT_RULE), _int_or_string(PORT_RULE, 11)]
+Ports = Annotated[
+    int | str,
+    _judged(PORT_RULE, 11, int, str),
+    _int_or_string(PORT_RULE, 11, 'A port such as 80, or a range such as "8000-8100".'),
+]
 """A port or a range of ports, held as written; `ports_in` reads it."""
 
-Network = Annotated[str, _judged(NETWORK_RULE), _string(NETWORK_RULE, 43)]
+Network = Annotated[
+    str,
+    _judged(NETWORK_RULE, 43, str),
+    _string(NETWORK_RULE, 43, "An address or a network of either family, such as 192.0.2.7 or fd00::/8."),
+]
 """An address or a CIDR network of either family, held as written."""
 
-InterfaceName = Annotated[str, _judged(INTERFACE_RULE), _string(INTERFACE_RULE, 15)]
+InterfaceName = Annotated[
+    str, _judged(INTERFACE_RULE, 15, str), _string(INTERFACE_RULE, 15, "An interface, such as eth0.")
+]
 
-IntOrPercent = Annotated[int | str, _judged(INT_OR_PERCENT_RULE), _int_or_string(INT_OR_PERCENT_RULE, 7)]
+IntOrPercent = Annotated[
+    int | str,
+    _judged(INT_OR_PERCENT_RULE, 7, int, str),
+    _int_or_string(INT_OR_PERCENT_RULE, 7, "A number of nodes, or a percentage of them such as 10%."),
+]
 
 Entries = Annotated[int, Field(strict=True, ge=1, le=INT_MAX)]
 """A number of connection-tracking entries."""

@@ -1,0 +1,33 @@
+# Every target gets what it needs first (.ci/setup): Debian packages when root, and the Python environment in .venv.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench crds lock clean
+BIN := .venv/bin
+
+help: ## Show the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+
+setup:
+	@.ci/setup
+
+demo: setup ## The story in one minute, in a network namespace, no cluster (needs root)
+	@$(BIN)/conntrack-operator demo
+
+test: setup ## The whole suite on real parts; builds the test control plane once (7 to 10 minutes)
+	@$(BIN)/python -m tests.lab.kube >/dev/null
+	@$(BIN)/pytest
+
+check: setup ## Format, lint, types, import contracts, unit tests, generated files in step
+	@.ci/check
+
+bench: setup ## Print the measurements: memory, time from spec to kernel, CPU of a sample
+	@for bench in tests/bench/bench_*.py; do $(BIN)/python "$$bench" || exit 1; done
+
+crds: setup ## Write crds/ from the models
+	@$(BIN)/conntrack-operator crds --directory crds
+
+lock: setup ## Renew the lock files
+	@.ci/lock
+
+clean: ## Remove what was made here (the test control plane stays in ~/.cache/conntrack-operator)
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache operator/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,133 @@
+"""One machine, and the one path by which anything on it changes: facts, plan, journal, writes, read back.
+
+The agent, `apply` and `restore` all go through here. Nothing is decided in this module.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from conntrack_operator.decide import notrack
+from conntrack_operator.decide.outcome import phase_of, results_for
+from conntrack_operator.decide.plan import Change, Plan, TableState, plan_for
+from conntrack_operator.decide.remember import journal_after, journal_before
+from conntrack_operator.errors import ConntrackOperatorError, Unsupported
+from conntrack_operator.kernel import nftables
+from conntrack_operator.kernel.facts import read_boot_id, read_facts
+from conntrack_operator.kernel.journal import StateDirectory
+from conntrack_operator.kernel.roots import Roots
+from conntrack_operator.kernel.sysctl import write_sysctl
+from conntrack_operator.model.facts import Facts
+from conntrack_operator.model.journal import Journal
+from conntrack_operator.model.node import Phase, PolicyUse, Result
+from conntrack_operator.model.policy import Settings
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an apply or a restore came to. `changes` were made in this order; none when all was right already."""
+
+    phase: Phase
+    results: tuple[Result, ...]
+    changes: tuple[Change, ...]
+    facts: Facts
+
+
+class Machine:
+    """The machine this process runs on, in the network namespace it runs in."""
+
+    def __init__(self, roots: Roots) -> None:
+        self.roots = roots
+
+    def facts(self) -> Facts:
+        """Return what the machine is now. Raises Unsupported when connection tracking is not loaded."""
+        return read_facts(self.roots)
+
+    def journal(self) -> Journal:
+        """Return what was written since this boot, without taking the lock."""
+        return StateDirectory(self.roots).read_journal(read_boot_id(self.roots))
+
+    def plan(self, settings: Settings, uses: Sequence[PolicyUse] = (), facts: Facts | None = None) -> Plan:
+        """Return what `settings` would change here; with `facts` of another machine, what they would change there."""
+        if facts is not None:
+            return plan_for(settings, facts, uses=uses)
+        return plan_for(settings, self.facts(), read_table_state(), self.journal(), uses)
+
+    def apply(
+        self,
+        settings: Settings,
+        uses: Sequence[PolicyUse],
+        state: StateDirectory,
+        mode: Literal["Apply", "Restore"] = "Apply",
+    ) -> Outcome:
+        """Make `settings` true and tell what became of each. `state` must be locked by the caller.
+
+        Nothing is written, neither to the kernel nor to the disk, when nothing differs. Raises Unsupported when the
+        originals could not be kept safely; then nothing was written to the kernel either.
+        """
+        journal = state.read_journal(read_boot_id(self.roots))
+        return self._carry_out(settings, uses, state, journal, mode)
+
+    def restore(self, state: StateDirectory, *, kept_too: bool = False) -> Outcome:
+        """Put every original value back and remove the rules; with `kept_too` also what onDelete: Keep left behind."""
+        journal = state.read_journal(read_boot_id(self.roots))
+        if kept_too:
+            journal = _nothing_kept(journal)
+        return self._carry_out(Settings(), (), state, journal, "Restore")
+
+    def _carry_out(
+        self,
+        settings: Settings,
+        uses: Sequence[PolicyUse],
+        state: StateDirectory,
+        journal: Journal,
+        mode: Literal["Apply", "Restore"],
+    ) -> Outcome:
+        facts, table = self.facts(), read_table_state()
+        plan = plan_for(settings, facts, table, journal, uses)
+        journal = journal_before(plan, journal, facts, uses)
+        state.write_journal(journal)
+        failed = self._write(plan)
+        if plan.changes:
+            facts, table = self.facts(), read_table_state()
+        state.write_journal(journal_after(plan, journal, failed))
+        results = results_for(plan, facts, table, failed)
+        return Outcome(phase_of(results, mode), results, plan.changes, facts)
+
+    def _write(self, plan: Plan) -> dict[str, ConntrackOperatorError]:
+        failed: dict[str, ConntrackOperatorError] = {}
+        rules = [change for change in plan.changes if change.setting.startswith("notrack/")]
+        for change in plan.changes:
+            if change not in rules:
+                try:
+                    write_sysctl(self.roots, change.setting, int(change.to))
+                except ConntrackOperatorError as error:
+                    failed[change.setting] = error
+        if rules:
+            try:
+                nftables.run_script(notrack.ruleset_for(plan.rules).script())
+            except ConntrackOperatorError as error:
+                failed.update((change.setting, error) for change in rules)
+        return failed
+
+
+def read_table_state() -> TableState:
+    """Return our nftables table as it is; why nft cannot be used, where it cannot."""
+    try:
+        listing = nftables.read_table()
+    except Unsupported as error:
+        return TableState(problem=str(error))
+    return TableState(notrack.installed_from(listing) if listing is not None else None)
+
+
+def _nothing_kept(journal: Journal) -> Journal:
+    return journal.model_copy(
+        update={
+            "originals": {
+                name: original.model_copy(update={"keep": False}) for name, original in journal.originals.items()
+            },
+            "applied_rules": {
+                name: rule.model_copy(update={"keep": False}) for name, rule in journal.applied_rules.items()
+            },
+        }
+    )

@@ -1,0 +1,97 @@
+"""Starts the agent: in a cluster for one node, or on a policy file, and ends it on SIGTERM with everything kept."""
+
+import gc
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from conntrack_operator.errors import Retry
+from conntrack_operator.kernel.journal import StateDirectory
+from conntrack_operator.kernel.roots import Roots
+from conntrack_operator.model.node import NodeSpec, NodeStatus
+
+from .loop import Agent
+from .machine import Machine
+from .mailbox import Mailbox
+from .meter import Meter, read_talkers
+from .sources import watch_file, watch_object
+
+log = logging.getLogger(__name__)
+
+
+def run_in_cluster(node: str, kubeconfig: str | None, roots: Roots, top_talkers: int) -> int:
+    """Obey NodeConntrack `node` until SIGTERM or SIGINT. Returns the exit code.
+
+    Raises Unsupported when there is no way to the API server or the state directory cannot be written, Retry when
+    another agent is at work here.
+    """
+    # Imported here so that an agent on a file never loads an HTTP client.
+    from conntrack_operator.cluster.access import access_for  # noqa: PLC0415
+    from conntrack_operator.cluster.own_node import OwnNode  # noqa: PLC0415
+
+    access = access_for(kubeconfig)
+    watching, writing = OwnNode(access, node), OwnNode(access, node)
+
+    def write(status: NodeStatus) -> None:
+        writing.write_status(status.document())
+
+    return _run(roots, top_talkers, write, lambda mailbox, pause: watch_object(watching, mailbox, pause))
+
+
+def run_on_file(path: Path, read: Callable[[Path], NodeSpec], roots: Roots, top_talkers: int) -> int:
+    """Obey the policy in `path`, watched, with no cluster, until SIGTERM or SIGINT. Returns the exit code.
+
+    `read` turns the file into a wish and raises a ConntrackOperatorError when it is wrong; the first reading may not
+    fail, later ones are logged.
+    """
+    read(path)
+
+    def write(status: NodeStatus) -> None:
+        usage = status.usage
+        use = f", {usage.entries} of {usage.max_entries} entries ({usage.percent}%)" if usage else ""
+        log.info("%s%s", status.phase, use)
+        for result in status.results:
+            if result.message:
+                log.warning("%s: %s: %s", result.setting, result.reason, result.message)
+
+    return _run(roots, top_talkers, write, lambda mailbox, pause: watch_file(path, read, mailbox, pause))
+
+
+def _run(
+    roots: Roots,
+    top_talkers: int,
+    write: Callable[[NodeStatus], None],
+    watch: Callable[[Mailbox, threading.Event], None],
+) -> int:
+    mailbox, pause = Mailbox(), threading.Event()
+    failure: list[BaseException] = []
+
+    def watched() -> None:
+        try:
+            watch(mailbox, pause)
+        except BaseException as error:  # noqa: BLE001 - a dead watcher must end the process, not hide in its thread
+            failure.append(error)
+            mailbox.stop()
+
+    with StateDirectory(roots) as state, Meter(roots) as meter:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: mailbox.stop_soon())
+        threading.Thread(target=watched, name="watch", daemon=True).start()
+        # What was imported stays; the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        agent = Agent(
+            machine=Machine(roots),
+            state=state,
+            mailbox=mailbox,
+            meter=meter,
+            write_status=write,
+            top_talkers=lambda entries: read_talkers(top_talkers, entries),
+        )
+        agent.run()
+        pause.set()
+    if failure:
+        raise Retry(f"the watch ended unexpectedly: {failure[0]!r}") from failure[0]
+    return 0

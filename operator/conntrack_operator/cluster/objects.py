@@ -1,0 +1,140 @@
+"""The kinds of object the controller reads and writes, and the few verbs it needs for them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from conntrack_operator.errors import Retry
+from conntrack_operator.model.base import GROUP, VERSION
+
+from .connection import Connection
+
+FIELD_MANAGER = "conntrack-operator-controller"
+PAGE_OBJECTS = 500
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of object and where the API server keeps it."""
+
+    kind: str
+    api_version: str
+    plural: str
+    namespaced: bool = False
+
+    def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
+        """Return the path of all objects, or of the one named `name`."""
+        root = "/apis/" if "/" in self.api_version else "/api/"
+        parts = [root + self.api_version]
+        if self.namespaced and namespace:
+            parts += ["namespaces", namespace]
+        return "/".join([*parts, self.plural, *filter(None, (name, subresource))])
+
+
+POLICIES = Kind("ConntrackPolicy", f"{GROUP}/{VERSION}", "conntrackpolicies")
+NODE_CONNTRACKS = Kind("NodeConntrack", f"{GROUP}/{VERSION}", "nodeconntracks")
+NODES = Kind("Node", "v1", "nodes")
+NAMESPACES = Kind("Namespace", "v1", "namespaces")
+EVENTS = Kind("Event", "v1", "events", namespaced=True)
+SERVICE_ACCOUNTS = Kind("ServiceAccount", "v1", "serviceaccounts", namespaced=True)
+DAEMON_SETS = Kind("DaemonSet", "apps/v1", "daemonsets", namespaced=True)
+CLUSTER_ROLES = Kind("ClusterRole", "rbac.authorization.k8s.io/v1", "clusterroles")
+CLUSTER_ROLE_BINDINGS = Kind("ClusterRoleBinding", "rbac.authorization.k8s.io/v1", "clusterrolebindings")
+
+BY_KIND = {kind.kind: kind for kind in (SERVICE_ACCOUNTS, DAEMON_SETS, CLUSTER_ROLES, CLUSTER_ROLE_BINDINGS)}
+"""The kinds the agents are made of."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All objects of a kind at one moment, and the resource version of that moment."""
+
+    resource_version: int
+    items: tuple[dict[str, Any], ...]
+
+
+class Objects:
+    """Reads and writes objects. Every method raises Retry or Refused, as Connection.request does."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def list(self, kind: Kind) -> Listing:
+        """Return all objects of a cluster-scoped kind. A kind that is not there (404) is a Retry: never "none"."""
+        version = ""
+        items: list[dict[str, Any]] = []
+        for page in self._pages(kind):
+            # All pages show the moment of the first one.
+            version = version or page["metadata"]["resourceVersion"]
+            items.extend(page["items"])
+        return Listing(int(version), tuple(items))
+
+    def _pages(self, kind: Kind) -> Iterator[dict[str, Any]]:
+        query = {"limit": str(PAGE_OBJECTS)}
+        while True:
+            page = self._connection.request("GET", kind.path(), query=query)
+            if page is None:
+                raise Retry(
+                    f"the API server has no {kind.plural}; install them: conntrack-operator crds | kubectl apply -f -"
+                )
+            yield page
+            more = page["metadata"].get("continue")
+            if not more:
+                return
+            query["continue"] = more
+
+    def get(self, kind: Kind, name: str, namespace: str = "") -> dict[str, Any] | None:
+        """Return one object, or None."""
+        return self._connection.request("GET", kind.path(namespace, name))
+
+    def create(self, kind: Kind, document: dict[str, Any], namespace: str = "") -> dict[str, Any]:
+        """Create the object and return it as stored. One that exists already is a Retry."""
+        stored = self._connection.request(
+            "POST",
+            kind.path(namespace),
+            body={"apiVersion": kind.api_version, "kind": kind.kind, **document},
+            query={"fieldManager": FIELD_MANAGER},
+        )
+        if stored is None:
+            raise Retry(f"there is no place for {kind.plural} {namespace}: its namespace or CRD is missing")
+        return stored
+
+    def replace_parts(
+        self, kind: Kind, name: str, parts: dict[str, Any], *, subresource: str = "", namespace: str = ""
+    ) -> dict[str, Any] | None:
+        """Replace whole parts of an object (`/spec`, `/status`) and return it, None when it is gone.
+
+        A JSON patch: a merge patch would leave behind what the new part no longer has.
+        """
+        return self._connection.request(
+            "PATCH",
+            kind.path(namespace, name, subresource),
+            body=[{"op": "add", "path": path, "value": value} for path, value in parts.items()],
+            query={"fieldManager": FIELD_MANAGER},
+            content_type="application/json-patch+json",
+        )
+
+    def apply(self, kind: Kind, document: dict[str, Any], namespace: str = "") -> dict[str, Any] | None:
+        """Make the object's fields as in `document` by server-side apply; None when its namespace is missing.
+
+        Writes nothing when they are so already.
+        """
+        return self._connection.request(
+            "PATCH",
+            kind.path(namespace, document["metadata"]["name"]),
+            body={"apiVersion": kind.api_version, "kind": kind.kind, **document},
+            query={"fieldManager": FIELD_MANAGER, "force": "true"},
+            content_type="application/apply-patch+yaml",
+        )
+
+    def delete(self, kind: Kind, name: str, namespace: str = "", *, uid: str = "", resource_version: str = "") -> None:
+        """Delete the object in the background; when given, only this very one, in this very version."""
+        conditions = {"uid": uid, "resourceVersion": resource_version}
+        self._connection.request(
+            "DELETE",
+            kind.path(namespace, name),
+            body={
+                "propagationPolicy": "Background",
+                "preconditions": {key: value for key, value in conditions.items() if value},
+            },
+        )

@@ -1,0 +1,92 @@
+"""The watches, which kopf runs: three handlers put what they see into the store, and what it touches into the queue.
+
+kopf does nothing else here: no finalizers, no annotations, no index, no posting, no peering. A handler that raised
+would be silent until the next full list, so the handlers do nothing that can fail; the work is done by our own workers.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import kopf
+
+from conntrack_operator.cluster.connection import Credentials, read_credentials
+from conntrack_operator.cluster.objects import NODE_CONNTRACKS, NODES, POLICIES, Kind
+from conntrack_operator.errors import ConntrackOperatorError
+
+from .store import Key, Store
+from .workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+AFTER_RELIST_SECONDS = 1.0
+"""How long after kopf has listed anew the store is replaced: a cut watch may have missed deletions."""
+
+
+class _Backoffs:
+    """Pauses between tries to reach the API server, without end: a controller that gives up helps nobody."""
+
+    def __iter__(self) -> Iterator[float]:
+        yield from (0.2, 0.5, 1.0)
+        while True:
+            yield 2.0
+
+
+def settings_for_watching() -> kopf.OperatorSettings:
+    """Return kopf's settings: only watch, reconnect soon, never hang."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.watching.server_timeout = 240
+    settings.watching.client_timeout = 300
+    settings.watching.connect_timeout = 3
+    settings.watching.reconnect_backoff = 0.1
+    # The API server sends a bookmark every minute: a line that is silent for longer is dead.
+    settings.watching.inactivity_timeout = 70
+    settings.watching.chunk_size = 500
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 3
+    settings.networking.error_backoffs = _Backoffs()
+    return settings
+
+
+def registry_for(store: Store, queue: WorkQueue[Key], kubeconfig: str | None) -> kopf.OperatorRegistry:
+    """Return the handlers. They run in kopf's loop and must not wait for anything."""
+    registry = kopf.OperatorRegistry()
+
+    def watch(kind: Kind, put: Callable[..., set[Key]]) -> None:
+        async def saw(event: kopf.RawEvent, **_: Any) -> None:
+            document: Any = event["object"]
+            if event["type"] is None:
+                queue.add(Key("list"), AFTER_RELIST_SECONDS)
+            queue.add_all(put(document, deleted=event["type"] == "DELETED"))
+
+        group, _, version = kind.api_version.rpartition("/")
+        kopf.on.event(group, version, kind.plural, id=f"saw-{kind.plural}", registry=registry)(saw)
+
+    watch(POLICIES, store.put_policy)
+    watch(NODES, store.put_node)
+    watch(NODE_CONNTRACKS, store.put_node_conntrack)
+
+    async def log_in(**_: Any) -> kopf.ConnectionInfo:
+        try:
+            return _connection_info(read_credentials(kubeconfig))
+        except ConntrackOperatorError as error:
+            raise kopf.TemporaryError(str(error), delay=2) from error
+
+    kopf.on.login(id="log-in", registry=registry)(log_in)
+    return registry
+
+
+def _connection_info(credentials: Credentials) -> kopf.ConnectionInfo:
+    return kopf.ConnectionInfo(
+        server=credentials.server,
+        ca_path=credentials.ca_path,
+        insecure=credentials.insecure,
+        certificate_path=credentials.certificate_path,
+        private_key_path=credentials.private_key_path,
+        token=credentials.token,
+        username=credentials.username,
+        password=credentials.password,
+        proxy_url=credentials.proxy_url,
+    )

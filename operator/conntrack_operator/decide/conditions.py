@@ -1,0 +1,175 @@
+"""The six conditions of a policy, for `kubectl wait`, Flux (kstatus) and Argo CD, and for the person who reads them.
+
+kstatus takes Reconciling=True for "in progress" and Stalled=True for "failed", so Stalled is said only when nothing
+moves any more and somebody must act. A node whose agent is silent makes a policy Degraded, not unready: one broken
+machine must not hold up everybody's deployment.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from conntrack_operator.model.policy import ConntrackPolicy
+from conntrack_operator.model.status import Condition, FleetUsage, NodeCounts, NodeFailure
+
+from .merge import Conflict
+from .targeting import selector_text
+
+SATURATED_FROM_PERCENT = 90
+SATURATED_UNTIL_PERCENT = 85
+"""Between the two a saturated policy stays so, or the condition would flap around one number."""
+
+CONFLICTS_NAMED = 5
+NODES_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Picture:
+    """All that the conditions are judged from."""
+
+    policy: ConntrackPolicy
+    counts: NodeCounts
+    usage: FleetUsage
+    failures: Sequence[NodeFailure]
+    conflicts: Mapping[Conflict, Sequence[str]]
+    trouble: str = ""
+
+    @property
+    def moving(self) -> int:
+        """Nodes that are still on their way."""
+        return self.counts.pending + self.counts.updating
+
+    @property
+    def failed(self) -> int:
+        """Nodes that have said no."""
+        return self.counts.refused + self.counts.rolled_back
+
+    @property
+    def first_failure(self) -> str:
+        """The first failure as a clause, empty when there is none."""
+        return f"{self.failures[0].node}: {self.failures[0].message}" if self.failures else ""
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str
+
+
+def conditions_of(picture: Picture, now: datetime) -> list[Condition]:
+    """Return the conditions at `now`. One whose status is what it was keeps the time it has had it since."""
+    status = picture.policy.status
+    before = {condition.type: condition for condition in (status.conditions if status else ())}
+    conditions = []
+    for kind, judge in _JUDGES.items():
+        verdict = judge(picture)
+        old = before.get(kind)
+        same = old is not None and old.status == verdict.status
+        conditions.append(
+            Condition(
+                type=kind,
+                status=verdict.status,
+                reason=verdict.reason,
+                message=verdict.message,
+                last_transition_time=old.last_transition_time if old and same else now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                observed_generation=picture.policy.metadata.generation,
+            )
+        )
+    return conditions
+
+
+def _nodes(number: int) -> str:
+    return "1 node" if number == 1 else f"{number} nodes"
+
+
+def _ready(picture: Picture) -> _Verdict:
+    counts = picture.counts
+    if not counts.matched:
+        selector = selector_text(picture.policy.spec.node_selector)
+        return _Verdict(
+            "False", "NoNodeMatches", f"no node matches spec.nodeSelector; look at: kubectl get nodes -l '{selector}'"
+        )
+    if picture.failed:
+        reason = "NodesRefused" if counts.refused else "NodesRolledBack"
+        return _Verdict(
+            "False", reason, f"{picture.failed} of {_nodes(counts.matched)} failed; {picture.first_failure}"
+        )
+    if picture.moving:
+        return _Verdict("False", "Progressing", _progress(picture))
+    if not counts.current:
+        return _Verdict("Unknown", "NodesUnknown", f"nothing is known of any of {_nodes(counts.matched)}")
+    if picture.policy.spec.mode == "Observe":
+        return _Verdict("True", "Observed", f"{_nodes(counts.current)} say what would change; nothing is changed")
+    return _Verdict("True", "AllNodesCurrent", f"{counts.current} of {_nodes(counts.matched)} as the policy says")
+
+
+def _progress(picture: Picture) -> str:
+    done = f"{picture.counts.current} of {_nodes(picture.counts.matched)} current, {picture.moving} on the way"
+    return f"{done}; {picture.trouble}" if picture.trouble else done
+
+
+def _reconciling(picture: Picture) -> _Verdict:
+    if picture.moving:
+        return _Verdict("True", "AgentsNotRunning" if picture.trouble else "Progressing", _progress(picture))
+    return _Verdict("False", "Settled", "every node has answered")
+
+
+def _stalled(picture: Picture) -> _Verdict:
+    if picture.failed and not picture.moving:
+        return _Verdict("True", "NodesFailed", picture.first_failure)
+    return _Verdict("False", "NotStalled", "")
+
+
+def _degraded(picture: Picture) -> _Verdict:
+    counts = picture.counts
+    bad = picture.failed + counts.unknown
+    if not bad:
+        return _Verdict("False", "NoNodeFailed", "")
+    reason = "NodesFailed" if picture.failed else "AgentsSilent"
+    parts = f"{counts.refused} refused, {counts.rolled_back} rolled back, {counts.unknown} unknown"
+    return _Verdict("True", reason, f"of {_nodes(counts.matched)}: {parts}; {picture.first_failure}")
+
+
+def _conflicted(picture: Picture) -> _Verdict:
+    if not picture.conflicts:
+        return _Verdict("False", "NoConflict", "")
+    named = [
+        f"{conflict.why}: {conflict.field} is left out on {_some(nodes)}, policy {conflict.winner} comes first"
+        if conflict.why
+        else f"{conflict.field} is decided by policy {conflict.winner} on {_some(nodes)}"
+        for conflict, nodes in sorted(picture.conflicts.items())
+    ]
+    more = f"; and {len(named) - CONFLICTS_NAMED} more fields" if len(named) > CONFLICTS_NAMED else ""
+    return _Verdict("True", "OtherPolicyWins", "; ".join(named[:CONFLICTS_NAMED]) + more)
+
+
+def _some(nodes: Sequence[str]) -> str:
+    rest = f" and {len(nodes) - NODES_NAMED} more" if len(nodes) > NODES_NAMED else ""
+    return ", ".join(nodes[:NODES_NAMED]) + rest
+
+
+def _saturated(picture: Picture) -> _Verdict:
+    usage, status = picture.usage, picture.policy.status
+    was = any(item.type == "Saturated" and item.status == "True" for item in (status.conditions if status else ()))
+    if usage.drops_per_second:
+        return _Verdict(
+            "True",
+            "Dropping",
+            f"new connections are being dropped; the fullest table is {usage.peak_node}'s at {usage.peak_percent} %."
+            f" See: kubectl get nodeconntrack {usage.peak_node} -o yaml",
+        )
+    if usage.peak_percent >= (SATURATED_UNTIL_PERCENT if was else SATURATED_FROM_PERCENT):
+        return _Verdict("True", "NearlyFull", f"the table of {usage.peak_node} is {usage.peak_percent} % full")
+    return _Verdict("False", "Room", "")
+
+
+_JUDGES: dict[str, Callable[[Picture], _Verdict]] = {
+    "Ready": _ready,
+    "Reconciling": _reconciling,
+    "Stalled": _stalled,
+    "Degraded": _degraded,
+    "Conflicted": _conflicted,
+    "Saturated": _saturated,
+}

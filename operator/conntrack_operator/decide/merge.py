@@ -1,0 +1,156 @@
+"""Several policies on one node, merged field by field into what the node must do.
+
+The higher priority wins a field; ties go to the older policy, then to the name. `table.size` is one field
+(half of one policy's size and half of another's would be nobody's wish), and so is every timeout, sysctl and
+switch. NOTRACK rules add up. The result never depends on the order in which the policies came: two controllers,
+or one before and after a restart, must write the same spec.
+
+Nothing is filled in here: what an absent field means is decided where the settings meet the facts, since a
+default in a spec would look like somebody's wish.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from conntrack_operator.model.node import PolicyUse
+from conntrack_operator.model.policy import ConntrackPolicy, NotrackRule, Settings
+
+RULES_MAX = 16
+"""NOTRACK rules one node takes; the same bound as in one policy (model.policy.Notrack.rules)."""
+
+NAME_MAX = 63
+"""Length of a rule's name (model.policy.RuleName)."""
+
+_ATOMIC = ("table.size",)
+_RULES = "notrack.rules"
+_SETTINGS = frozenset(field.alias or name for name, field in Settings.model_fields.items())
+
+
+@dataclass(frozen=True, order=True)
+class Conflict:
+    """`loser` asked for another value of `field` than `winner`, who is ahead of it. `why` when it is not that."""
+
+    loser: str
+    field: str
+    winner: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What several policies come to. `uses` has one entry for each policy, highest first."""
+
+    settings: Settings
+    uses: tuple[PolicyUse, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+
+
+def revision_of(document: Any) -> str:
+    """Return a short stable hash of JSON-ready data: equal data, equal hash, whatever the order of its keys."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def settings_of(policy: ConntrackPolicy) -> dict[str, Any]:
+    """Return the part of a policy's spec that is merged, as JSON-ready data."""
+    return {key: value for key, value in policy.spec.document().items() if key in _SETTINGS}
+
+
+def precedence(policy: ConntrackPolicy) -> tuple[int, str, str]:
+    """Return the sort key that puts the policy that wins first. RFC 3339 in UTC sorts as text."""
+    return (-(policy.spec.priority or 0), policy.metadata.creation_timestamp or "9999", policy.metadata.name)
+
+
+def leaves_of(document: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the merged fields of settings with their values, but for the NOTRACK rules."""
+    for key, value in document.items():
+        here = f"{path}.{key}" if path else key
+        if here == _RULES:
+            continue
+        if isinstance(value, Mapping) and here not in _ATOMIC:
+            yield from leaves_of(value, here)
+        else:
+            yield here, value
+
+
+def merged(policies: Iterable[ConntrackPolicy]) -> Merge:
+    """Return what `policies`, which all match one node, come to together. Their mode plays no part here."""
+    ordered = sorted(policies, key=precedence)
+    documents = {policy.metadata.name: settings_of(policy) for policy in ordered}
+    fields: dict[str, list[str]] = {name: [] for name in documents}
+    values: dict[str, tuple[str, Any]] = {}
+    conflicts: list[Conflict] = []
+    for name, document in documents.items():
+        for path, value in leaves_of(document):
+            winner, kept = values.setdefault(path, (name, value))
+            if winner == name:
+                fields[name].append(path)
+            elif kept != value:
+                conflicts.append(Conflict(name, path, winner))
+    rules, crowded = _rules_of(ordered)
+    for owner, rule in rules:
+        fields[owner].append(f"{_RULES}[{rule.name}]")
+    document = _nested((path, value) for path, (_, value) in values.items())
+    if rules:
+        document.setdefault("notrack", {})["rules"] = [rule.document() for _, rule in rules]
+    uses = tuple(
+        PolicyUse(
+            name=policy.metadata.name,
+            revision=revision_of(documents[policy.metadata.name]),
+            fields=sorted(fields[policy.metadata.name]),
+            on_delete=policy.spec.on_delete or "Restore",
+            rollout=policy.spec.rollout,
+        )
+        for policy in ordered
+    )
+    return Merge(Settings.model_validate(document), uses, tuple(sorted([*conflicts, *crowded])))
+
+
+def _nested(leaves: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for path, value in leaves:
+        *parents, last = path.split(".")
+        place = document
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return document
+
+
+def _rules_of(ordered: Sequence[ConntrackPolicy]) -> tuple[list[tuple[str, NotrackRule]], list[Conflict]]:
+    """Return every policy's rules, highest policy first, names made unique; and what found no room."""
+    pairs = [
+        (policy.metadata.name, rule)
+        for policy in ordered
+        if policy.spec.notrack is not None
+        for rule in policy.spec.notrack.rules or ()
+    ]
+    names = _unique_names([(owner, rule.name) for owner, rule in pairs])
+    named = [(owner, rule.model_copy(update={"name": names[owner, rule.name]})) for owner, rule in pairs]
+    kept, rest = named[:RULES_MAX], named[RULES_MAX:]
+    why = f"a node takes at most {RULES_MAX} notrack rules; join some"
+    return kept, [Conflict(owner, f"{_RULES}[{rule.name}]", kept[-1][0], why) for owner, rule in rest]
+
+
+def _unique_names(pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Return the name each (policy, rule) goes by on the node: its own, or `<policy>-<rule>` when two policies use it.
+
+    Where that is too long for a rule's name, or somebody else's, the end is a hash of the pair. Each name follows
+    from the whole set of pairs and not from their order.
+    """
+    shared = {name for name, times in Counter(name for _, name in pairs).items() if times > 1}
+    plain = {(owner, name): f"{owner.replace('.', '-')}-{name}" if name in shared else name for owner, name in pairs}
+    times = Counter(plain.values())
+    return {
+        pair: text if pair[1] not in shared or (times[text] == 1 and len(text) <= NAME_MAX) else _hashed(text, pair)
+        for pair, text in plain.items()
+    }
+
+
+def _hashed(text: str, pair: tuple[str, str]) -> str:
+    tail = revision_of(pair)
+    return f"{text[: NAME_MAX - len(tail) - 1].rstrip('-')}-{tail}"

@@ -1,0 +1,153 @@
+"""The plan: what must change on one machine so that it is as its settings say.
+
+Pure, and the same for everybody:
+the agent applies it, `plan` prints it, an Observe policy previews it, and a restore is the plan of empty settings.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from conntrack_operator.model.facts import Facts
+from conntrack_operator.model.journal import AppliedRule, Journal
+from conntrack_operator.model.node import PolicyUse
+from conntrack_operator.model.policy import NotrackRule, Settings
+
+from . import notrack
+from .draft import BUCKETS, MAX, RETURNED, Draft, put_back, want_sizes, want_values
+from .later import refusals_of_later_fields
+from .refusal import Refusal
+
+__all__ = ["BUCKETS", "MAX", "Change", "Plan", "TableState", "plan_for"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing to write. `setting` is a sysctl's full dotted name or `notrack/<rule>`."""
+
+    setting: str
+    from_: int | str | None
+    to: int | str
+    reason: str
+
+    def document(self) -> dict[str, Any]:
+        """Return the change as `plan -o json` prints it."""
+        return {"setting": self.setting, "from": self.from_, "to": self.to, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Changes in the order they are to be made, refusals, and what the machine should look like afterwards."""
+
+    changes: tuple[Change, ...]
+    refused: tuple[Refusal, ...]
+    wanted: Mapping[str, int]
+    """Every accepted sysctl, changed or not."""
+    rules: tuple[NotrackRule, ...]
+    """Every rule that should be in force, the kept ones of past policies among them."""
+    released: tuple[str, ...] = ()
+    """Journal entries to drop once the changes are made: put back, or taken over by somebody else."""
+
+    def document(self) -> dict[str, Any]:
+        """Return the plan as `plan -o json` prints it."""
+        return {
+            "changes": [change.document() for change in self.changes],
+            "refused": [refusal.document() for refusal in self.refused],
+        }
+
+
+@dataclass(frozen=True)
+class TableState:
+    """What is known of our nftables table: its parts, None when there is none; `problem` when nft cannot be used."""
+
+    installed: notrack.Installed | None = None
+    problem: str = ""
+
+
+def plan_for(
+    settings: Settings,
+    facts: Facts,
+    table: TableState | None = None,
+    journal: Journal | None = None,
+    uses: Sequence[PolicyUse] = (),
+) -> Plan:
+    """Return what must change on the machine of `facts` to make `settings` true.
+
+    `table` is our nftables table as it is, `journal` what was written before; without them nothing was. `uses` are the
+    policies the settings were merged from.
+    """
+    draft = Draft(facts)
+    draft.refused.extend(refusals_of_later_fields(settings, uses))
+    want_sizes(draft, settings)
+    want_values(draft, settings)
+    originals = journal.originals if journal else {}
+    put_back(draft, originals)
+    sysctl_changes = _ordered(
+        Change(name, facts.sysctls.get(name), value, draft.reasons[name])
+        for name, value in draft.wanted.items()
+        if facts.sysctls.get(name) != value
+    )
+    applied = journal.applied_rules if journal else {}
+    rules, rule_changes = _rules_and_changes(draft, settings, table or TableState(), applied)
+    returned = {name for name in draft.wanted if draft.reasons[name] == RETURNED}
+    return Plan(
+        changes=(*sysctl_changes, *rule_changes),
+        refused=tuple(draft.refused),
+        wanted={name: value for name, value in draft.wanted.items() if name not in returned},
+        rules=rules,
+        released=(*draft.released, *sorted(returned)),
+    )
+
+
+def _ordered(changes: Iterable[Change]) -> list[Change]:
+    """Return the harmless changes first: growing buckets before max; then what lowers, max before buckets."""
+
+    def rank(change: Change) -> tuple[int, str]:
+        lowers = isinstance(change.from_, int) and isinstance(change.to, int) and change.to < change.from_
+        first = {BUCKETS: 0, MAX: 1}.get(change.setting, 2)
+        last = {MAX: 4, BUCKETS: 5}.get(change.setting, 3)
+        return (last if lowers else first, change.setting)
+
+    return sorted(changes, key=rank)
+
+
+def _rules_and_changes(
+    draft: Draft, settings: Settings, table: TableState, applied: Mapping[str, AppliedRule]
+) -> tuple[tuple[NotrackRule, ...], list[Change]]:
+    asked = list(_possible_rules(draft, settings, table))
+    names = {rule.name for rule in asked}
+    rules = (*asked, *(kept.rule for name, kept in applied.items() if kept.keep and name not in names))
+    if table.problem:
+        return rules, []
+    ruleset = notrack.ruleset_for(rules)
+    if ruleset.expected == table.installed:
+        return rules, []
+    missing = ruleset.missing_from(table.installed)
+    changes = list(_rule_changes(rules, missing, applied))
+    return rules, changes or [Change("notrack/*", "changed by somebody else", "as the policies say", "our own table")]
+
+
+def _possible_rules(draft: Draft, settings: Settings, table: TableState) -> Iterator[NotrackRule]:
+    for rule in (settings.notrack and settings.notrack.rules) or ():
+        if rule.ports is None:
+            continue  # Pods have no ports yet; refused as a later field.
+        if table.problem:
+            draft.refuse(f"notrack/{rule.name}", "Unsupported", table.problem)
+        elif problem := notrack.problem_with(rule):
+            draft.refuse(f"notrack/{rule.name}", "NothingToMatch", problem)
+        else:
+            yield rule
+
+
+def _rule_changes(
+    rules: Sequence[NotrackRule], missing: Collection[str], applied: Mapping[str, AppliedRule]
+) -> Iterator[Change]:
+    for rule in rules:
+        before = applied.get(rule.name)
+        edited = before is not None and before.rule != rule
+        if edited or rule.name in missing:
+            was = notrack.description_of(before.rule) if before and edited else "absent"
+            yield Change(f"notrack/{rule.name}", was, notrack.description_of(rule), "notrack.rules")
+    for name in applied.keys() - {rule.name for rule in rules}:
+        was = notrack.description_of(applied[name].rule)
+        yield Change(f"notrack/{name}", was, "absent", "no policy has it any more")

@@ -1,0 +1,16 @@
+"""A refusal: one setting this machine will not have, why, and what to do about it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """`setting` as in a change, `reason` in CamelCase, `message` one sentence with the remedy."""
+
+    setting: str
+    reason: str
+    message: str
+
+    def document(self) -> dict[str, str]:
+        """Return the refusal as `plan -o json` prints it."""
+        return {"setting": self.setting, "reason": self.reason, "message": self.message}

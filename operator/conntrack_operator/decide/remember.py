@@ -1,0 +1,63 @@
+"""What the journal must say before a plan is carried out, and what it may forget afterwards. Pure.
+
+Before: the original of everything about to be written, and the new value among ours, so that a kill between any two
+writes leaves nothing unknown. Afterwards: what was put back is forgotten.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from conntrack_operator.model import catalogue
+from conntrack_operator.model.facts import Facts
+from conntrack_operator.model.journal import AppliedRule, Journal, Original
+from conntrack_operator.model.node import PolicyUse
+
+from .plan import BUCKETS, MAX, Plan
+
+OURS_KEPT = 4
+"""Values of ours to remember for one key: more than can be in flight between two journal writes."""
+
+
+def journal_before(plan: Plan, journal: Journal, facts: Facts, uses: Sequence[PolicyUse]) -> Journal:
+    """Return the journal to sync before `plan` is carried out on the machine of `facts`."""
+    keeps = kept_fields(uses)
+    originals = dict(journal.originals)
+    for name, value in plan.wanted.items():
+        known = originals.get(name)
+        now = facts.sysctls.get(name)
+        if known is None and (now is None or now == value):
+            continue
+        known = known or Original(value=now or 0, ours=[])
+        ours = [*(old for old in known.ours if old != value), value][-OURS_KEPT:]
+        originals[name] = Original(value=known.value, ours=ours, keep=is_kept(name, keeps))
+    rules = dict(journal.applied_rules)
+    for rule in plan.rules:
+        known_rule = rules.get(rule.name)
+        asked = any(f"notrack.rules[{rule.name}]" in use.fields for use in uses)
+        keep = f"notrack.rules[{rule.name}]" in keeps if asked else bool(known_rule and known_rule.keep)
+        rules[rule.name] = AppliedRule(rule=rule, keep=keep)
+    return journal.model_copy(update={"originals": originals, "applied_rules": rules})
+
+
+def journal_after(plan: Plan, journal: Journal, failed: Mapping[str, object]) -> Journal:
+    """Return the journal once `plan` was carried out; what failed stays remembered, so that it is tried again."""
+    originals = {
+        name: original for name, original in journal.originals.items() if name not in plan.released or name in failed
+    }
+    names = {rule.name for rule in plan.rules}
+    rules = {name: rule for name, rule in journal.applied_rules.items() if name in names or f"notrack/{name}" in failed}
+    return journal.model_copy(update={"originals": originals, "applied_rules": rules})
+
+
+def kept_fields(uses: Sequence[PolicyUse]) -> frozenset[str]:
+    """Return the fields whose policy said onDelete: Keep."""
+    return frozenset(name for use in uses if use.on_delete == "Keep" for name in use.fields)
+
+
+def is_kept(name: str, keeps: frozenset[str]) -> bool:
+    """Tell whether sysctl `name` (full dotted) is set by one of the fields `keeps`."""
+    if name == BUCKETS:
+        return bool(keeps & {"table.entriesPerBucket", "table.size"})
+    if name == MAX:
+        return "table.size" in keeps
+    entry = catalogue.BY_NAME[name.removeprefix(catalogue.PREFIX)]
+    return (entry.field or f"sysctls.{entry.name}") in keeps

@@ -1,0 +1,151 @@
+"""Where one node stands with one policy: current, updating, pending, refused, rolled back or unknown, and why.
+
+A node's object speaks of all its policies at once. A refusal counts against the policies that asked for what
+was refused, so that one policy's bad field does not paint the others red.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from conntrack_operator.model import catalogue
+from conntrack_operator.model.node import NodeConntrack, NodeStatus
+from conntrack_operator.model.status import NodeFailure
+
+from .merge import Conflict
+from .targeting import Node
+
+SILENT_AFTER = timedelta(minutes=15)
+"""An agent writes a heartbeat every 5 minutes, give or take a fifth; three missed ones mean that it is gone."""
+
+KEPT_REASONS = frozenset({"Applied", "Unchanged", "Kept", "Restored"})
+"""Reasons of a Result that are no failure."""
+
+State = Literal["current", "updating", "pending", "refused", "rolled_back", "unknown"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """One policy's part on one node: its revision, the fields it decided, and those that all policies together did."""
+
+    revision: str
+    fields: frozenset[str]
+    all_fields: frozenset[str]
+    observes: bool = False
+    has_rollout: bool = False
+    conflicts: tuple[Conflict, ...] = ()
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The verdict on one node."""
+
+    node: str
+    state: State
+    failures: tuple[NodeFailure, ...] = ()
+
+
+def standing_of(node: Node, share: Share, existing: NodeConntrack | None, now: datetime) -> Standing:
+    """Return where `node` stands at `now` with the policy whose part is `share`."""
+    status = existing.status if existing else None
+    if existing is None or status is None or not speaks_of(node, existing):
+        return Standing(node.name, "pending")
+    heard = time_in(status.heartbeat_time)
+    if heard is None:
+        return Standing(node.name, "pending")
+    if now - heard >= SILENT_AFTER:
+        return Standing(
+            node.name,
+            "unknown",
+            (
+                NodeFailure(
+                    node=node.name,
+                    reason="AgentSilent",
+                    message=f"its agent has not reported since {status.heartbeat_time}; see whether its pod runs",
+                ),
+            ),
+        )
+    if not share.observes and (share.revision, "Apply") not in {
+        (use.revision, existing.spec.mode) for use in existing.spec.policies
+    }:
+        return Standing(node.name, "pending")
+    if (status.observed_revision, status.observed_attempt) != (existing.spec.revision, existing.spec.attempt):
+        return Standing(node.name, "updating" if status.phase == "Trial" else "pending")
+    return _by_preview(node, share, existing, status) if share.observes else _by_phase(node, share, status)
+
+
+def speaks_of(node: Node, existing: NodeConntrack) -> bool:
+    """Return whether both halves of the object are about this very node, and not one that had its name before."""
+    return existing.status is not None and existing.spec.node_uid == node.uid and existing.status.node_uid == node.uid
+
+
+def time_in(text: str) -> datetime | None:
+    """Return the RFC 3339 time in `text`, or None when there is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else None
+
+
+def fields_behind(setting: str, fields: Collection[str]) -> set[str]:
+    """Return which of `fields` asked for `setting` (a sysctl's dotted name, `notrack/<rule>` or a field's path)."""
+    if setting.startswith("notrack/"):
+        rule = setting.removeprefix("notrack/")
+        return {field for field in fields if field == f"notrack.rules[{rule}]"}
+    entry = catalogue.BY_NAME.get(setting.removeprefix(catalogue.PREFIX))
+    if entry is not None and entry.field.startswith("table."):
+        # The number of buckets follows from the size, and both are refused together.
+        return {field for field in fields if field.startswith("table.")}
+    path = setting if entry is None else entry.field or f"sysctls.{entry.name}"
+    return {field for field in fields if field == path or field.startswith(f"{path}.")}
+
+
+def _concerns(setting: str, share: Share) -> bool:
+    if setting == "rollout":
+        return share.has_rollout
+    behind = fields_behind(setting, share.all_fields)
+    # What nobody seems to have asked for is everybody's concern, rather than nobody's.
+    return not behind or bool(behind & share.fields)
+
+
+def _failures(node: Node, share: Share, refused: Mapping[str, tuple[str, str]]) -> tuple[NodeFailure, ...]:
+    return tuple(
+        NodeFailure(node=node.name, reason=reason, message=f"{setting}: {message}" if message else setting)
+        for setting, (reason, message) in sorted(refused.items())
+        if _concerns(setting, share)
+    )
+
+
+def _by_preview(node: Node, share: Share, existing: NodeConntrack, status: NodeStatus) -> Standing:
+    if existing.spec.preview is None or status.preview is None:
+        return Standing(node.name, "pending")
+    refused = {item.setting: (item.reason, item.message) for item in status.preview.refused}
+    failures = _failures(node, share, refused)
+    return Standing(node.name, "refused" if failures else "current", failures)
+
+
+def _by_phase(node: Node, share: Share, status: NodeStatus) -> Standing:
+    refused = {
+        result.setting: (result.reason, result.message)
+        for result in status.results
+        if result.reason not in KEPT_REASONS
+    }
+    failures = _failures(node, share, refused)
+    if status.phase == "RolledBack":
+        return Standing(node.name, "rolled_back", failures or (_said(node, status, status.phase),))
+    if status.phase in ("Refused", "Contended"):
+        if refused and not failures:
+            return Standing(node.name, "current")  # what was refused is another policy's
+        return Standing(node.name, "refused", failures or (_said(node, status, status.phase),))
+    states: dict[str | None, State] = {"Current": "current", "Trial": "updating"}
+    return Standing(node.name, states.get(status.phase, "pending"))
+
+
+def _said(node: Node, status: NodeStatus, fallback: str) -> NodeFailure:
+    """Return the failure in the words of the node's last transition, when no single setting is named."""
+    if status.history and status.history[-1].phase == status.phase:
+        last = status.history[-1]
+        return NodeFailure(node=node.name, reason=last.reason, message=last.message)
+    return NodeFailure(node=node.name, reason=fallback, message="see its NodeConntrack")

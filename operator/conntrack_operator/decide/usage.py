@@ -1,0 +1,76 @@
+"""The table's use: rates between two readings, the time until it is full, and when a change is worth a report. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from conntrack_operator.model.node import Usage
+
+BAND_PERCENT = 5
+"""Usage is reported when it moves to another band this wide."""
+HYSTERESIS_PERCENT = 1
+"""And only when it is this far into the new band, so that a node on a border stays quiet."""
+FORECAST_HORIZON_SECONDS = 86400
+"""A table that needs longer than this to fill is not filling."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One look at the kernel's counters. Counters only grow, from the start of the network namespace."""
+
+    monotonic_seconds: float
+    entries: int
+    max_entries: int
+    drop: int = 0
+    early_drop: int = 0
+    insert_failed: int = 0
+
+
+def usage_from(readings: Sequence[Reading]) -> Usage:
+    """Return the use shown by `readings`, oldest first; rates are those between the last two.
+
+    The forecast takes the growth over all of them, since entries come and go in bursts. Raises IndexError when there is
+    no reading.
+    """
+    now = readings[-1]
+    before = readings[-2] if len(readings) > 1 else now
+    elapsed = now.monotonic_seconds - before.monotonic_seconds
+    return Usage(
+        entries=now.entries,
+        max_entries=now.max_entries,
+        percent=percent_of(now.entries, now.max_entries),
+        drops_per_second=_rate(now.drop - before.drop, elapsed),
+        early_drops_per_second=_rate(now.early_drop - before.early_drop, elapsed),
+        insert_failed_per_second=_rate(now.insert_failed - before.insert_failed, elapsed),
+        seconds_to_full=_seconds_to_full(readings[0], now),
+    )
+
+
+def percent_of(entries: int, max_entries: int) -> int:
+    """Return the whole percent of a table in use, rounded down; 0 where there is no limit."""
+    return entries * 100 // max_entries if max_entries > 0 else 0
+
+
+def is_another_band(reported: Usage | None, now: Usage) -> bool:
+    """Tell whether `now` is news after `reported`: another limit, another band, drops that began or ended."""
+    if reported is None or reported.max_entries != now.max_entries:
+        return True
+    if (reported.drops_per_second > 0) != (now.drops_per_second > 0):
+        return True
+    band_start = reported.percent // BAND_PERCENT * BAND_PERCENT
+    low, high = band_start - HYSTERESIS_PERCENT, band_start + BAND_PERCENT + HYSTERESIS_PERCENT
+    return not low <= now.percent < high
+
+
+def _rate(count: int, seconds: float) -> int:
+    # Rounded up: one drop in a minute is a drop, and a reader must not see 0.
+    return max(0, -int(-count // seconds)) if seconds > 0 else 0
+
+
+def _seconds_to_full(first: Reading, now: Reading) -> int | None:
+    elapsed = now.monotonic_seconds - first.monotonic_seconds
+    growth = now.entries - first.entries
+    left = now.max_entries - now.entries
+    if now.max_entries <= 0 or elapsed <= 0 or growth <= 0:
+        return None
+    seconds = int(max(0, left) * elapsed / growth)
+    return seconds if seconds <= FORECAST_HORIZON_SECONDS else None

@@ -1,0 +1,118 @@
+"""The files of the state directory: journal, confirmed settings, and the lock that keeps a node to one agent.
+
+Every write is a new file, synced, renamed over the old one, and the directory synced: whatever happens, the old or the
+new content is there, never a part. Nothing is written when nothing differs.
+"""
+
+import fcntl
+import os
+from types import TracebackType
+from typing import Self, TypeVar
+
+from pydantic import ValidationError
+
+from conntrack_operator.errors import Retry, Unsupported
+from conntrack_operator.model.base import Model
+from conntrack_operator.model.journal import Confirmed, Journal
+
+from .roots import Roots
+
+Kept = TypeVar("Kept", bound=Model)
+
+
+class StateDirectory:
+    """The one place we keep things. Use as a context manager: it holds the node's lock meanwhile.
+
+    Raises Retry when another agent holds the lock, Unsupported when the directory cannot be made or written.
+    """
+
+    def __init__(self, roots: Roots) -> None:
+        self._directory = roots.state
+        self._lock_fd: int | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock_fd = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+            raise Retry(
+                f"another conntrack-operator is at work on this node (it holds {self._directory}/lock); stop it, or"
+                " leave the node to it"
+            ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def read_journal(self, boot_id: str) -> Journal:
+        """Return this boot's journal; an empty one when there is none or it is of another boot.
+
+        Raises Unsupported when it is there and unreadable: without it the originals are unknown, so nothing may be
+        written.
+        """
+        journal = self._read("journal.json", Journal)
+        return journal if journal and journal.boot_id == boot_id else Journal(boot_id=boot_id)
+
+    def write_journal(self, journal: Journal) -> None:
+        """Keep `journal` safely; it is on the disk when this returns."""
+        self._write("journal.json", journal)
+
+    def read_confirmed(self) -> Confirmed | None:
+        """Return the settings last put in force on this node."""
+        return self._read("confirmed.json", Confirmed)
+
+    def write_confirmed(self, confirmed: Confirmed | None) -> None:
+        """Keep the settings now in force; None when there are none any more."""
+        if confirmed is None:
+            (self._directory / "confirmed.json").unlink(missing_ok=True)
+        else:
+            self._write("confirmed.json", confirmed)
+
+    def _read(self, name: str, kind: type[Kept]) -> Kept | None:
+        path = self._directory / name
+        try:
+            return kind.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise Unsupported(f"{path} cannot be read ({error.strerror}); nothing is changed without it") from error
+        except ValidationError as error:
+            raise Unsupported(
+                f"{path} is damaged or of another version, so the original values are unknown; nothing is changed until"
+                " it is repaired or removed"
+            ) from error
+
+    def _write(self, name: str, content: Model) -> None:
+        path, new = self._directory / name, self._directory / f".{name}.new"
+        data = content.model_dump_json(by_alias=True, exclude_none=True).encode()
+        try:
+            if path.exists() and path.read_bytes() == data:
+                return
+            with new.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            new.rename(path)
+            directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> Unsupported:
+        return Unsupported(
+            f"the state directory {self._directory} cannot be written ({error.strerror}); run as root, or name another"
+            " with --state-dir"
+        )

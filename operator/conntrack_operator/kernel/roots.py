@@ -1,0 +1,27 @@
+"""Where the machine's files are. Injected everywhere, so that tests and containers can point elsewhere."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_STATE = Path("/var/lib/conntrack-operator")
+
+
+@dataclass(frozen=True)
+class Roots:
+    """`proc` is the host's /proc; in a container it may hold sys/net alone, then the rest is read from /proc itself.
+
+    `state` is the one directory that is written: journal, confirmed settings, lock.
+    """
+
+    proc: Path = Path("/proc")
+    state: Path = DEFAULT_STATE
+
+    @property
+    def netfilter(self) -> Path:
+        """The directory of the nf_conntrack_* keys. It shows the network namespace of the process that reads it."""
+        return self.proc / "sys/net/netfilter"
+
+    def file(self, name: str) -> Path:
+        """Return the path of a machine-wide file such as `meminfo`."""
+        path = self.proc / name
+        return path if path.exists() else Path("/proc") / name

@@ -1,0 +1,248 @@
+"""A real control plane for one test run: etcd, kube-apiserver and kube-controller-manager as processes on loopback.
+
+Owns their flags, ports, folders, credentials and ends. Nothing is faked: RBAC is on, ServiceAccount tokens are
+signed, owner references are collected and DaemonSets get their pods, which stay Pending, since no kubelet runs here.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import ssl
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.lab import kube
+from tests.lab.programs import Program, free_port, wait_until
+
+CONTROLLERS = (
+    "garbage-collector-controller,namespace-controller,daemonset-controller,serviceaccount-controller,"
+    "clusterrole-aggregation-controller,root-ca-certificate-publisher-controller"
+)
+# The last thing the API server's bootstrap makes; before it, the controller manager is refused (tried).
+LAST_ROLE = (
+    "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system"
+    "/rolebindings/system::leader-locking-kube-controller-manager"
+)
+
+
+def missing() -> str:
+    """Return what this machine lacks to run a control plane, or an empty string."""
+    absent = [program for program in ("openssl", "setpriv") if shutil.which(program) is None]
+    return f"not installed: {', '.join(absent)}" if absent else ""
+
+
+class Cluster:
+    """A control plane. `url`, `kubeconfig` (of an administrator), `kubectl(...)`; everything below `folder`."""
+
+    def __init__(self, folder: Path, say: kube.Say) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"https://127.0.0.1:{self.port}"
+        self.kubeconfig = folder / "admin.kubeconfig"
+        self.authority = folder / "certificates" / "apiserver.crt"
+        self._token = secrets.token_hex(16)
+        etcd_port, peer_port = free_port(), free_port()
+        self._etcd = self._program("etcd", say, etcd_flags(folder / "etcd", etcd_port, peer_port))
+        self.apiserver = self._program("kube-apiserver", say, self._apiserver_flags(etcd_port))
+        self.controller_manager = self._program(
+            "kube-controller-manager", say, {
+                "kubeconfig": self.kubeconfig, "leader-elect": "false", "secure-port": 0, "controllers": CONTROLLERS,
+                "service-account-private-key-file": folder / "accounts.key", "root-ca-file": self.authority,
+            },
+        )  # fmt: skip
+
+    def _program(self, name: str, say: kube.Say, flags: Mapping[str, object]) -> Program:
+        command = [*kube.command(name, say), *(f"--{flag}={value}" for flag, value in flags.items())]
+        return Program(name, command, self.folder / f"{name}.log")
+
+    def _apiserver_flags(self, etcd_port: int) -> dict[str, object]:
+        key = self.folder / "accounts.key"
+        return {
+            "etcd-servers": f"http://127.0.0.1:{etcd_port}",
+            "bind-address": "127.0.0.1",
+            "advertise-address": "127.0.0.1",
+            "endpoint-reconciler-type": "none",  # an Endpoints object may not name a loopback address
+            "secure-port": self.port,
+            "cert-dir": self.authority.parent,  # it signs its own certificate
+            "token-auth-file": self.folder / "tokens.csv",
+            "authorization-mode": "Node,RBAC",
+            "allow-privileged": "true",
+            "service-cluster-ip-range": "10.96.0.0/16",
+            "service-account-issuer": "https://kubernetes.default.svc",
+            "service-account-key-file": key,
+            "service-account-signing-key-file": key,
+        }
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """The processes, in the order they start."""
+        return (self._etcd, self.apiserver, self.controller_manager)
+
+    def start(self) -> None:
+        """Start everything; return when the API server serves and its bootstrap is through (about 5 s)."""
+        make_key(self.folder / "accounts.key")
+        (self.folder / "tokens.csv").write_text(f'{self._token},admin,admin,"system:masters"\n')
+        self._etcd.start()
+        self.start_apiserver()
+        self.kubeconfig_for(self._token, self.kubeconfig)
+        self.apiserver.wait_until(lambda: self._answers(LAST_ROLE), 60, "the API server's bootstrap roles")
+        self.controller_manager.start()
+        self.apiserver.wait_until(
+            lambda: self._answers("/api/v1/namespaces/default/serviceaccounts/default"),
+            60,
+            "the default ServiceAccount",
+        )
+
+    def stop(self) -> None:
+        """End every process, the last one first."""
+        for program in reversed(self.programs):
+            if program.running:
+                program.send(signal.SIGCONT)
+            program.stop(seconds=0 if program is self.apiserver else 10)
+
+    def start_apiserver(self) -> None:
+        """Start the API server and wait until it is ready."""
+        self.apiserver.start()
+        self.apiserver.wait_until(lambda: self._answers("/readyz"), 60, "the API server is ready")
+
+    def stop_apiserver(self) -> None:
+        """Kill the API server; etcd keeps what it knew. Watches break, connections are refused."""
+        self.apiserver.stop(seconds=0)  # in order, it would wait for open watches first
+
+    def restart_apiserver(self) -> None:
+        """End and start the API server, on the same port with the same certificate."""
+        self.stop_apiserver()
+        self.start_apiserver()
+
+    def _answers(self, path: str) -> bool:
+        if not self.authority.exists():
+            return False
+        request = urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {self._token}"})
+        try:
+            context = ssl.create_default_context(cafile=str(self.authority))
+            opener = urllib.request.build_opener(
+                urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+            )
+            with opener.open(request, timeout=5) as response:
+                return bool(response.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def kubeconfig_for(self, token: str, path: Path | None = None, namespace: str = "default") -> Path:
+        """Write a kubeconfig that presents `token`; return its path."""
+        path = path or self.folder / f"{secrets.token_hex(4)}.kubeconfig"
+        path.write_text(
+            json.dumps(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "clusters": [
+                        {"name": "test", "cluster": {"server": self.url, "certificate-authority": str(self.authority)}}
+                    ],
+                    "users": [{"name": "test", "user": {"token": token}}],
+                    "contexts": [
+                        {"name": "test", "context": {"cluster": "test", "user": "test", "namespace": namespace}}
+                    ],
+                    "current-context": "test",
+                }
+            )
+        )
+        path.chmod(0o600)
+        return path
+
+    def kubectl(
+        self,
+        *arguments: str,
+        input: str | dict[str, Any] | None = None,  # noqa: A002 as subprocess.run calls it
+        check: bool = True,
+        kubeconfig: Path | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the real kubectl with `input` (text, or a document) on its stdin. Failure shows what it said."""
+        text = json.dumps(input) if isinstance(input, dict) else input
+        done = subprocess.run(
+            [kube.kubectl(), f"--kubeconfig={kubeconfig or self.kubeconfig}", *arguments],
+            input=text, stdin=subprocess.DEVNULL if text is None else None,
+            capture_output=True, text=True, check=False, timeout=120,
+            env={**os.environ, "HOME": str(self.folder), "NO_PROXY": "127.0.0.1"},
+        )  # fmt: skip
+        if check and done.returncode != 0:
+            raise RuntimeError(f"kubectl {' '.join(arguments)} exited {done.returncode}:\n{done.stderr}{done.stdout}")
+        return done
+
+    def get(self, *arguments: str) -> dict[str, Any] | None:
+        """Return what `kubectl get ARGUMENTS -o json` prints, None when there is no such object."""
+        done = self.kubectl("get", *arguments, "--ignore-not-found", "-o", "json")
+        return json.loads(done.stdout) if done.stdout.strip() else None
+
+    def items(self, *arguments: str) -> list[dict[str, Any]]:
+        """Return the objects of a list."""
+        return list((self.get(*arguments) or {"items": []})["items"])
+
+    def add_node(self, name: str, **labels: str) -> str:
+        """Make a Node, ready, with labels (kubernetes.io/os=linux and its host name besides); return its uid."""
+        labels = {"kubernetes.io/os": "linux", "kubernetes.io/hostname": name, **labels}
+        self.kubectl(
+            "create", "-f", "-",
+            input={"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}},
+        )  # fmt: skip
+        self.set_ready(name, ready=True)
+        node = self.get("node", name)
+        assert node
+        return str(node["metadata"]["uid"])
+
+    def set_ready(self, name: str, *, ready: bool) -> None:
+        """Write a Node's Ready condition, as its kubelet would."""
+        conditions = [{"type": "Ready", "status": "True" if ready else "False", "reason": "Test", "message": "test"}]
+        patch = json.dumps({"status": {"conditions": conditions}})
+        self.kubectl("patch", "node", name, "--subresource=status", "--type=strategic", "-p", patch)
+
+    def token(self, account: str, namespace: str = "conntrack-system", node: str | None = None) -> str:
+        """Return a token of a ServiceAccount, as the API server issues them; bound to a Node when one is named."""
+        bound = ("--bound-object-kind=Node", f"--bound-object-name={node}") if node else ()
+        return self.kubectl("create", "token", account, "-n", namespace, *bound).stdout.strip()
+
+    def clear(self) -> None:
+        """Delete what tests make: policies, node objects, Nodes, and the operator's namespace."""
+        for kind in ("conntrackpolicies", "nodeconntracks"):
+            if self.get("crd", f"{kind}.conntrack-operator.io"):
+                self.kubectl("delete", kind, "--all", "--wait=true")
+        self.kubectl("delete", "nodes", "--all", "--wait=true")
+        self.kubectl("delete", "namespace", "conntrack-system", "--ignore-not-found", "--wait=true")
+
+    def apply_crds(self, folder: Path) -> None:
+        """Apply the CRDs of a folder and wait until the API server serves them."""
+        self.kubectl("apply", "--server-side", "-f", str(folder))
+        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(folder))
+        wait_until(
+            lambda: self.kubectl("get", "conntrackpolicies,nodeconntracks", check=False).returncode == 0,
+            15, "the API server serves conntrackpolicies and nodeconntracks",
+        )  # fmt: skip
+
+
+def etcd_flags(folder: Path, port: int, peer_port: int) -> dict[str, object]:
+    """Return etcd's flags: one member on loopback, in memory as far as it lets itself."""
+    url, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"
+    return {
+        "data-dir": folder,
+        "listen-client-urls": url,
+        "advertise-client-urls": url,
+        "listen-peer-urls": peer,
+        "initial-advertise-peer-urls": peer,
+        "initial-cluster": f"default={peer}",
+        "unsafe-no-fsync": "true",
+        "log-level": "warn",
+    }
+
+
+def make_key(path: Path) -> None:
+    """Write a new key that signs ServiceAccount tokens."""
+    subprocess.run(
+        ["openssl", "ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", str(path)],
+        check=True, capture_output=True,
+    )  # fmt: skip

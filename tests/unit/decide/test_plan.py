@@ -1,0 +1,286 @@
+"""The plan of one machine: what changes, in which order, what is refused and why, and what is put back."""
+
+import pytest
+
+from conntrack_operator.decide import notrack
+from conntrack_operator.decide.plan import BUCKETS, MAX, TableState, plan_for
+from conntrack_operator.model.facts import Facts
+from conntrack_operator.model.journal import AppliedRule, Journal, Original
+from conntrack_operator.model.node import PolicyUse
+from conntrack_operator.model.policy import NotrackRule, Settings
+
+ESTABLISHED = "net.netfilter.nf_conntrack_tcp_timeout_established"
+TIME_WAIT = "net.netfilter.nf_conntrack_tcp_timeout_time_wait"
+ACCT = "net.netfilter.nf_conntrack_acct"
+LOOSE = "net.netfilter.nf_conntrack_tcp_loose"
+NOW = {MAX: 262144, BUCKETS: 262144, ESTABLISHED: 432000, TIME_WAIT: 120, ACCT: 0, LOOSE: 1}
+WEB = NotrackRule.model_validate({"name": "web", "ports": [80]})
+DNS = NotrackRule.model_validate({"name": "dns", "ports": [53], "protocol": "UDP"})
+
+
+def machine(entries=1000, initial_namespace=True, **sysctls):
+    """Return a 48 GiB machine with 8 CPUs; keyword sysctls (max=, buckets=) replace its values."""
+    named = {f"net.netfilter.nf_conntrack_{name}": value for name, value in sysctls.items()}
+    return Facts(
+        memory_bytes=48 << 30,
+        cpus=8,
+        kernel="6.18.0",
+        entries=entries,
+        sysctls={**NOW, **named},
+        initial_namespace=initial_namespace,
+    )
+
+
+def settings(**document):
+    """Return settings from their YAML form."""
+    return Settings.model_validate(document)
+
+
+def size(entries, **table):
+    """Return settings that ask for a number of entries."""
+    return settings(table={"size": {"maxEntries": entries}, **table})
+
+
+def installed(*rules):
+    """Return the table of these rules, as it stands when nobody touched it."""
+    return TableState(notrack.ruleset_for(rules).expected)
+
+
+def changes(plan):
+    """Return (setting, from, to) of every change."""
+    return [(change.setting, change.from_, change.to) for change in plan.changes]
+
+
+def refusals(plan):
+    """Return (setting, reason) of every refusal."""
+    return [(refusal.setting, refusal.reason) for refusal in plan.refused]
+
+
+def test_nothing_to_do():
+    """Settings that hold already change nothing."""
+    plan = plan_for(settings(timeouts={"tcp": {"established": "5h"}}), machine(tcp_timeout_established=18000))
+    assert (plan.changes, plan.refused) == ((), ())
+    assert plan.wanted == {ESTABLISHED: 18000}
+
+
+@pytest.mark.parametrize(
+    ("table", "facts", "expected"),
+    [
+        (
+            {"size": {"maxEntries": 524288}},
+            machine(),
+            [(BUCKETS, 262144, 524288), (MAX, 262144, 524288)],
+        ),
+        (
+            {"size": {"kernelFormula": {}}, "entriesPerBucket": 8},
+            machine(),
+            [(MAX, 262144, 1572864), (BUCKETS, 262144, 196608)],
+        ),
+        (
+            {"size": {"maxEntries": 131072}, "allowShrink": True},
+            machine(),
+            [(MAX, 262144, 131072), (BUCKETS, 262144, 131072)],
+        ),
+        ({"size": {"maxEntries": 262144}}, machine(buckets=524288), []),
+        ({"size": {"maxEntries": 300000}}, machine(buckets=524288), [(MAX, 262144, 300000)]),
+        ({"entriesPerBucket": 4}, machine(), [(BUCKETS, 262144, 65536)]),
+        ({"allowShrink": True}, machine(), []),
+        (
+            {"size": {"perCore": {"entries": 65536}}},
+            machine(buckets=65536),
+            [(BUCKETS, 65536, 524288), (MAX, 262144, 524288)],
+        ),
+    ],
+)
+def test_sizes(table, facts, expected):
+    """Buckets before max when they grow, after it when they shrink; buckets nobody asked to lose are left."""
+    plan = plan_for(settings(table=table), facts)
+    assert changes(plan) == expected
+    assert plan.refused == ()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "facts", "refused"),
+    [
+        (size(131072), machine(), [(MAX, "ShrinkNotAllowed")]),
+        (size(131072, allowShrink=False), machine(), [(MAX, "ShrinkNotAllowed")]),
+        (size(131072, allowShrink=True), machine(entries=104858), [(MAX, "BelowUse")]),
+        (size(131072, allowShrink=True), machine(entries=104857), []),
+        (size(524288), machine(initial_namespace=False), [(MAX, "Unsupported")]),
+        (size(262144), machine(initial_namespace=False), []),
+        (
+            settings(timeouts={"dccp": {"open": "1h"}}),
+            machine(),
+            [("net.netfilter.nf_conntrack_dccp_timeout_open", "Unsupported")],
+        ),
+    ],
+)
+def test_refusals(wanted, facts, refused):
+    """What would hurt or cannot be is refused by its name and changes nothing."""
+    plan = plan_for(wanted, facts)
+    assert refusals(plan) == refused
+    assert not refused or plan.changes == ()
+
+
+def test_one_refusal_hides_nothing():
+    """A size that is refused does not keep a timeout from being set."""
+    plan = plan_for(settings(table={"size": {"maxEntries": 1000}}, timeouts={"tcp": {"timeWait": "30s"}}), machine())
+    assert changes(plan) == [(TIME_WAIT, 120, 30)]
+    assert refusals(plan) == [(MAX, "ShrinkNotAllowed")]
+    assert plan.refused[0].message.endswith("set table.allowShrink: true to go below it, or ask for more")
+
+
+def test_values_and_order():
+    """Raising comes first, lowering last; booleans are 0 and 1; each change says which field asked."""
+    plan = plan_for(
+        settings(
+            timeouts={"tcp": {"established": 86400, "timeWait": "1h"}},
+            tcp={"loose": False},
+            sysctls={"nf_conntrack_acct": "1"},
+        ),
+        machine(),
+    )
+    assert changes(plan) == [(ACCT, 0, 1), (TIME_WAIT, 120, 3600), (LOOSE, 1, 0), (ESTABLISHED, 432000, 86400)]
+    assert [change.reason for change in plan.changes] == [
+        "sysctls.nf_conntrack_acct",
+        "timeouts.tcp.timeWait",
+        "tcp.loose",
+        "timeouts.tcp.established",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("document", "setting"),
+    [
+        ({"tracking": "Disabled"}, "tracking"),
+        ({"trial": {"timeoutSeconds": 60}}, "trial"),
+        ({"notrack": {"acceptUntracked": "Replies"}}, "notrack.acceptUntracked"),
+        ({"notrack": {"acceptUntracked": "Both"}}, "notrack.acceptUntracked"),
+        ({"notrack": {"onConflict": "Force"}}, "notrack.onConflict"),
+        ({"notrack": {"onConflict": "Refuse"}}, "notrack.onConflict"),
+        ({"notrack": {"dropExisting": True}}, "notrack.dropExisting"),
+        (
+            {
+                "notrack": {
+                    "rules": [{"name": "pods", "pods": {"namespace": "x", "selector": {"matchLabels": {"a": "b"}}}}]
+                }
+            },
+            "notrack/pods",
+        ),
+    ],
+)
+def test_later_fields_are_refused_by_name(document, setting):
+    """A field that does nothing yet is never silently ignored."""
+    plan = plan_for(settings(**document), machine())
+    assert refusals(plan) == [(setting, "Unsupported")]
+    assert plan.changes == ()
+
+
+@pytest.mark.parametrize(
+    "document", [{"tracking": "Enabled"}, {"notrack": {"acceptUntracked": "Never", "dropExisting": False}}]
+)
+def test_what_holds_anyway_is_no_refusal(document):
+    """Asking for what this version does anyway is fine."""
+    assert plan_for(settings(**document), machine()).refused == ()
+
+
+def test_rollout_is_refused():
+    """A rollout is a wish too, and says which policy it came from."""
+    use = PolicyUse.model_validate({"name": "web", "revision": "r", "fields": [], "rollout": {"canary": 1}})
+    plan = plan_for(settings(), machine(), uses=[use])
+    assert refusals(plan) == [("rollout", "Unsupported")]
+    assert "policy web" in plan.refused[0].message
+
+
+def rules(*wanted):
+    """Return settings with these rules."""
+    return settings(notrack={"rules": [rule.document() for rule in wanted]})
+
+
+def applied(*wanted, keep=False):
+    """Return a journal in which these rules were installed."""
+    return Journal(boot_id="b", applied_rules={rule.name: AppliedRule(rule=rule, keep=keep) for rule in wanted})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "table", "journal", "expected"),
+    [
+        ((WEB,), TableState(), None, [("notrack/web", "absent", "TCP 80 Server")]),
+        ((WEB,), installed(WEB), applied(WEB), []),
+        ((WEB, DNS), installed(WEB), applied(WEB), [("notrack/dns", "absent", "UDP 53 Server")]),
+        ((WEB,), installed(WEB, DNS), applied(WEB, DNS), [("notrack/dns", "UDP 53 Server", "absent")]),
+        ((), installed(WEB), applied(WEB), [("notrack/web", "TCP 80 Server", "absent")]),
+        ((), TableState(), None, []),
+        ((WEB,), TableState(), applied(WEB), [("notrack/web", "absent", "TCP 80 Server")]),
+        ((WEB,), installed(WEB, DNS), applied(WEB), [("notrack/*", "changed by somebody else", "as the policies say")]),
+        (
+            (WEB.model_copy(update={"ports": [80, 81]}),),
+            installed(WEB),
+            applied(WEB),
+            [("notrack/web", "TCP 80 Server", "TCP 80-81 Server")],
+        ),
+        (
+            (WEB,),
+            installed(WEB.model_copy(update={"ports": [80, 81]})),
+            applied(WEB.model_copy(update={"ports": [80, 81]})),
+            [("notrack/web", "TCP 80-81 Server", "TCP 80 Server")],
+        ),
+    ],
+)
+def test_rules(wanted, table, journal, expected):
+    """Each rule that is not there in full, was changed or is no longer wanted is one change."""
+    assert changes(plan_for(rules(*wanted) if wanted else settings(), machine(), table, journal)) == expected
+
+
+def test_nft_missing():
+    """Without nft the rules are refused, and everything else goes on."""
+    wanted = settings(timeouts={"tcp": {"timeWait": 30}}, notrack={"rules": [WEB.document()]})
+    plan = plan_for(wanted, machine(), TableState(problem="nft is not installed; install nftables"))
+    assert refusals(plan) == [("notrack/web", "Unsupported")]
+    assert changes(plan) == [(TIME_WAIT, 120, 30)]
+
+
+def written(name, value, *ours, keep=False):
+    """Return a journal in which we wrote `ours` over `value`."""
+    return Journal(boot_id="b", originals={name: Original(value=value, ours=list(ours), keep=keep)})
+
+
+@pytest.mark.parametrize(
+    ("journal", "facts", "expected", "released"),
+    [
+        (written(TIME_WAIT, 120, 30), machine(tcp_timeout_time_wait=30), [(TIME_WAIT, 30, 120)], (TIME_WAIT,)),
+        (written(TIME_WAIT, 120, 20, 30), machine(tcp_timeout_time_wait=20), [(TIME_WAIT, 20, 120)], (TIME_WAIT,)),
+        (written(TIME_WAIT, 120, 30), machine(tcp_timeout_time_wait=120), [], (TIME_WAIT,)),
+        (written(TIME_WAIT, 120, 30), machine(tcp_timeout_time_wait=77), [], (TIME_WAIT,)),
+        (written(TIME_WAIT, 120, 30, keep=True), machine(tcp_timeout_time_wait=30), [], ()),
+        (written(MAX, 262144, 524288), machine(max=524288), [(MAX, 524288, 262144)], (MAX,)),
+    ],
+)
+def test_put_back(journal, facts, expected, released):
+    """What no policy sets any more gets its original back, unless somebody else wrote it meanwhile or it is kept."""
+    plan = plan_for(settings(), facts, journal=journal)
+    assert changes(plan) == expected
+    assert plan.released == released
+    assert plan.wanted == {}
+
+
+def test_put_back_waits_for_room():
+    """An original limit below the entries in use would drop connections at once; it waits, and says so."""
+    plan = plan_for(settings(), machine(entries=300000, max=524288), journal=written(MAX, 262144, 524288))
+    assert refusals(plan) == [(MAX, "BelowUse")]
+    assert (plan.changes, plan.released) == ((), ())
+
+
+def test_kept_rules_stay():
+    """Rules of a deleted onDelete: Keep policy stay beside the new ones."""
+    plan = plan_for(rules(DNS), machine(), installed(WEB), applied(WEB, keep=True))
+    assert changes(plan) == [("notrack/dns", "absent", "UDP 53 Server")]
+    assert {rule.name for rule in plan.rules} == {"web", "dns"}
+
+
+def test_document():
+    """`plan -o json` is exactly this shape."""
+    plan = plan_for(settings(table={"size": {"maxEntries": 1000}}, timeouts={"tcp": {"timeWait": "30s"}}), machine())
+    document = plan.document()
+    assert document["changes"] == [{"setting": TIME_WAIT, "from": 120, "to": 30, "reason": "timeouts.tcp.timeWait"}]
+    assert set(document["refused"][0]) == {"setting", "reason", "message"}

@@ -1,0 +1,116 @@
+"""The status: what it says, that it stays small, and when it is worth writing."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from conntrack_operator.decide.report import Deed, Moment, is_due, status_for
+from conntrack_operator.model.node import NodeSpec, Result, Talker, Usage
+
+NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
+SPEC = NodeSpec(revision="abc", mode="Apply", node_uid="uid-1")
+GOOD = Result(setting="net.netfilter.nf_conntrack_max", wanted="1", observed="1", reason="Applied")
+BAD = Result(setting="notrack/web", wanted="x", observed="", reason="Unsupported", message="write ports")
+
+
+def status(previous=None, spec=SPEC, phase="Current", results=(GOOD,), percent=10, now=NOW, drops=0, talkers=()):
+    """Return a status with a use of `percent`."""
+    usage = Usage(entries=percent, max_entries=100, percent=percent, drops_per_second=drops)
+    moment = Moment(now, "boot", usage, talkers)
+    return status_for(spec, previous, Deed(phase, results, {"buckets": 512}), moment)
+
+
+def condition(of, kind):
+    """Return the condition of that type."""
+    return next(item for item in of.conditions if item.type == kind)
+
+
+def test_good_and_bad():
+    """Ready follows the phase, names the setting and its remedy, and keeps its time while it does not change."""
+    good = status()
+    assert (condition(good, "Ready").status, condition(good, "Saturated").status) == ("True", "False")
+    later = NOW + timedelta(hours=1)
+    bad = status(good, phase="Refused", results=(GOOD, BAD), now=later)
+    ready = condition(bad, "Ready")
+    assert (ready.status, ready.reason, ready.message) == ("False", "Unsupported", "notrack/web: write ports")
+    assert ready.last_transition_time == "2026-05-01T13:00:00Z"
+    assert condition(bad, "Saturated").last_transition_time == "2026-05-01T12:00:00Z"
+    assert [step.phase for step in bad.history] == ["Current", "Refused"]
+    assert bad.results[0] == BAD, "what failed comes first"
+
+
+@pytest.mark.parametrize(("percent", "drops", "full"), [(89, 0, "False"), (90, 0, "True"), (10, 1, "True")])
+def test_saturated(percent, drops, full):
+    """Nearly full or dropping is saturated."""
+    assert condition(status(percent=percent, drops=drops), "Saturated").status == full
+
+
+def test_history_holds_ten():
+    """Only the last ten changes of phase are kept."""
+    last = None
+    for number in range(15):
+        last = status(last, phase="Refused" if number % 2 else "Current")
+    assert len(last.history) == 10
+
+
+def test_never_over_4_kilobytes():
+    """However much there is to say, a status fits; what failed is said to the last."""
+    results = [
+        Result(
+            setting=f"net.netfilter.nf_conntrack_{n}",
+            wanted="1" * 9,
+            observed="2",
+            reason="WriteFailed",
+            message="m" * 400,
+        )
+        for n in range(60)
+    ]
+    talkers = [Talker(by="source", key=f"2001:db8::{n}", entries=n, percent=1) for n in range(40)]
+    fat = status(results=results, talkers=talkers, phase="Refused")
+    assert len(json.dumps(fat.document(), separators=(",", ":"))) <= 4096
+    assert fat.results
+    assert all(result.reason == "WriteFailed" for result in fat.results)
+
+
+def due(reported, fresh, seconds=30, since_usage=1e9):
+    """Tell whether `fresh`, made that many seconds after, would be written."""
+    return is_due(reported, fresh, NOW + timedelta(seconds=seconds), since_usage, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, False),
+        ({"percent": 12}, False),
+        ({"percent": 40}, True),
+        ({"drops": 5}, True),
+        ({"phase": "Refused"}, True),
+        ({"results": (GOOD, BAD)}, True),
+        ({"spec": SPEC.model_copy(update={"revision": "new"})}, True),
+        ({"spec": SPEC.model_copy(update={"node_uid": "another"})}, True),
+    ],
+)
+def test_only_news_is_written(change, expected):
+    """An unchanged node writes nothing; phase, results, revision and the band of use are news."""
+    before = status()
+    assert due(before, status(before, **change)) is expected
+
+
+def test_usage_alone_writes_once_a_minute():
+    """A table that swings wildly does not make a node talk."""
+    before = status()
+    assert not due(before, status(before, percent=80), since_usage=59)
+    assert due(before, status(before, percent=80), since_usage=60)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0, False), (299, False), (300, True), (-5, True)])
+def test_heartbeat(seconds, expected):
+    """Every five minutes; a report from the future (a clock set back) is written over."""
+    before = status()
+    assert due(before, status(before), seconds=seconds) is expected
+
+
+def test_first_report():
+    """What was never reported is due."""
+    assert is_due(None, status(), NOW, 0, 1.0)
