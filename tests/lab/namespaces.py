@@ -183,8 +183,8 @@ class Lab:
 
     def link(self, left: Namespace, right: Namespace, mtu: int = 1500) -> tuple[End, End]:
         """Join two namespaces by a veth pair with addresses x.1/x.2 of 10.99.<n>.0/24 and fd99:<n>::/64."""
-        number = self._links
         self._links += 1
+        number = self._links
         ends = tuple(
             End(f"veth{number}{side}", f"10.99.{number}.{host}", f"fd99:{number:x}::{host}")
             for host, side in ((1, "a"), (2, "b"))

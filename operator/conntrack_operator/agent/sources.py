@@ -6,13 +6,12 @@ Each runs in a thread of its own and puts what it finds into the mailbox; it nev
 import logging
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from conntrack_operator.cluster.own_node import OwnNode
 from conntrack_operator.errors import ConntrackOperatorError, Retry
 from conntrack_operator.model.node import NodeConntrack, NodeSpec, NodeStatus
 
@@ -25,7 +24,17 @@ LONGEST_PAUSE_SECONDS = 5.0
 FILE_POLL_SECONDS = 1.0
 
 
-def watch_object(own: OwnNode, mailbox: Mailbox, pause: threading.Event) -> None:
+class Own(Protocol):
+    """The node's object in the API server, as `cluster.own_node` gives it; an agent on a file loads no HTTP client."""
+
+    def read(self) -> tuple[dict[str, Any] | None, str]:
+        """Return the object and the version to watch from."""
+
+    def changes_since(self, resource_version: str) -> Iterator[dict[str, Any] | None]:
+        """Yield the object at each change."""
+
+
+def watch_object(own: Own, mailbox: Mailbox, pause: threading.Event) -> None:
     """Deliver the object of this node, now and at every change, until `pause` is set.
 
     An API server that is away is asked again, with pauses that grow to 5 s; meanwhile nothing is delivered, and nothing

@@ -107,13 +107,13 @@ def _tls(cluster: dict[str, Any], user: dict[str, Any], path: Path) -> ssl.SSLCo
 
 
 def _decoded(data: str | None) -> str | None:
-    return base64.b64decode(data).decode() if data else None
+    return base64.b64decode(data, validate=True).decode() if data else None
 
 
 class _in_memory:  # noqa: N801 - used as a function: a file that never touches a disk, by its path
     def __init__(self, data: str) -> None:
         self._fd = os.memfd_create("conntrack-operator")
-        os.write(self._fd, base64.b64decode(data))
+        os.write(self._fd, base64.b64decode(data, validate=True))
         self.name = f"/proc/self/fd/{self._fd}"
 
     def __enter__(self) -> Self:

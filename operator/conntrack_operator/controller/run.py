@@ -72,13 +72,13 @@ def _work(reconciler: Reconciler, queue: WorkQueue[Key]) -> None:
         try:
             reconciler.put_right(key)
         except ConntrackOperatorError as error:
-            log.warning("%s %s: %s; again in %.1f s", key.kind, key.name, error, queue.failed(key))
+            log.warning("%s: %s; again in %.1f s", key, error, queue.failed(key))
         except Exception as error:  # a bug in one key's work must not stop the others'
             delay = queue.failed(key)
             log.error(  # noqa: TRY400 - one line each time; the traceback is there when debugging
-                "%s %s: %s: %s; again in %.1f s", key.kind, key.name, type(error).__name__, error, delay
+                "%s: %s: %s; again in %.1f s", key, type(error).__name__, error, delay
             )
-            log.debug("%s %s", key.kind, key.name, exc_info=True)
+            log.debug("%s", key, exc_info=True)
         else:
             queue.done(key)
 

@@ -26,6 +26,9 @@ class Key(NamedTuple):
     kind: Literal["node", "policy", "agents", "list"]
     name: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}".rstrip()
+
 
 @dataclass(frozen=True)
 class Change(Generic[T]):

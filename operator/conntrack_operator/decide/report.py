@@ -8,7 +8,6 @@ from typing import Any
 
 from conntrack_operator.model.node import (
     MAX_STATUS_BYTES,
-    Condition,
     NodeSpec,
     NodeStatus,
     Phase,
@@ -20,6 +19,7 @@ from conntrack_operator.model.node import (
     Transition,
     Usage,
 )
+from conntrack_operator.model.status import Condition
 
 from .outcome import APPLIED
 from .plan import Plan

@@ -1,7 +1,8 @@
 """The catalogue: every nf_conntrack_* sysctl, what it means, what it takes, and which field of a policy sets it.
 
-The kernel registers them in net/netfilter/nf_conntrack_standalone.c unless an entry names another file. Ranges are what the kernel's handler takes on every machine, less what would switch tracking off: its
-proc_dointvec_jiffies takes zero and negative timeouts, which forget a flow at once, and ends at INT_MAX jiffies,
+The kernel registers them in net/netfilter/nf_conntrack_standalone.c unless an entry names another file. Ranges are
+what the kernel's handler takes on every machine, less what would switch tracking off: its proc_dointvec_jiffies takes
+zero and negative timeouts, which forget a flow at once, and ends at INT_MAX jiffies,
 which is 2147483 s with the quickest clock (HZ=1000) and more with others. `tests/kernel/test_catalogue.py` holds the
 table against the running kernel.
 """
@@ -31,7 +32,7 @@ class Sysctl:
     maximum: int
     scope: Scope
     since: str
-    """First kernel release that has it."""
+    """First kernel release that has it; nf_conntrack itself, as successor of ip_conntrack, came with 2.6.15."""
     field: str
     meaning: str
     until: str = ""
@@ -51,7 +52,7 @@ _ECACHE = "net/netfilter/nf_conntrack_ecache.c"
 _UDPLITE = "net/netfilter/nf_conntrack_proto_udplite.c"
 
 
-def _key(  # noqa: PLR0913 - the columns of a table
+def _key(  # noqa: PLR0913, PLR0917 - the columns of a table
     name: str, unit: Unit, minimum: int, maximum: int, since: str, field: str, meaning: str, /, **rest: Any
 ) -> Sysctl:
     return Sysctl(
@@ -144,9 +145,13 @@ CATALOGUE: tuple[Sysctl, ...] = (
     _timeout("dccp_timeout_closing", "2.6.26", "dccp.closing", "DCCP closing.", until="6.17"),
     _timeout("dccp_timeout_timewait", "2.6.26", "dccp.timewait", "DCCP timewait.", until="6.17"),
     _timeout("frag6_timeout", "2.6.15", "", "Seconds IPv6 fragments wait for the rest.", source=_FRAG6),
-    _timeout("udplite_timeout", "2.6.24", "", "UDP-Lite in one direction; udp_timeout since.", until="4.11", source=_UDPLITE),
-    _timeout("udplite_timeout_stream", "2.6.24", "", "UDP-Lite in both directions; udp_timeout_stream since.", until="4.11", source=_UDPLITE),
-    _timeout("events_retry_timeout", "2.6.31", "", "Between two tries to deliver a destroy event.", until="3.17", source=_ECACHE),
+    # trackers and timers of the past
+    _timeout("udplite_timeout", "2.6.24", "", "UDP-Lite in one direction; udp_timeout since.",
+             until="4.11", source=_UDPLITE),
+    _timeout("udplite_timeout_stream", "2.6.24", "", "UDP-Lite in both directions; udp_timeout_stream since.",
+             until="4.11", source=_UDPLITE),
+    _timeout("events_retry_timeout", "2.6.31", "", "Between two tries to deliver a destroy event.",
+             until="3.17", source=_ECACHE),
 )
 # fmt: on
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from .base import API_VERSION, Model, Reported
 from .policy import ObjectMeta, Rollout, Settings
 from .reading import object_from
-from .status import Condition
+from .status import Conditions
 
 MAX_STATUS_BYTES = 4096
 """A status is at most this long as JSON; what is least needed is left out first."""
@@ -87,43 +87,59 @@ class Talker(Reported):
     """One of the keys that hold most entries."""
 
     by: Literal["source", "destination", "port", "state"]
+    """What the entries were counted by."""
     key: str
+    """The address, port or state."""
     entries: int
     """Entries, estimated from a sample where the table is large."""
     percent: int
+    """Share of all entries, in percent."""
 
 
 class Transition(Reported):
     """One change of phase."""
 
     time: str
+    """When, as RFC 3339."""
     phase: Phase
+    """The phase it changed to."""
     reason: str
+    """Why, as one word for programs."""
     revision: str
+    """The revision of the spec it was about."""
     message: str = ""
+    """Why, as a sentence for people."""
 
 
 class PreviewChange(Reported):
     """One thing the previewed settings would change."""
 
     setting: str
+    """A sysctl's full dotted name, or notrack/<rule>."""
     from_: Annotated[str, Field(alias="from")]
+    """The value now."""
     to: str
+    """The value it would get."""
 
 
 class PreviewRefusal(Reported):
     """One thing this node would refuse."""
 
     setting: str
+    """A sysctl's full dotted name, or notrack/<rule>."""
     reason: str
+    """Why, as one word for programs."""
     message: str
+    """Why, and what to write instead."""
 
 
 class Preview(Reported):
     """What the Observe policies would change on this node."""
 
     changes: list[PreviewChange] = []
+    """What would change."""
     refused: list[PreviewRefusal] = []
+    """What would be refused."""
 
 
 class NodeStatus(Reported):
@@ -132,6 +148,7 @@ class NodeStatus(Reported):
     observed_revision: str = ""
     """The revision this status speaks of."""
     observed_attempt: str = ""
+    """The attempt this status speaks of."""
     node_uid: Annotated[str, Field(alias="nodeUID")] = ""
     """UID of the Node the agent acted for."""
     boot_id: Annotated[str, Field(alias="bootID")] = ""
@@ -139,10 +156,12 @@ class NodeStatus(Reported):
     phase: Phase | None = None
     """Current: as asked. Refused: some setting was refused, see results. Restored: the originals are back.
     Trial, RolledBack and Contended come with the trial."""
-    conditions: list[Condition] = []
+    conditions: Conditions = []
+    """Conditions of the node."""
     observed: dict[str, int] = {}
     """Values read back from the kernel: entries, buckets and the like."""
     results: list[Result] = []
+    """What became of each setting."""
     preview: Preview | None = None
     usage: Usage | None = None
     top_talkers: list[Talker] = []

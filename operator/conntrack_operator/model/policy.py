@@ -1,8 +1,9 @@
 """ConntrackPolicy: what people want from the nodes a selector names.
 
-Everything here is read by people through `kubectl explain`, so the docstrings are documentation. Merged
-fields carry no defaults: a default nobody wrote would win a merge. What absent fields mean is in
-`DEFAULTS` of `decide.merge`, applied after it.
+Everything here is read by people through `kubectl explain`, so the docstrings are documentation. Merged fields carry no
+defaults: a default nobody wrote would win a merge. What an absent field means is said by its docstring and applied by
+the node's agent. Fields whose work comes later are accepted here and refused by name in `decide.later`; their
+docstrings say so.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -100,7 +101,10 @@ NamePattern = Annotated[str, Field(min_length=1, max_length=63)]
 
 
 class PodPorts(Model):
-    """Take the ports from the host-network pods that run on each node."""
+    """Take the ports from the host-network pods that run on each node.
+
+    This version cannot follow pods: the node refuses such a rule. Write the ports themselves.
+    """
 
     namespace: Annotated[str, Field(min_length=1, max_length=63)]
     """Namespace of the pods."""
@@ -152,14 +156,21 @@ class Notrack(Model):
     """
 
     accept_untracked: Literal["Never", "Replies", "Both"] | None = None
-    """Which untracked packets to accept in firewalls that accept by state: Replies, Both (requests too), Never.
-    Absent: Replies."""
+    """Which untracked packets to accept in firewalls that accept by state: Replies, Both (requests too) or Never.
+
+    This version adds no accept rules: Replies and Both are refused by the node, absent means Never. Behind a firewall
+    that accepts by state, let it accept untracked packets of these ports itself."""
     on_conflict: Literal["Refuse", "Force"] | None = None
-    """What to do when NAT or a Service uses a port of a rule. Absent: Refuse."""
+    """What to do when NAT or a Service uses a port of a rule: Refuse the rule, or Force it in.
+
+    This version does not look for such conflicts: the node refuses this field. Keep ports that are translated (DNAT,
+    masquerade, NodePort, LoadBalancer) out of the rules."""
     drop_existing: StrictBool | None = None
-    """Delete the entries the rules make stale once the rules are confirmed. Absent: true."""
+    """Delete the entries that the rules make stale.
+
+    This version leaves them to their timeouts: the node refuses true, absent means false."""
     rules: Annotated[list[NotrackRule], Field(min_length=1, max_length=16)] | None = None
-    """The rules, at most 16 of at most 1,024 ports each."""
+    """The rules: at most 16, each with at most 1024 ports or ranges, and a name of its own."""
 
     api_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -174,27 +185,33 @@ class Notrack(Model):
 
 
 class Trial(Model):
-    """How a change is tried before it is kept."""
+    """How a change is tried before it is kept.
+
+    This version makes changes without a trial: the node refuses this field.
+    """
 
     timeout_seconds: Annotated[int, Field(strict=True, ge=10, le=3600)] | None = None
-    """Seconds after which an unconfirmed change is undone. Absent: 60."""
+    """Seconds after which an unconfirmed change is undone."""
     soak_seconds: Annotated[int, Field(strict=True, ge=0, le=600)] | None = None
-    """Seconds the probes must keep passing before the change is confirmed. Absent: 5."""
+    """Seconds the probes must keep passing before the change is confirmed."""
 
 
 class Rollout(Model):
-    """How a change travels over many nodes."""
+    """How a change travels over many nodes.
+
+    This version changes all matching nodes at once: the nodes refuse this field.
+    """
 
     canary: Annotated[int, Field(strict=True, ge=0, le=1000)] | None = None
-    """Nodes that go first and alone. Absent: 1."""
+    """Nodes that go first and alone."""
     max_unavailable: IntOrPercent | None = None
-    """Nodes that may be in a trial at the same time. Absent: 10%."""
+    """Nodes that may be in a trial at the same time."""
     max_failures: IntOrPercent | None = None
-    """Nodes that may fail before the rollout stops. Absent: 2%."""
+    """Nodes that may fail before the rollout stops."""
     soak_seconds: Annotated[int, Field(strict=True, ge=0, le=86400)] | None = None
-    """Seconds to watch the canary before the others follow. Absent: 30."""
+    """Seconds to watch the canary before the others follow."""
     paused: StrictBool | None = None
-    """Release no further node. Absent: false."""
+    """Release no further node."""
     retry: Annotated[str, Field(max_length=63)] | None = None
     """Any new text makes nodes that gave up try once more."""
 
@@ -206,10 +223,14 @@ class Settings(Model):
     timeouts: Timeouts | None = None
     tcp: TCPBehaviour | None = None
     sysctls: Sysctls | None = None
-    """Any other nf_conntrack_* sysctl by its name, as a whole number (nf_conntrack_acct: 1). What has a field above
-    is refused here."""
+    """Any other nf_conntrack sysctl by its name, as a whole number, such as nf_conntrack_acct: 1.
+
+    A sysctl that has a field of its own (the table's size, timeouts, tcp) is refused here, and so are the old
+    ip_conntrack names; the refusal says what to write."""
     tracking: Literal["Enabled", "Disabled"] | None = None
-    """Disabled: track nothing at all. Refused while anything on the node needs tracking. Absent: Enabled."""
+    """Enabled: track connections. Disabled: track nothing at all. Absent: Enabled.
+
+    This version cannot switch tracking off: the node refuses Disabled."""
     notrack: Notrack | None = None
     trial: Trial | None = None
 

@@ -28,10 +28,17 @@ class Condition(Reported):
     """Why, as one word for programs."""
     message: str = ""
     """Why, as a sentence for people."""
-    last_transition_time: str
+    last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
     """When the status of this condition last changed, as RFC 3339 (2026-01-31T12:00:00Z)."""
     observed_generation: int | None = None
     """Generation of the object the condition was judged for."""
+
+
+Conditions = Annotated[
+    list[Condition],
+    Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+]
+"""Conditions, one of each type; the API server merges them by it."""
 
 
 class NodeCounts(Reported):
@@ -101,7 +108,7 @@ class PolicyStatus(Reported):
 
     observed_generation: int = -1
     """Generation of the policy this status speaks of. -1 means that nobody has judged it yet."""
-    conditions: list[Condition] = []
+    conditions: Conditions = []
     """Ready, Reconciling, Stalled, Degraded, Conflicted and Saturated."""
     nodes: NodeCounts | None = None
     """How many nodes match, and how far they are."""

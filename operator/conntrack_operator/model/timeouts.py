@@ -1,6 +1,7 @@
 """How long entries stay and how strictly TCP is tracked: the fields that each set one sysctl of the kernel.
 
-Kernel defaults are those of net/netfilter/nf_conntrack_proto_*.c in 6.18. Which sysctl a field sets is in the catalogue.
+The catalogue says which. Kernel defaults are those of net/netfilter/nf_conntrack_proto_*.c in 6.18; see the sysctls
+of a fresh network namespace.
 """
 
 from pydantic import StrictBool
@@ -10,7 +11,7 @@ from .values import Seconds
 
 
 class TCPTimeouts(Model):
-    """Seconds an idle TCP connection stays in the table, by its state."""
+    """How long an idle TCP connection stays in the table, by its state. An absent key is left as the node has it."""
 
     syn_sent: Seconds | None = None
     """A SYN was seen, no answer yet. Kernel default 2m."""
@@ -22,11 +23,13 @@ class TCPTimeouts(Model):
     fin_wait: Seconds | None = None
     """One side has closed. Kernel default 2m."""
     close_wait: Seconds | None = None
-    """The other side has closed, this one not yet. Kernel default 1m; kube-proxy writes 1h for half-closed connections."""
+    """The other side has closed, this one not yet. Kernel default 1m; kube-proxy writes 1h, for connections that stay
+    half closed."""
     last_ack: Seconds | None = None
     """Both have closed, the last ACK is missing. Kernel default 30s."""
     time_wait: Seconds | None = None
-    """Closed, waiting for stray packets. Kernel default 2m. The usual reason for a table full of finished connections."""
+    """Closed, waiting for stray packets. Kernel default 2m. The usual reason for a table full of finished
+    connections."""
     close: Seconds | None = None
     """A reset was seen. Kernel default 10s."""
     max_retrans: Seconds | None = None
@@ -36,7 +39,7 @@ class TCPTimeouts(Model):
 
 
 class UDPTimeouts(Model):
-    """Seconds an idle UDP flow stays in the table."""
+    """How long an idle UDP flow stays in the table. An absent key is left as the node has it."""
 
     unreplied: Seconds | None = None
     """Packets in one direction only, or a short exchange. Kernel default 30s."""
@@ -45,7 +48,7 @@ class UDPTimeouts(Model):
 
 
 class GRETimeouts(Model):
-    """Seconds an idle GRE flow stays in the table."""
+    """How long an idle GRE flow stays in the table. An absent key is left as the node has it."""
 
     unreplied: Seconds | None = None
     """Packets in one direction only. Kernel default 30s."""
@@ -54,43 +57,46 @@ class GRETimeouts(Model):
 
 
 class SCTPTimeouts(Model):
-    """Seconds an idle SCTP association stays in the table, by its state."""
+    """How long an idle SCTP association stays in the table, by its state. An absent key is left as the node has it."""
 
     closed: Seconds | None = None
-    """Kernel default 10s."""
+    """No association, or it has ended. Kernel default 10s."""
     cookie_wait: Seconds | None = None
-    """Kernel default 3s."""
+    """INIT was seen, no answer yet. Kernel default 3s."""
     cookie_echoed: Seconds | None = None
-    """Kernel default 3s."""
+    """COOKIE ECHO was seen, no answer yet. Kernel default 3s."""
     established: Seconds | None = None
-    """Kernel default 210s (since 5.14; 5 days before)."""
+    """An open association with no packets. Kernel default 210s (5 days before 5.14)."""
     shutdown_sent: Seconds | None = None
-    """Kernel default 3s (since 5.17; 300 ms before)."""
+    """SHUTDOWN was seen from the opening side. Kernel default 3s (300 ms before 5.17)."""
     shutdown_recd: Seconds | None = None
-    """Kernel default 3s (since 5.17; 300 ms before)."""
+    """SHUTDOWN was seen from the other side. Kernel default 3s (300 ms before 5.17)."""
     shutdown_ack_sent: Seconds | None = None
-    """Kernel default 3s."""
+    """SHUTDOWN ACK was seen, the last packet is missing. Kernel default 3s."""
     heartbeat_sent: Seconds | None = None
-    """Kernel default 30s."""
+    """HEARTBEAT was seen on a further path, no answer yet. Kernel default 30s."""
 
 
 class DCCPTimeouts(Model):
-    """Seconds an idle DCCP connection stays in the table, by its state. Kernels from 6.17 on track no DCCP."""
+    """How long an idle DCCP connection stays in the table, by its state. Kernels from 6.17 on track no DCCP.
+
+    There these keys are refused by the node (Unsupported). An absent key is left as the node has it.
+    """
 
     request: Seconds | None = None
-    """Kernel default 4m."""
+    """A request was seen, no answer yet. Kernel default 4m."""
     respond: Seconds | None = None
-    """Kernel default 8m."""
+    """A response was seen. Kernel default 8m."""
     partopen: Seconds | None = None
-    """Kernel default 8m."""
+    """The client has acknowledged the response. Kernel default 8m."""
     open: Seconds | None = None
-    """Kernel default 12h."""
+    """An open connection with no packets. Kernel default 12h."""
     closereq: Seconds | None = None
-    """Kernel default 64s."""
+    """The server has asked to close. Kernel default 64s."""
     closing: Seconds | None = None
-    """Kernel default 64s."""
+    """A close was seen. Kernel default 64s."""
     timewait: Seconds | None = None
-    """Kernel default 4m."""
+    """Closed, waiting for stray packets. Kernel default 4m."""
 
 
 class Timeouts(Model):

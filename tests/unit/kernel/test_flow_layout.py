@@ -6,8 +6,8 @@ import pytest
 
 from conntrack_operator.decide.talkers import Sample, top_of
 from conntrack_operator.errors import Retry
+from conntrack_operator.kernel.flow_counting import Counting
 from conntrack_operator.kernel.flow_layout import Layout
-from conntrack_operator.kernel.flows import _Counting
 from conntrack_operator.kernel.netlink import attribute
 
 NEST = 0x8000
@@ -32,7 +32,9 @@ def entry(body: bytes, family: int = 2, sequence: int = 7) -> bytes:
     return struct.pack("=IHHIIBBH", 20 + len(body), 0x100, 2, sequence, 99, family, 0, 0) + body
 
 
-def flow(protocol: int = 17, source: bytes = b"\x0a\0\0\1", port: int = 53, extra: bytes = b"", status: int = 8) -> bytes:
+def flow(
+    protocol: int = 17, source: bytes = b"\x0a\0\0\1", port: int = 53, extra: bytes = b"", status: int = 8
+) -> bytes:
     """Return a flow to 192.0.2.1 whose status comes before, `extra` after it."""
     there = tuple_of(1, source, b"\xc0\0\2\1", ports(protocol, 40000, port))
     back = tuple_of(2, b"\xc0\0\2\1", source, ports(protocol, port, 40000))
@@ -41,7 +43,7 @@ def flow(protocol: int = 17, source: bytes = b"\x0a\0\0\1", port: int = 53, extr
 
 def counted(*datagrams: bytes) -> Sample:
     """Return what the reader makes of these datagrams."""
-    counting = _Counting(("source", "destination", "port", "state", "zone"))
+    counting = Counting(("source", "destination", "port", "state", "zone"))
     for datagram in datagrams:
         counting.take(datagram, None)
     counting.finish()
@@ -80,9 +82,16 @@ def test_fields_are_found_in_every_nest() -> None:
         (flow(protocol=136, extra=attribute(8, b"1234")), False),
         (flow(extra=attribute(8, b"123")), False),
     ],
-    ids=["other values", "other request", "other attribute", "shorter", "other protocol", "same length, shorter payload"],
+    ids=[
+        "other values",
+        "other request",
+        "other attribute",
+        "shorter",
+        "other protocol",
+        "same length, shorter payload",
+    ],
 )
-def test_a_layout_holds_for_other_values_and_for_nothing_else(other: bytes, alike: bool) -> None:  # noqa: FBT001
+def test_a_layout_holds_for_other_values_and_for_nothing_else(other: bytes, alike: bool) -> None:
     """Values may differ; a type, a length or the protocol may not, even when the messages are equally long."""
     layout = Layout(flow(extra=attribute(8, b"1234")))
     if len(other) == layout.stride:
@@ -158,7 +167,7 @@ def test_a_datagram_that_is_cut_is_refused(cut: int) -> None:
 
 def test_a_limit_stops_within_a_datagram() -> None:
     """The reader takes exactly as many entries as it may."""
-    counting = _Counting(("source",))
+    counting = Counting(("source",))
     assert counting.take(flow() * 10, 4) is False
     counting.finish()
     assert counting.entries == 4
@@ -167,6 +176,6 @@ def test_a_limit_stops_within_a_datagram() -> None:
 
 def test_the_end_of_the_dump_may_share_a_datagram_with_flows() -> None:
     """Flows before NLMSG_DONE are counted, and the end is seen."""
-    counting = _Counting(("source",))
+    counting = Counting(("source",))
     assert counting.take(flow() * 3 + struct.pack("=IHHIIi", 20, 3, 2, 7, 99, 0), None) is True
     assert counting.entries == 3

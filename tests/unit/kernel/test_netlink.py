@@ -38,7 +38,7 @@ def error(number: int, sequence: int = 1) -> bytes:
 
 @pytest.fixture
 def kernel() -> Iterator[tuple[Netlink, socket.socket]]:
-    """A Netlink whose other end is in the test's hand."""
+    """Give a Netlink whose other end is in the test's hand."""
     netlink = Netlink()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     netlink._socket.close()
@@ -93,7 +93,7 @@ def test_each_errno_says_what_to_do(number: int, kind: type[ConntrackOperatorErr
     [(done(), True), (error(0), True), (answer(3), True), (answer(0x100, bytes(8)), False), (answer(1), False)],
     ids=["done", "acknowledged", "done without status", "data", "no-op"],
 )
-def test_the_end_of_an_answer_is_recognised(datagram: bytes, verdict: bool) -> None:  # noqa: FBT001
+def test_the_end_of_an_answer_is_recognised(datagram: bytes, verdict: bool) -> None:
     """DONE and an acknowledgement end an answer, data and no-ops do not."""
     assert ends(datagram, 0) is verdict
 

@@ -1,0 +1,70 @@
+"""One controller and one agent for all end-to-end tests, on this very machine."""
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.lab import host as machine
+from tests.lab.cluster import Cluster
+from tests.lab.operator import Operator
+
+EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
+
+_running = pytest.StashKey[Operator]()
+
+
+@pytest.fixture(scope="session")
+def host() -> Iterator[machine.Host]:
+    """Give this machine, locked for us alone, and put back at the end."""
+    reason = machine.missing()
+    if reason:
+        pytest.skip(reason)
+    with machine.Host() as locked:
+        yield locked
+
+
+@pytest.fixture(scope="session")
+def _started(
+    request: pytest.FixtureRequest,
+    cluster: Cluster,
+    crds: Path,  # noqa: ARG001 - must be served
+    host: machine.Host,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Operator]:
+    cluster.clear()
+    labels: dict[str, str] = {}
+    for name in ("web", "timeouts"):
+        document = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())
+        labels |= document["spec"]["nodeSelector"]["matchLabels"]
+    operator = request.config.stash[_running] = Operator(cluster, host, tmp_path_factory.mktemp("operator"))
+    try:
+        operator.start(labels)
+        yield operator
+    finally:
+        operator.stop()
+        cluster.clear()
+
+
+@pytest.fixture
+def operator(_started: Operator) -> Iterator[Operator]:
+    """Give controller and agent at work, with no policy for this machine; after the test there is none again."""
+    _started.withdraw()
+    try:
+        yield _started
+    finally:
+        if _started.policy("elsewhere") is None:
+            _started.agent.stop()  # its account went with the last policy
+        if not _started.agent.running:
+            _started.start_agent()
+        _started.withdraw()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the end of controller's and agent's logs where a test fails."""
+    report = yield
+    if report.failed and _running in item.config.stash:
+        for program in item.config.stash[_running].programs:
+            report.sections.append((f"end of {program.log}", program.tail()))
+    return report

@@ -1,0 +1,238 @@
+"""ICMP errors about untracked packets: path MTU discovery and refusals work behind firewalls that drop INVALID."""
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from conntrack_operator.decide.notrack import ruleset_for
+from conntrack_operator.kernel import nftables
+from conntrack_operator.model.policy import NotrackRule
+from tests.lab.bypass import Transfer, bypassed, load, tracked, transfer, udp
+from tests.lab.namespaces import End, Lab, Namespace
+
+FAMILIES = ("ipv4", "ipv6")
+NARROW = {"ipv4": 1000, "ipv6": 1280}
+"""MTU of the narrow hop; an IPv6 link cannot be narrower than 1280."""
+
+FULL_BYTES = 40_000_000
+STUCK_SECONDS = 3
+
+FIREWALL = """table inet lab_firewall {
+  chain input { type filter hook input priority 1; ct state invalid counter drop; ct state related counter; }
+  chain output { type filter hook output priority 1; ct state invalid counter drop; ct state related counter; }
+  chain forward { type filter hook forward priority 1; ct state invalid counter drop; ct state related counter; }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Path:
+    """server - gateway - router =narrow= client. Only the client's end of the narrow link is wide, so its MSS is."""
+
+    server: Namespace
+    gateway: Namespace
+    router: Namespace
+    client: Namespace
+    server_end: End
+    client_end: End
+
+
+def _path(lab: Lab, narrow_mtu: int) -> Path:
+    server, gateway, router, client = (lab.namespace() for _ in range(4))
+    server_end, gateway_near = lab.link(server, gateway)
+    gateway_far, router_near = lab.link(gateway, router)
+    router_far, client_end = lab.link(router, client)
+    lab.forward(gateway)
+    lab.forward(router)
+    lab.route(server, gateway_near)
+    lab.route(gateway, router_near)
+    lab.route(client, router_far)
+    for network in (server_end.ipv4.removesuffix("1") + "0/24", server_end.ipv6.removesuffix("1") + "/64"):
+        version = ["-6"] if ":" in network else []
+        via = gateway_far.ipv6 if version else gateway_far.ipv4
+        router.run("ip", *version, "route", "add", network, "via", via)
+    router.run("ip", "link", "set", router_far.interface, "mtu", str(narrow_mtu))
+    return Path(server, gateway, router, client, server_end, client_end)
+
+
+def _load_without_errors(namespace: Namespace, rule: NotrackRule) -> None:
+    lines = ruleset_for([rule]).script().splitlines(keepends=True)
+    with namespace.inside():
+        nftables.run_script("".join(line for line in lines if " jump " not in line))
+
+
+def _download(path: Path, family: str, size_bytes: int = FULL_BYTES, patience_seconds: float = 20) -> Transfer:
+    address = getattr(path.server_end, family)
+    with (
+        path.server.listen(address, 8080) as listener,
+        path.client.connect(address, 8080) as near,
+        listener.accept()[0] as far,
+    ):
+        return transfer(far, near, size_bytes, patience_seconds)
+
+
+def _upload(path: Path, family: str, size_bytes: int = FULL_BYTES, patience_seconds: float = 20) -> Transfer:
+    """The same way round, but the far end is the one that listens."""
+    address = getattr(path.client_end, family)
+    with (
+        path.client.listen(address, 8080) as listener,
+        path.server.connect(address, 8080) as near,
+        listener.accept()[0] as far,
+    ):
+        return transfer(near, far, size_bytes, patience_seconds)
+
+
+CASES = (
+    pytest.param("Server", "server", _download, id="Server"),
+    pytest.param("Client", "server", _upload, id="Client"),
+    pytest.param("Forward", "gateway", _download, id="Forward-error-passes-through"),
+    pytest.param("Forward", "router", _download, id="Forward-error-made-here"),
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("side", "where", "move"), CASES)
+def test_a_large_transfer_crosses_a_narrow_hop_at_full_rate(
+    netns: Lab, family: str, side: str, where: str, move: Callable[..., Transfer], record_property: Callable[..., None]
+) -> None:
+    """40 MB pass as fast as without rules and firewall; without the rules for ICMP errors they get stuck."""
+    path = _path(netns, NARROW[family])
+    node: Namespace = getattr(path, where)
+    addresses = [getattr(path.client_end, family)] if side == "Client" else None
+    rule = NotrackRule(name="web", ports=[8080], side=side, addresses=addresses)
+    plain = _best(move, path, family)
+
+    _forget_path_mtu(path, family)
+    node.nft(FIREWALL)
+    _load_without_errors(node, rule)
+    stuck = move(path, family, 1_000_000, STUCK_SECONDS)
+    assert stuck.received_bytes < 100_000, "the narrow hop or the firewall does not do what this test needs"
+
+    _forget_path_mtu(path, family)
+    load(node, rule)
+    full = _best(move, path, family)
+    assert tracked(node, "dport=8080") == []
+    label = "web" if addresses else f"tcp/{side.lower()}"
+    assert bypassed(node)[label, "errors"] >= 1
+    record_property("ratio", round(full.rate / plain.rate, 2))
+    assert full.rate > plain.rate / 2, f"{full.rate:.0f} B/s with the rules, {plain.rate:.0f} B/s without"
+
+
+def _best(move: Callable[..., Transfer], path: Path, family: str) -> Transfer:
+    # The machine does other things too: the fastest of three says what the path can do.
+    transfers = [move(path, family) for _ in range(3)]
+    assert [one.received_bytes for one in transfers] == [FULL_BYTES] * 3
+    return max(transfers, key=lambda one: one.rate)
+
+
+def _forget_path_mtu(path: Path, family: str) -> None:
+    path.server.run("ip", "-6" if family == "ipv6" else "-4", "route", "flush", "cache")
+
+
+@pytest.fixture
+def node_and_other(netns: Lab) -> tuple[Namespace, Namespace, End, End]:
+    """Give a node with a firewall that drops INVALID, and somebody on a link to it."""
+    node, other = netns.namespace(), netns.namespace()
+    ends = netns.link(node, other)
+    for address in (ends[0].ipv4, ends[0].ipv6):
+        with udp(node, other, address, 9):
+            pass  # both know each other's hardware address now: no packet of a test waits for that
+    node.nft(FIREWALL)
+    # One error a second is the kernel's default for each destination; these tests ask faster.
+    node.sysctl("net.ipv4.icmp_ratelimit", 0)
+    node.sysctl("net.ipv6.icmp.ratelimit", 0)
+    return node, other, *ends
+
+
+def _refused(asker: Namespace, address: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with asker.make_socket(family, socket.SOCK_DGRAM) as near:
+        near.settimeout(1)
+        near.connect((address, port))
+        near.send(b"question")
+        try:
+            near.recv(64)
+        except ConnectionRefusedError:
+            return True
+        except TimeoutError:
+            return False
+    return False
+
+
+def _related(node: Namespace) -> int:
+    words = node.run("nft", "list", "table", "inet", "lab_firewall").stdout.split()
+    counts = [int(words[at + 3]) for at, word in enumerate(words) if word == "related" and words[at + 2] == "packets"]
+    assert len(counts) == 3
+    return sum(counts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_refusal_by_this_node_leaves_it(node_and_other: tuple[Namespace, Namespace, End, End], family: str) -> None:
+    """A closed port of a Server rule answers port unreachable through output; without our error rules it is dropped."""
+    node, other, end, _ = node_and_other
+    rule = NotrackRule(name="dns", protocol="UDP", ports=[53])
+    address = getattr(end, family)
+    _load_without_errors(node, rule)
+    assert not _refused(other, address, 53)
+    load(node, rule)
+    assert _refused(other, address, 53)
+    assert bypassed(node) == {("udp/server", "requests"): 1, ("udp/server", "errors"): 1}
+    assert _related(node) == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_refusal_by_the_server_arrives(node_and_other: tuple[Namespace, Namespace, End, End], family: str) -> None:
+    """The server of a Client rule refuses; the error comes in through prerouting."""
+    node, _, _, end = node_and_other
+    address = getattr(end, family)
+    rule = NotrackRule(name="dns", protocol="UDP", ports=[53], side="Client", addresses=[address])
+    _load_without_errors(node, rule)
+    assert not _refused(node, address, 53)
+    load(node, rule)
+    assert _refused(node, address, 53)
+    assert bypassed(node) == {("dns", "requests"): 1, ("dns", "errors"): 1}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_errors_about_tracked_flows_stay_tracked(
+    node_and_other: tuple[Namespace, Namespace, End, End], family: str
+) -> None:
+    """Beside the port, beside the protocol and beside the direction, errors are RELATED as ever."""
+    node, other, end, far = node_and_other
+    load(node, NotrackRule(name="web", protocol="UDP", ports=[5000]), NotrackRule(name="tcp", ports=[5001]))
+    mine, theirs = getattr(end, family), getattr(far, family)
+    # Our own question to the same port elsewhere: its error quotes 5000 as destination, which we only serve.
+    for number, (asker, address, port) in enumerate(
+        [(other, mine, 5002), (other, mine, 5001), (node, theirs, 5000), (node, theirs, 5002)], start=1
+    ):
+        assert _refused(asker, address, port), (address, port)
+        assert _related(node) == number
+    assert bypassed(node) == {}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_errors_are_narrowed_like_the_packets_they_quote(
+    node_and_other: tuple[Namespace, Namespace, End, End], family: str
+) -> None:
+    """With addresses, peers or interfaces that do not match, the flow is tracked and its error RELATED."""
+    node, other, end, far = node_and_other
+    mine, theirs = getattr(end, family), getattr(far, family)
+    stranger = "192.0.2.1" if family == "ipv4" else "2001:db8::1"
+    cases = (
+        ({"addresses": [mine]}, True),
+        ({"addresses": [stranger]}, False),
+        ({"peers": [theirs]}, True),
+        ({"peers": [stranger]}, False),
+        ({"addresses": [mine], "peers": [theirs]}, True),
+        ({"addresses": [mine], "peers": [stranger]}, False),
+        ({"interfaces": [end.interface]}, True),
+        ({"interfaces": ["absent0"]}, False),
+    )
+    for narrowed, untracked in cases:
+        before = _related(node)
+        load(node, NotrackRule(name="dns", protocol="UDP", ports=[53], **narrowed))
+        assert _refused(other, mine, 53), narrowed
+        expected = {("dns", "requests"): 1, ("dns", "errors"): 1} if untracked else {}
+        assert bypassed(node) == expected, narrowed
+        assert _related(node) - before == (0 if untracked else 1), narrowed

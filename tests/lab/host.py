@@ -1,0 +1,129 @@
+"""The initial network namespace, for the few tests that must tune this very machine: locked, and put back afterwards.
+
+Sizes of the table can be written nowhere else. `Host` holds a lock for its whole life, so that two runs on one
+machine do not tune it at once, and its end restores every conntrack sysctl and removes our table, whatever happened.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.lab.namespaces import Namespace
+
+LOCK = Path("/run/lock/conntrack-operator-tests.lock")
+SYSCTLS = Path("/proc/sys/net/netfilter")
+TABLE = ("inet", "conntrack_operator")
+# Sizes first, as raising them goes: buckets, then the limit.
+FIRST = ("nf_conntrack_buckets", "nf_conntrack_max")
+IN_MODIFY = 0x2  # include/uapi/linux/inotify.h
+
+
+def missing() -> str:
+    """Return why this machine cannot be tuned, found by looking, or an empty string."""
+    if os.geteuid() != 0:
+        return f"tuning this machine needs root, this is uid {os.geteuid()}"
+    limit = SYSCTLS / "nf_conntrack_max"
+    if not limit.exists():
+        return "nf_conntrack is not loaded"
+    if not os.access(limit, os.W_OK):
+        return f"{limit} cannot be written: not in the initial network namespace, or mounted read-only"
+    return ""
+
+
+def sysctls() -> dict[str, int]:
+    """Return every conntrack sysctl of this machine that can be written, by its file's name."""
+    found = {}
+    for path in sorted(SYSCTLS.glob("nf_conntrack_*"), key=lambda path: path.name not in FIRST):
+        if path.stat().st_mode & 0o200:
+            with contextlib.suppress(ValueError):
+                found[path.name] = int(path.read_text())
+    return found
+
+
+class Host(Namespace):
+    """This machine's own network namespace. `originals` are the sysctls as they were."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.originals: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Stay where we are."""
+        yield
+
+    def __enter__(self) -> Self:
+        """Take the lock, waiting for whoever has it, and note how the machine is."""
+        self._lock = LOCK.open("a")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.originals = sysctls()
+        assert self.table() is None, f"table {' '.join(TABLE)} is there already: is an operator at work here?"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Put everything back, and let others in."""
+        self.stop()
+        if self.table() is not None:
+            self.run("nft", "delete", "table", *TABLE)
+        for name in [*FIRST, *self.originals]:
+            if sysctls()[name] != self.originals[name]:
+                (SYSCTLS / name).write_text(f"{self.originals[name]}\n")
+        left = {name: value for name, value in sysctls().items() if value != self.originals[name]}
+        self._lock.close()
+        assert not left, f"could not be put back: {left}"
+
+    def value(self, name: str) -> int:
+        """Return one conntrack sysctl by its file's name."""
+        return int((SYSCTLS / name).read_text())
+
+    def table(self) -> str | None:
+        """Return our nftables table as nft prints it, None when there is none."""
+        done = self.run("nft", "list", "table", *TABLE, check=False)
+        return done.stdout if done.returncode == 0 else None
+
+
+class Writes:
+    """Counts writes to the conntrack sysctls and to nftables in this network namespace, whoever makes them."""
+
+    def __enter__(self) -> Self:
+        """Begin to listen."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._inotify = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._names = {}
+        for path in SYSCTLS.glob("nf_conntrack_*"):
+            self._names[libc.inotify_add_watch(self._inotify, os.fsencode(path), IN_MODIFY)] = path.name
+        assert min(self._names) > 0, os.strerror(ctypes.get_errno())
+        self._monitor = subprocess.Popen(["nft", "monitor"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        assert self._monitor.stdout
+        os.set_blocking(self._monitor.stdout.fileno(), False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop listening."""
+        os.close(self._inotify)
+        self._monitor.kill()
+        self._monitor.communicate()
+
+    def seen(self) -> list[str]:
+        """Return what was written since the last call: names of sysctls, and lines of `nft monitor`."""
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            events = os.read(self._inotify, 1 << 20)
+            while events:
+                watch, _, _, length = struct.unpack_from("=iIII", events)
+                found.append(self._names[watch])
+                events = events[16 + length :]
+        assert self._monitor.stdout
+        found += (self._monitor.stdout.read() or b"").decode().splitlines()
+        return found

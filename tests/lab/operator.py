@@ -1,0 +1,104 @@
+"""The operator at work: controller and agent as processes of their own, between a real API server and this machine."""
+
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.lab.cluster import Cluster
+from tests.lab.host import Host
+from tests.lab.programs import Program, wait_until
+
+NODE = "this-machine"
+NAMESPACE = "conntrack-system"
+AGENT = "conntrack-operator-agent"
+
+ELSEWHERE: dict[str, Any] = {
+    "apiVersion": "conntrack-operator.io/v1alpha1",
+    "kind": "ConntrackPolicy",
+    "metadata": {"name": "elsewhere"},
+    "spec": {"mode": "Observe", "nodeSelector": {"matchLabels": {"role": "nowhere"}}},
+}
+"""Matches no node. While it is there the controller keeps the agents' account, whose token our agent presents."""
+
+
+class Operator:
+    """Controller and agent. `cluster` and `host` are what they work between; `folder` takes logs and the agent's state."""
+
+    def __init__(self, cluster: Cluster, host: Host, folder: Path) -> None:
+        self.cluster, self.host, self.folder = cluster, host, folder
+        self.state = folder / "state"
+        self.controller = self._program("controller", f"--kubeconfig={cluster.kubeconfig}", f"--namespace={NAMESPACE}")
+        self.agent = self._program(
+            "agent", f"--node={NODE}", f"--kubeconfig={folder / 'agent.kubeconfig'}", f"--state-dir={self.state}"
+        )
+
+    def _program(self, name: str, *arguments: str) -> Program:
+        command = [sys.executable, "-m", "conntrack_operator", name, *arguments]
+        return Program(name, command, self.folder / f"{name}.log")
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """The processes, in the order they start."""
+        return (self.controller, self.agent)
+
+    def start(self, labels: Mapping[str, str]) -> None:
+        """Start both, on a cluster that has this machine as its one Node, with `labels`."""
+        self.cluster.kubectl("create", "namespace", NAMESPACE)
+        self.cluster.add_node(NODE, **labels)
+        self.controller.start()
+        self.start_agent()
+
+    def start_agent(self) -> None:
+        """Start the agent with the token of the account the controller makes, bound to the Node as a kubelet asks.
+
+        So every right it uses is one it has in production.
+        """
+        self.cluster.kubectl("apply", "-f", "-", input=ELSEWHERE)
+        self.controller.wait_until(self._has_rights, 30, "the controller makes the agents' account and its binding")
+        token = self.cluster.token(AGENT, NAMESPACE, node=NODE)
+        self.cluster.kubeconfig_for(token, self.folder / "agent.kubeconfig")
+        self.agent.start()
+
+    def _has_rights(self) -> bool:
+        account = self.cluster.get("serviceaccount", AGENT, "-n", NAMESPACE)
+        return account is not None and self.cluster.get("clusterrolebinding", AGENT) is not None
+
+    def stop(self) -> None:
+        """End both. The agent goes first, so that it does not see the cluster being emptied."""
+        for program in reversed(self.programs):
+            if program.running:
+                program.send(signal.SIGCONT)
+            program.stop()
+
+    def policy(self, name: str) -> dict[str, Any] | None:
+        """Return a policy, None when there is none."""
+        return self.cluster.get("conntrackpolicy", name)
+
+    def node(self) -> dict[str, Any] | None:
+        """Return this machine's NodeConntrack, None when there is none."""
+        return self.cluster.get("nodeconntrack", NODE)
+
+    def condition(self, policy: str, kind: str) -> dict[str, Any]:
+        """Return one condition of a policy's status, empty when it is not there or of an older generation."""
+        found = self.policy(policy)
+        for condition in (found or {}).get("status", {}).get("conditions", []):
+            if condition["type"] == kind and found:
+                current = condition.get("observedGeneration", 0) >= found["metadata"]["generation"]
+                return dict(condition) if current else {}
+        return {}
+
+    def wait_ready(self, policy: str, seconds: float = 15) -> float:
+        """Wait until a policy is Ready; return the seconds it took."""
+        return wait_until(
+            lambda: self.condition(policy, "Ready").get("status") == "True", seconds, f"policy {policy} is Ready"
+        )
+
+    def withdraw(self) -> None:
+        """Delete every policy but ELSEWHERE and wait until the node is as it was and its object gone."""
+        names = [item["metadata"]["name"] for item in self.cluster.items("conntrackpolicies")]
+        mine = [name for name in names if name != ELSEWHERE["metadata"]["name"]]
+        if mine:
+            self.cluster.kubectl("delete", "conntrackpolicies", *mine)
+        wait_until(lambda: self.node() is None, 60, "the NodeConntrack of this machine is gone")

@@ -1,0 +1,170 @@
+"""Summary: a policy's status from where its nodes stand."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from conntrack_operator.decide.merge import Conflict
+from conntrack_operator.decide.standing import Standing
+from conntrack_operator.decide.summary import Sight, rejected, summary_of
+from conntrack_operator.model.node import Usage
+from conntrack_operator.model.policy import ConntrackPolicy
+from conntrack_operator.model.status import Condition, NodeCounts, NodeFailure, PolicyStatus
+
+NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
+THEN, NOW_TEXT = "2026-01-01T00:00:00Z", "2026-01-31T12:00:00Z"
+
+
+def policy(status: PolicyStatus | None = None, **spec: Any) -> ConntrackPolicy:
+    """Return a policy at generation 3."""
+    fields = {"mode": "Enforce", "nodeSelector": {"matchLabels": {"role": "web"}}, **spec}
+    made = ConntrackPolicy.model_validate({"metadata": {"name": "p", "generation": 3}, "spec": fields})
+    return made.model_copy(update={"status": status})
+
+
+def sight(node: str, state: Any = "current", percent: int | None = 10, **more: Any) -> Sight:
+    """Return one node in `state`, its table of 1,000 entries `percent` full."""
+    failures = ()
+    if state in ("refused", "rolled_back", "unknown"):
+        failures = (NodeFailure(node=node, reason=state.title(), message=f"{node} says no"),)
+    usage = None
+    if percent is not None:
+        drops = more.pop("drops", 0)
+        usage = Usage(entries=percent * 10, max_entries=1000, percent=percent, drops_per_second=drops)
+    return Sight(Standing(node, state, failures), usage, **more)
+
+
+def condition(status: PolicyStatus, kind: str) -> Condition:
+    """Return the condition of this type."""
+    return next(each for each in status.conditions if each.type == kind)
+
+
+def verdicts(status: PolicyStatus) -> dict[str, str]:
+    """Return status by type of every condition."""
+    return {each.type: each.status for each in status.conditions}
+
+
+@pytest.mark.parametrize(
+    ("sights", "ready", "reconciling", "stalled", "degraded", "reason"),
+    [
+        pytest.param([], "False", "False", "False", "False", "NoNodeMatches", id="nobody"),
+        pytest.param([sight("a")], "True", "False", "False", "False", "AllNodesCurrent", id="all current"),
+        pytest.param([sight("a"), sight("b", "pending")], "False", "True", "False", "False", "Progressing", id="pending"),
+        pytest.param([sight("a", "updating")], "False", "True", "False", "False", "Progressing", id="updating"),
+        pytest.param([sight("a"), sight("b", "refused")], "False", "False", "True", "True", "NodesRefused", id="refused"),
+        pytest.param([sight("b", "rolled_back")], "False", "False", "True", "True", "NodesRolledBack", id="rolled back"),
+        pytest.param(
+            [sight("a", "pending"), sight("b", "refused")],
+            "False", "True", "False", "True", "NodesRefused", id="refused and still moving",
+        ),
+        pytest.param(
+            [sight("a"), sight("b", "unknown", None)],
+            "True", "False", "False", "True", "AllNodesCurrent", id="one silent node does not hold up the policy",
+        ),
+        pytest.param([sight("b", "unknown", None)], "Unknown", "False", "False", "True", "NodesUnknown", id="all silent"),
+    ],
+)  # fmt: skip
+def test_conditions(
+    sights: list[Sight], ready: str, reconciling: str, stalled: str, degraded: str, reason: str
+) -> None:
+    """What kstatus and kubectl wait read, for every mixture of states."""
+    status = summary_of(policy(), sights, NOW)
+    assert verdicts(status) == {
+        "Ready": ready,
+        "Reconciling": reconciling,
+        "Stalled": stalled,
+        "Degraded": degraded,
+        "Conflicted": "False",
+        "Saturated": "False",
+    }
+    assert condition(status, "Ready").reason == reason
+    assert status.observed_generation == 3
+    assert {each.observed_generation for each in status.conditions} == {3}
+
+
+def test_counts_are_complete() -> None:
+    """Every node is counted once, beside matched."""
+    states = ["current", "current", "updating", "pending", "refused", "rolled_back", "unknown"]
+    status = summary_of(policy(), [sight(f"n{number}", state) for number, state in enumerate(states)], NOW)
+    assert status.nodes == NodeCounts(matched=7, current=2, updating=1, pending=1, refused=1, rolled_back=1, unknown=1)
+
+
+def test_usage_and_hottest() -> None:
+    """Sums over all nodes that are known; the five fullest tables, fullest first, ties by name."""
+    sights = [sight(f"n{number}", percent=percent) for number, percent in enumerate([5, 50, 7, 50, 1, 60, 3])]
+    status = summary_of(policy(), [*sights, sight("lost", "unknown", None)], NOW)
+    assert status.usage is not None
+    assert (status.usage.entries, status.usage.max_entries) == (1760, 7000)
+    assert (status.usage.peak_percent, status.usage.peak_node) == (60, "n5")
+    assert [hot.node for hot in status.hottest] == ["n5", "n1", "n3", "n2", "n0"]
+
+
+def test_failures_are_capped_gravest_first() -> None:
+    """At most ten failures, refusals before silence; the counts tell of all of them."""
+    silent = [sight(f"a{number:02}", "unknown", None) for number in range(12)]
+    status = summary_of(policy(), [*silent, sight("z", "refused")], NOW)
+    assert len(status.failures) == 10
+    assert (status.failures[0].node, status.failures[1].node) == ("z", "a00")
+    assert status.nodes is not None
+    assert status.nodes.unknown == 12
+
+
+def test_conflicted_names_field_winner_and_nodes() -> None:
+    """The loser reads which field is whose, and where."""
+    lost = (Conflict("p", "table.size", "base"),)
+    sights = [sight(name, conflicts=lost) for name in ("a", "b", "c", "d")]
+    conflicted = condition(summary_of(policy(), sights, NOW), "Conflicted")
+    assert conflicted.status == "True"
+    assert conflicted.message == "table.size is decided by policy base on a, b, c and 1 more"
+
+
+def test_a_policy_that_matches_nothing_says_so() -> None:
+    """The message can be pasted to see the nodes the selector means."""
+    ready = condition(summary_of(policy(), [], NOW), "Ready")
+    assert "kubectl get nodes -l 'role=web'" in ready.message
+
+
+def test_observe_says_that_nothing_changes() -> None:
+    """An Observe policy is ready once every node has planned it."""
+    ready = condition(summary_of(policy(mode="Observe"), [sight("a")], NOW), "Ready")
+    assert (ready.status, ready.reason) == ("True", "Observed")
+
+
+def test_trouble_with_the_agents_is_in_the_conditions() -> None:
+    """What keeps agents from starting stands where people wait."""
+    status = summary_of(policy(), [sight("a", "pending", None)], NOW, trouble="make the namespace")
+    assert condition(status, "Reconciling").reason == "AgentsNotRunning"
+    assert "make the namespace" in condition(status, "Ready").message
+
+
+@pytest.mark.parametrize(
+    ("percent", "drops", "was", "now"),
+    [(89, 0, "False", "False"), (90, 0, "False", "True"), (85, 0, "True", "True"), (84, 0, "True", "False"), (1, 3, "False", "True")],
+)  # fmt: skip
+def test_saturated_with_hysteresis(percent: int, drops: int, was: str, now: str) -> None:
+    """True from 90 %, until below 85 %, and whenever connections are dropped."""
+    before = PolicyStatus(
+        conditions=[
+            Condition.model_validate({"type": "Saturated", "status": was, "reason": "x", "lastTransitionTime": THEN})
+        ]
+    )
+    status = summary_of(policy(before), [sight("a", percent=percent, drops=drops)], NOW)
+    assert condition(status, "Saturated").status == now
+
+
+def test_a_condition_keeps_its_time() -> None:
+    """lastTransitionTime moves with the status alone, so an unchanged world gives an identical document."""
+    before = summary_of(policy(), [sight("a")], datetime(2026, 1, 1, tzinfo=UTC))
+    same = summary_of(policy(before), [sight("a")], NOW)
+    assert same == before
+    other = summary_of(policy(before), [sight("a", "pending")], NOW)
+    assert condition(other, "Ready").last_transition_time == NOW_TEXT
+    assert condition(other, "Stalled").last_transition_time == THEN
+
+
+def test_a_policy_that_cannot_be_read_is_stalled() -> None:
+    """It is said in the status, with the reason, that the policy is left aside."""
+    status = rejected(7, "spec.table: no", NOW)
+    assert verdicts(status) == {"Ready": "False", "Reconciling": "False", "Stalled": "True"}
+    assert "spec.table: no" in status.conditions[0].message
