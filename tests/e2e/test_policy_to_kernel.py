@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,10 @@ def size_of(host: Host) -> tuple[int, int]:
 
 @pytest.fixture
 def entries(host: Host) -> Iterator[int]:
-    """Fill this machine's table with entries of nobody's traffic, to some percent of what the example makes of it."""
+    """Fill this machine's table with entries of nobody's traffic, to some percent of 2 % of RAM."""
     memory = int(re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024  # type: ignore[index]
     entry = Entry("198.18.0.0", "198.19.255.1", destination_port=9, timeout_seconds=900)  # RFC 2544: benchmarks only
-    number = min(memory // 50 // 264 * 6 // 100, 200_000)
+    number = min(memory // 50 // 264 * 6 // 100, 100_000)
     inject_many(host, entry, number)
     try:
         yield number
@@ -78,7 +79,7 @@ def entries(host: Host) -> Iterator[int]:
 def test_web_example_reaches_the_kernel_is_reported_and_goes_without_trace(
     operator: Operator, host: Host, entries: int
 ) -> None:
-    """Apply the first example, see size and rules within 5 s and true numbers in kubectl; delete it, see nothing left."""
+    """Apply the first example: size and rules within 5 s, true numbers in kubectl. Delete it: nothing is left."""
     cluster, policy = operator.cluster, example(WEB)
     name = policy["metadata"]["name"]
     before = sysctls()
@@ -108,7 +109,8 @@ def test_web_example_reaches_the_kernel_is_reported_and_goes_without_trace(
     assert count >= entries
     shown = table_of(cluster.kubectl("get", "ctp", name).stdout)
     assert (shown["NODES"], shown["CURRENT"], shown["READY"]) == ("1", "1", "True")
-    assert int(shown["PEAK%"]) == count * 100 // maximum > 0
+    percent = count * 100 // maximum
+    assert abs(int(shown["PEAK%"]) - percent) <= 1 <= percent
     assert shown["HOTTEST"] == NODE
     node = table_of(cluster.kubectl("get", "nct").stdout)
     assert node["NAME"] == NODE
@@ -136,11 +138,8 @@ def test_timeouts_example_reaches_the_kernel_and_goes(operator: Operator, host: 
         lambda: {key: host.value(key) for key in wanted} == wanted,
         SECONDS_TO_KERNEL - (time.monotonic() - began), f"timeouts {wanted}", 0.02,
     )  # fmt: skip
-    assert {**sysctls(), **wanted} == {**before, **sysctls(), **wanted}
     others = set(before) - set(wanted)
-    in_example = example(TIMEOUTS)["spec"]
-    if set(in_example) <= {"mode", "nodeSelector", "priority", "timeouts"}:
-        assert {key: sysctls()[key] for key in others} == {key: before[key] for key in others}
+    assert {key: sysctls()[key] for key in others} == {key: before[key] for key in others}
     operator.wait_ready(example(TIMEOUTS)["metadata"]["name"])
     operator.withdraw()
     assert sysctls() == before
@@ -149,7 +148,7 @@ def test_timeouts_example_reaches_the_kernel_and_goes(operator: Operator, host: 
 @pytest.mark.parametrize("first", ["higher", "lower"])
 def test_of_two_policies_the_loser_names_field_winner_and_node(operator: Operator, host: Host, first: str) -> None:
     """Whichever comes first, the higher priority sizes the table; the other keeps the rest and says Conflicted."""
-    base = host.originals["nf_conntrack_max"]
+    base = host.value("nf_conntrack_max")
     selector = {"matchLabels": {"kubernetes.io/hostname": NODE}}
     policies = {
         "higher": {"priority": 50, "table": {"size": {"maxEntries": base + 70_000}}},
@@ -181,16 +180,15 @@ def test_an_agent_started_again_and_again_writes_nothing(operator: Operator, hos
     node = operator.node()
     assert node
     state = {path.name: path.stat().st_mtime_ns for path in operator.state.iterdir()}
-    acted = operator.agent.log.read_text().count("revision ")
+    acted = operator.acts()
     with Writes() as writes:
         (Path("/proc/sys/net/netfilter/nf_conntrack_acct")).write_text(f"{host.value('nf_conntrack_acct')}\n")
         wait_until(lambda: writes.seen() == ["nf_conntrack_acct"], 5, "the test sees a write of its own")
         for number in range(1, STARTS + 1):
             operator.agent.start()
-            operator.agent.wait_until(
-                lambda done=acted + number: operator.agent.log.read_text().count("revision ") >= done,
-                20, f"start {number}: the agent has acted on its object",
-            )  # fmt: skip
+            # Bound now: each start waits for its own line in the log.
+            has_acted = partial(operator.has_acted, acted + number)
+            operator.agent.wait_until(has_acted, 20, f"start {number}: the agent has acted on its object")
             assert operator.agent.stop() == 0
         assert writes.seen() == []
     after = operator.node()

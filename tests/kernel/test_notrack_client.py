@@ -3,9 +3,10 @@
 import socket
 
 import pytest
-from conntrack_operator.model.policy import NotrackRule
 from tests.lab.bypass import EXCHANGES, bypassed, load, raw, sctp_packet, tcp, tracked
 from tests.lab.namespaces import Lab
+
+from conntrack_operator.model.policy import NotrackRule
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 FAMILIES = ("ipv4", "ipv6")

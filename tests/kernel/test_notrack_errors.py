@@ -1,19 +1,24 @@
 """ICMP errors about untracked packets: path MTU discovery and refusals work behind firewalls that drop INVALID."""
 
+import errno
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+from tests.lab.bypass import Transfer, bypassed, load, tracked, transfer, udp
+from tests.lab.namespaces import End, Lab, Namespace
+
 from conntrack_operator.decide.notrack import ruleset_for
 from conntrack_operator.kernel import nftables
 from conntrack_operator.model.policy import NotrackRule
-from tests.lab.bypass import Transfer, bypassed, load, tracked, transfer, udp
-from tests.lab.namespaces import End, Lab, Namespace
 
 FAMILIES = ("ipv4", "ipv6")
 NARROW = {"ipv4": 1000, "ipv6": 1280}
 """MTU of the narrow hop; an IPv6 link cannot be narrower than 1280."""
+
+IP_RECVERR, IPV6_RECVERR = 11, 25  # include/uapi/linux/in.h, in6.h: time exceeded reaches only who asks for errors
 
 FULL_BYTES = 40_000_000
 STUCK_SECONDS = 3
@@ -73,7 +78,7 @@ def _download(path: Path, family: str, size_bytes: int = FULL_BYTES, patience_se
 
 
 def _upload(path: Path, family: str, size_bytes: int = FULL_BYTES, patience_seconds: float = 20) -> Transfer:
-    """The same way round, but the far end is the one that listens."""
+    """Send the same way, but the far end is the one that listens."""
     address = getattr(path.client_end, family)
     with (
         path.client.listen(address, 8080) as listener,
@@ -145,18 +150,26 @@ def node_and_other(netns: Lab) -> tuple[Namespace, Namespace, End, End]:
     return node, other, *ends
 
 
-def _refused(asker: Namespace, address: str, port: int) -> bool:
+def _refused(asker: Namespace, address: str, port: int, source_port: int = 0, hops: int = 64) -> bool:
+    """Tell whether an ICMP error comes back for a UDP packet; for one of too few hops the error says so."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with asker.make_socket(family, socket.SOCK_DGRAM) as near:
         near.settimeout(1)
+        if family == socket.AF_INET:
+            near.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, hops)
+            near.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        else:
+            near.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, hops)
+            near.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+        near.bind(("", source_port))
         near.connect((address, port))
         near.send(b"question")
         try:
             near.recv(64)
-        except ConnectionRefusedError:
-            return True
         except TimeoutError:
             return False
+        except OSError as error:
+            return error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH)
     return False
 
 
@@ -236,3 +249,38 @@ def test_errors_are_narrowed_like_the_packets_they_quote(
         expected = {("dns", "requests"): 1, ("dns", "errors"): 1} if untracked else {}
         assert bypassed(node) == expected, narrowed
         assert _related(node) - before == (0 if untracked else 1), narrowed
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_routed_and_own_errors_are_not_mixed_up(netns: Lab, family: str) -> None:
+    """A router serves a port and routes the same port for others: a rule for one leaves the other RELATED."""
+    way = netns.routed()
+    near, far = getattr(way.client_end, family), getattr(way.server_end, family)
+    for listener, talker, address in ((way.server, way.client, far), (way.client, way.router, near)):
+        with udp(listener, talker, address, 9):
+            pass
+    way.router.nft(FIREWALL)
+    for namespace in (way.client, way.router, way.server):
+        namespace.sysctl("net.ipv4.icmp_ratelimit", 0)
+        namespace.sysctl("net.ipv6.icmp.ratelimit", 0)
+    own = getattr(way.router_near, family)
+    routed: tuple[dict[str, Any], ...] = (
+        {"asker": way.client, "address": far, "port": 53},  # refused by the server, the error is routed
+        {"asker": way.server, "address": near, "port": 4444, "source_port": 53},  # a reply that is refused
+        {"asker": way.client, "address": far, "port": 53, "hops": 1},  # the router's own error about a routed packet
+    )
+    local: tuple[dict[str, Any], ...] = (
+        {"asker": way.client, "address": own, "port": 53},  # the router's own refusal
+        {"asker": way.router, "address": near, "port": 4444, "source_port": 53},  # the router is refused
+    )
+    for side, untracked, related in (("Server", local, routed), ("Forward", routed, local)):
+        load(way.router, NotrackRule(name="dns", protocol="UDP", ports=[53], side=side))
+        before = _related(way.router)
+        for number, packet in enumerate(related, start=1):
+            assert _refused(**packet), (side, packet)
+            assert _related(way.router) == before + number, (side, packet)
+            assert bypassed(way.router) == {}, (side, packet)
+        for number, packet in enumerate(untracked, start=1):
+            assert _refused(**packet), (side, packet)
+            assert bypassed(way.router)[f"udp/{side.lower()}", "errors"] == number, (side, packet)
+        assert _related(way.router) == before + len(related)

@@ -1,9 +1,10 @@
 """side: Forward, seen from the kernel of a router between two others."""
 
 import pytest
-from conntrack_operator.model.policy import NotrackRule
 from tests.lab.bypass import EXCHANGES, bypassed, load, tcp, tracked, udp
 from tests.lab.namespaces import Lab, Routed
+
+from conntrack_operator.model.policy import NotrackRule
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 FAMILIES = ("ipv4", "ipv6")

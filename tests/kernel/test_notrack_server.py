@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 import pytest
-from conntrack_operator.model.policy import NotrackRule
 from tests.lab.bypass import EXCHANGES, bypassed, installed, load, tcp, tracked, udp
 from tests.lab.namespaces import End, Lab, Namespace
+
+from conntrack_operator.model.policy import NotrackRule
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 FAMILIES = ("ipv4", "ipv6")

@@ -1,15 +1,17 @@
-"""Our table through the real nft: what is asked for is what is listed, foreign hands are noticed, removal leaves nothing."""
+"""Our table through the real nft: listed as asked for, foreign hands noticed, nothing left by removal."""
 
 import itertools
 import time
+from collections.abc import Callable
 
 import pytest
+from tests.lab.bypass import installed, load
+from tests.lab.namespaces import Lab, Namespace
+
 from conntrack_operator.decide import notrack
 from conntrack_operator.errors import Unsupported
 from conntrack_operator.kernel import nftables
 from conntrack_operator.model.policy import NotrackRule
-from tests.lab.bypass import installed, load
-from tests.lab.namespaces import Lab, Namespace
 
 PORTS = [80, "8000-8100", 8101, 443, "1-3", 65535]
 ADDRESSES = (None, ["192.0.2.0/24", "2001:db8::/32", "198.51.100.7"], ["0.0.0.0/0", "::/0"], ["192.0.2.1"])
@@ -87,11 +89,10 @@ def test_removal_leaves_nothing_and_may_be_repeated(node: Namespace) -> None:
 
 
 FOREIGN = {
-    "a port taken away": ("delete element inet {t} confirmed_tcp_server {{ 80 }}", ("web",)),
-    "a port added": ("add element inet {t} confirmed_tcp_server {{ 81 }}", ()),
+    "a port taken away": ("delete element inet {t} {s} {{ 80 }}", ("web",)),
+    "a port added": ("add element inet {t} {s} {{ 81 }}", ()),
     "a port that expires": (
-        "delete element inet {t} confirmed_tcp_server {{ 80 }}\n"
-        "add element inet {t} confirmed_tcp_server {{ 80 timeout 1h }}",
+        "delete element inet {t} {s} {{ 80 }}; add element inet {t} {s} {{ 80 timeout 1h }}",
         ("web",),
     ),
     "a rule in front": ("insert rule inet {t} prerouting accept", ()),
@@ -117,7 +118,7 @@ def test_foreign_hands_are_noticed(node: Namespace, what: str) -> None:
         NotrackRule(name="db", ports=[5432], side="Client", addresses=["192.0.2.1"]),
     )
     assert installed(node) == ruleset.expected
-    node.nft(script.format(t=notrack.TABLE))
+    node.nft(script.format(t=notrack.TABLE, s="confirmed_tcp_server"))
     assert installed(node) != ruleset.expected
     assert tuple(sorted(ruleset.missing_from(installed(node)))) == missing
     with node.inside():
@@ -126,7 +127,7 @@ def test_foreign_hands_are_noticed(node: Namespace, what: str) -> None:
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["shared sets", "sets of their own"])
-def test_the_largest_policy_loads(node: Namespace, own: bool, record_property: pytest.FixtureRequest) -> None:  # noqa: FBT001
+def test_the_largest_policy_loads(node: Namespace, own: bool, record_property: Callable[..., None]) -> None:
     """16 rules of 1,024 ports, none of which touch, load in one transaction well within nft's time limit."""
     addresses = ["192.0.2.0/24", "2001:db8::/32"] if own else None
     rules = [

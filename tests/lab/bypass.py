@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from tests.lab.namespaces import Namespace
+
 from conntrack_operator.decide.notrack import Installed, Ruleset, installed_from, ruleset_for
 from conntrack_operator.kernel import nftables
 from conntrack_operator.model.policy import NotrackRule
-from tests.lab.namespaces import Namespace
 
 SCTP = 132
 """IPPROTO_SCTP."""

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ IN_MODIFY = 0x2  # include/uapi/linux/inotify.h
 
 def missing() -> str:
     """Return why this machine cannot be tuned, found by looking, or an empty string."""
+    if shutil.which("nft") is None:
+        return "not installed: nft"
     if os.geteuid() != 0:
         return f"tuning this machine needs root, this is uid {os.geteuid()}"
     limit = SYSCTLS / "nf_conntrack_max"
@@ -48,7 +51,7 @@ def sysctls() -> dict[str, int]:
 
 
 class Host(Namespace):
-    """This machine's own network namespace. `originals` are the sysctls as they were."""
+    """The network namespace this machine lives in. `originals` are the sysctls as they were."""
 
     def __init__(self) -> None:
         super().__init__("")
@@ -80,6 +83,13 @@ class Host(Namespace):
         left = {name: value for name, value in sysctls().items() if value != self.originals[name]}
         self._lock.close()
         assert not left, f"could not be put back: {left}"
+
+    def shrink(self, entries: int) -> None:
+        """Make the table small, so that what a test asks for is a change on a machine of any size."""
+        in_use = self.value("nf_conntrack_count")
+        assert in_use < entries // 2, f"{in_use} entries are in use on this machine: too busy to be tuned by a test"
+        for name in reversed(FIRST):
+            (SYSCTLS / name).write_text(f"{entries}\n")
 
     def value(self, name: str) -> int:
         """Return one conntrack sysctl by its file's name."""

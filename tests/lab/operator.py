@@ -24,7 +24,7 @@ ELSEWHERE: dict[str, Any] = {
 
 
 class Operator:
-    """Controller and agent. `cluster` and `host` are what they work between; `folder` takes logs and the agent's state."""
+    """Controller and agent, between `cluster` and `host`; `folder` takes their logs and the agent's state."""
 
     def __init__(self, cluster: Cluster, host: Host, folder: Path) -> None:
         self.cluster, self.host, self.folder = cluster, host, folder
@@ -94,6 +94,14 @@ class Operator:
         return wait_until(
             lambda: self.condition(policy, "Ready").get("status") == "True", seconds, f"policy {policy} is Ready"
         )
+
+    def acts(self) -> int:
+        """Return how often the agent has said that it carried a revision out, also with nothing to do."""
+        return self.agent.log.read_text().count("revision ")
+
+    def has_acted(self, times: int) -> bool:
+        """Return whether the agent has carried out `times` revisions in all, over all its starts."""
+        return self.acts() >= times
 
     def withdraw(self) -> None:
         """Delete every policy but ELSEWHERE and wait until the node is as it was and its object gone."""

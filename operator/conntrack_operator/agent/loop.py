@@ -49,6 +49,7 @@ class Agent:
     _reported: NodeStatus | None = None
     _acted: "_Act | None" = None
     _readings: deque[Reading] = field(default_factory=lambda: deque(maxlen=12))
+    _blind: str = ""
     _usage_written: float = float("-inf")
 
     def run(self) -> None:
@@ -127,8 +128,12 @@ class Agent:
     def _look(self) -> None:
         try:
             self._readings.append(self.meter.read())
+            self._blind = ""
         except ConntrackOperatorError as error:
-            log.warning("%s", error)
+            # Said once: it is looked at every few seconds.
+            if str(error) != self._blind:
+                log.warning("%s", error)
+            self._blind = str(error)
 
     def _report(self) -> None:
         acted, spec = self._acted, self._spec

@@ -58,6 +58,10 @@ class Meter:
         return Reading(now, values[COUNT], values[MAX])
 
 
+SAMPLE_ENTRIES = 16_384
+"""A status needs the first few names, not the third digit; a larger sample costs memory on every node."""
+
+
 def read_talkers(count: int, total_entries: int) -> list[Talker]:
     """Return who holds most of the table's `total_entries`, `count` of each kind, from one sample; nothing for 0."""
-    return talkers_in(flows.sample(), count, total_entries) if count > 0 else []
+    return talkers_in(flows.sample(SAMPLE_ENTRIES), count, total_entries) if count > 0 else []

@@ -10,9 +10,6 @@ from typing import Literal
 
 from conntrack_operator.model.status import Condition, PolicyStatus
 
-NODES_TOLD = 10
-"""Nodes named in events for one change of one policy, so that a bad policy on 5,000 nodes is no storm."""
-
 
 @dataclass(frozen=True)
 class Happening:
@@ -38,7 +35,8 @@ def happenings_between(before: PolicyStatus | None, after: PolicyStatus) -> Iter
             yield Happening("Warning", kind, new[kind].message)
     known = {(failure.node, failure.reason) for failure in (before.failures if before else ())}
     fresh = [failure for failure in after.failures if (failure.node, failure.reason) not in known]
-    for failure in fresh[:NODES_TOLD]:
+    # At most FAILURES_MAX of them, since a status names no more: a bad policy on 5,000 nodes is no storm.
+    for failure in fresh:
         yield Happening("Warning", failure.reason, f"{failure.node}: {failure.message}", failure.node)
 
 

@@ -1,9 +1,10 @@
 """NOTRACK: which packets a node's rules leave untracked, as one nftables table of our own.
 
 Owns how policy rules become sets and chains, how that compares with what the kernel has, and the script that puts it
-there in one transaction. Rules without addresses, peers and interfaces share one set of ports for each protocol and
-side, the kind whose lookup costs next to nothing (measured: docs/decisions); the others have sets of their own.
-The shared sets are called confirmed_*: elements on trial, which expire, go into sets beside them and never in there.
+there in one transaction. Rules without addresses, peers and interfaces share one plain interval set of ports for each
+protocol and side (tried on 6.18 with 1,000 ports: 0.95 to 1.0 of the connections a second without any rule, where a
+set of protocol and port concatenated left 0.49); the others have sets of their own. The shared sets are called
+confirmed_*: elements on trial, which expire, go into sets beside them and never in there.
 """
 
 from collections import defaultdict
@@ -15,7 +16,7 @@ from itertools import product
 from conntrack_operator.errors import Refused
 from conntrack_operator.model.policy import NotrackRule
 
-from .intervals import Intervals, address_text, covers, merged, network_intervals, port_intervals, port_text
+from .intervals import Intervals, covers, merged, network_intervals, port_intervals, port_text
 from .notrack_lines import ERRORS, Hook, Target, error_chain, matches_of
 from .notrack_table import (
     TABLE,
@@ -27,6 +28,7 @@ from .notrack_table import (
     digest_of,
     installed_from,
     label_of,
+    set_text,
 )
 
 __all__ = [
@@ -101,7 +103,7 @@ class Ruleset:
             return REMOVE
         parts = [REMOVE, f"table inet {TABLE} {{\n"]
         for name, contents in self._sets.items():
-            parts.append(_set_text(name, contents))
+            parts.append(set_text(name, contents))
         for name, lines in self._chains.items():
             base = f"\t\ttype filter hook {name} priority raw; policy accept;\n" if name in _HOOKS else ""
             rules = "".join(f"\t\t{line}\n" for line in lines)
@@ -141,13 +143,17 @@ class Ruleset:
         if installed.flags:
             return False
         lines = self._lines[share.target.set_name]
-        needed = [(chain, line.comment) for chain, line in lines]
+        # Error rules hold the ports of everybody in the shared set: a newcomer changes their digest, and that alone
+        # does not make the others missing. Equality with `expected` is what sees it.
+        needed = [(chain, line.comment if chain in _HOOKS else line.subject) for chain, line in lines]
         for hook, version in product(_HOOKS, ERRORS):
             if any(chain == error_chain(hook, version) for chain, _ in lines):
                 needed.append((hook, _jump(hook, version).comment))
         for name, comment in needed:
             chain = installed.chains.get(name)
-            if chain is None or not chain.same_place(expected.chains[name]) or comment not in chain.rules:
+            if chain is None or not chain.same_place(expected.chains[name]):
+                return False
+            if comment not in (chain.rules if name in _HOOKS else {rule.rpartition(" ")[0] for rule in chain.rules}):
                 return False
         for name, contents in _sets_of(share.target):
             found = installed.sets.get(name)
@@ -246,15 +252,3 @@ def _sets_of(target: Target) -> Iterator[tuple[str, Contents]]:
             yield f"{target.set_name}_{suffix}{version}", Contents(f"ipv{version}_addr", flags, (ends or {})[version])
     if target.interfaces:
         yield f"{target.set_name}_interfaces", Contents("ifname", (), (), target.interfaces)
-
-
-def _set_text(name: str, contents: Contents) -> str:
-    flags = f"\t\tflags {', '.join(contents.flags)}\n" if contents.flags else ""
-    if contents.type == "inet_service":
-        elements = [port_text(interval) for interval in contents.intervals]
-    elif contents.names:
-        elements = [f'"{name}"' for name in contents.names]
-    else:
-        version = 4 if contents.type == "ipv4_addr" else 6
-        elements = [address_text(interval, version) for interval in contents.intervals]
-    return f"\tset {name} {{\n\t\ttype {contents.type}\n{flags}\t\telements = {{ {', '.join(elements)} }}\n\t}}\n"

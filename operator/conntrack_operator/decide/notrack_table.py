@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .intervals import Interval, Intervals, merged, network_intervals
+from .intervals import Interval, Intervals, address_text, merged, network_intervals, port_text
 
 TABLE = "conntrack_operator"
 
@@ -80,6 +80,19 @@ def label_of(name: str) -> str:
 def digest_of(text: str) -> str:
     """Return eight hexadecimal digits that stand for `text`."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def set_text(name: str, contents: Contents) -> str:
+    """Return the declaration of a set with its lasting elements, as a table's block in a script has it."""
+    flags = f"\t\tflags {', '.join(contents.flags)}\n" if contents.flags else ""
+    if contents.type == "inet_service":
+        elements = [port_text(interval) for interval in contents.intervals]
+    elif contents.names:
+        elements = [f'"{interface}"' for interface in contents.names]
+    else:
+        version = 4 if contents.type == "ipv4_addr" else 6
+        elements = [address_text(interval, version) for interval in contents.intervals]
+    return f"\tset {name} {{\n\t\ttype {contents.type}\n{flags}\t\telements = {{ {', '.join(elements)} }}\n\t}}\n"
 
 
 def installed_from(listing: Mapping[str, Any]) -> Installed:

@@ -9,6 +9,7 @@ BAND_PERCENT = 5
 """Usage is reported when it moves to another band this wide."""
 HYSTERESIS_PERCENT = 1
 """And only when it is this far into the new band, so that a node on a border stays quiet."""
+WRAP = 2**32
 FORECAST_HORIZON_SECONDS = 86400
 """A table that needs longer than this to fill is not filling."""
 
@@ -38,9 +39,9 @@ def usage_from(readings: Sequence[Reading]) -> Usage:
         entries=now.entries,
         max_entries=now.max_entries,
         percent=percent_of(now.entries, now.max_entries),
-        drops_per_second=_rate(now.drop - before.drop, elapsed),
-        early_drops_per_second=_rate(now.early_drop - before.early_drop, elapsed),
-        insert_failed_per_second=_rate(now.insert_failed - before.insert_failed, elapsed),
+        drops_per_second=_rate(before.drop, now.drop, elapsed),
+        early_drops_per_second=_rate(before.early_drop, now.early_drop, elapsed),
+        insert_failed_per_second=_rate(before.insert_failed, now.insert_failed, elapsed),
         seconds_to_full=_seconds_to_full(readings[0], now),
     )
 
@@ -61,9 +62,13 @@ def is_another_band(reported: Usage | None, now: Usage) -> bool:
     return not low <= now.percent < high
 
 
-def _rate(count: int, seconds: float) -> int:
+def _rate(before: int, now: int, seconds: float) -> int:
+    # Each CPU's counter is 32 bits wide and wraps; a step back of more than half of that is a counter that began anew.
+    count = (now - before) % WRAP
+    if seconds <= 0 or count > WRAP // 2:
+        return 0
     # Rounded up: one drop in a minute is a drop, and a reader must not see 0.
-    return max(0, -int(-count // seconds)) if seconds > 0 else 0
+    return -int(-count // seconds)
 
 
 def _seconds_to_full(first: Reading, now: Reading) -> int | None:

@@ -23,6 +23,7 @@ class Model(BaseModel):
         extra="forbid",
         frozen=True,
         use_attribute_docstrings=True,
+        defer_build=True,  # a process builds the kinds it reads, not all of them: 1.2 MB of the agent
     )
 
     api_rules: ClassVar[tuple[Rule, ...]] = ()

@@ -249,12 +249,15 @@ class PolicySpec(Settings):
     """When the policy goes: Restore puts the original values back, Keep leaves them as they are. Absent: Restore."""
 
 
+_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"  # RFC 1123, as Kubernetes reads it
+
+
 class ObjectMeta(Model):
     """The part of Kubernetes' object metadata that this package reads; the rest is let through."""
 
     model_config = ConfigDict(extra="ignore")
 
-    name: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+    name: Annotated[str, Field(min_length=1, max_length=253, pattern=_SUBDOMAIN)]
     uid: str | None = None
     generation: int | None = None
     creation_timestamp: str | None = None

@@ -5,7 +5,6 @@ paths as Kubernetes writes them, its own words for types, bounds and enumeration
 server forgives is forgiven too: a null is as good as absent, and 5.0 is 5.
 """
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from types import NoneType
@@ -36,7 +35,8 @@ _TYPE_NAMES = {
 }
 _DNS_NAME = (
     "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and"
-    " end with an alphanumeric character"
+    " end with an alphanumeric character (e.g. 'example.com', regex used for validation is"
+    r" '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
 )
 
 
@@ -138,6 +138,8 @@ def _article(noun: str) -> str:
 
 
 def _remedy(loc: tuple[int | str, ...], kind: type[Model]) -> str:
+    import difflib  # noqa: PLC0415 - for a person's typo alone; the agent does without
+
     known = _fields_at(loc[:-1], kind)
     if close := difflib.get_close_matches(str(loc[-1]), known, n=1):
         return f"; did you mean {close[0]}?"

@@ -50,21 +50,39 @@ def verdicts(status: PolicyStatus) -> dict[str, str]:
     [
         pytest.param([], "False", "False", "False", "False", "NoNodeMatches", id="nobody"),
         pytest.param([sight("a")], "True", "False", "False", "False", "AllNodesCurrent", id="all current"),
-        pytest.param([sight("a"), sight("b", "pending")], "False", "True", "False", "False", "Progressing", id="pending"),
+        pytest.param(
+            [sight("a"), sight("b", "pending")], "False", "True", "False", "False", "Progressing", id="pending"
+        ),
         pytest.param([sight("a", "updating")], "False", "True", "False", "False", "Progressing", id="updating"),
-        pytest.param([sight("a"), sight("b", "refused")], "False", "False", "True", "True", "NodesRefused", id="refused"),
-        pytest.param([sight("b", "rolled_back")], "False", "False", "True", "True", "NodesRolledBack", id="rolled back"),
+        pytest.param(
+            [sight("a"), sight("b", "refused")], "False", "False", "True", "True", "NodesRefused", id="refused"
+        ),
+        pytest.param(
+            [sight("b", "rolled_back")], "False", "False", "True", "True", "NodesRolledBack", id="rolled back"
+        ),
         pytest.param(
             [sight("a", "pending"), sight("b", "refused")],
-            "False", "True", "False", "True", "NodesRefused", id="refused and still moving",
+            "False",
+            "True",
+            "False",
+            "True",
+            "NodesRefused",
+            id="refused and still moving",
         ),
         pytest.param(
             [sight("a"), sight("b", "unknown", None)],
-            "True", "False", "False", "True", "AllNodesCurrent", id="one silent node does not hold up the policy",
+            "True",
+            "False",
+            "False",
+            "True",
+            "AllNodesCurrent",
+            id="one silent node holds up nobody",
         ),
-        pytest.param([sight("b", "unknown", None)], "Unknown", "False", "False", "True", "NodesUnknown", id="all silent"),
+        pytest.param(
+            [sight("b", "unknown", None)], "Unknown", "False", "False", "True", "NodesUnknown", id="all silent"
+        ),
     ],
-)  # fmt: skip
+)
 def test_conditions(
     sights: list[Sight], ready: str, reconciling: str, stalled: str, degraded: str, reason: str
 ) -> None:
@@ -140,8 +158,14 @@ def test_trouble_with_the_agents_is_in_the_conditions() -> None:
 
 @pytest.mark.parametrize(
     ("percent", "drops", "was", "now"),
-    [(89, 0, "False", "False"), (90, 0, "False", "True"), (85, 0, "True", "True"), (84, 0, "True", "False"), (1, 3, "False", "True")],
-)  # fmt: skip
+    [
+        (89, 0, "False", "False"),
+        (90, 0, "False", "True"),
+        (85, 0, "True", "True"),
+        (84, 0, "True", "False"),
+        (1, 3, "False", "True"),
+    ],
+)
 def test_saturated_with_hysteresis(percent: int, drops: int, was: str, now: str) -> None:
     """True from 90 %, until below 85 %, and whenever connections are dropped."""
     before = PolicyStatus(

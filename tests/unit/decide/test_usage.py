@@ -29,6 +29,12 @@ def test_rates_are_rounded_up(dropped, seconds, rate):
     assert usage_from(readings).drops_per_second == rate
 
 
+def test_counters_wrap():
+    """A 32-bit counter that wraps is a small step, not a step back."""
+    readings = [Reading(0.0, 1, 10, drop=2**32 - 5), Reading(5.0, 1, 10, drop=5)]
+    assert usage_from(readings).drops_per_second == 2
+
+
 @pytest.mark.parametrize(
     ("entries", "limit", "seconds_to_full"),
     [

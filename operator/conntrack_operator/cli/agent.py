@@ -1,0 +1,51 @@
+"""The `agent` command: the half that runs on every node. Imports nothing that a pod's agent does not need."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+from conntrack_operator.errors import Invalid, Problem
+
+from .arguments import add_roots, refuse_metrics, roots_of, whole_number
+
+TOP_TALKERS = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--node", metavar="NAME", help="this node's name in the cluster (default: $NODE_NAME)")
+    parser.add_argument(
+        "--kubeconfig", metavar="FILE", help="the cluster (default: the pod's service account, else $KUBECONFIG)"
+    )
+    parser.add_argument(
+        "--policy", type=Path, metavar="FILE", help="work without a cluster: obey this file, and watch it for changes"
+    )
+    parser.add_argument(
+        "--top-talkers",
+        type=whole_number(0, 20),
+        default=TOP_TALKERS,
+        metavar="N",
+        help="report this many of the busiest addresses, ports and states; 0 reports none (default: %(default)s)",
+    )
+    parser.add_argument("--metrics-address", metavar="HOST:PORT", help=argparse.SUPPRESS)
+    add_roots(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the agent until SIGTERM and return its exit code."""
+    refuse_metrics(arguments.metrics_address)
+    node = arguments.node or os.environ.get("NODE_NAME", "")
+    if arguments.policy and (arguments.node or arguments.kubeconfig):
+        raise Invalid(Problem("--policy", "an agent on a file has no cluster; leave out --node and --kubeconfig"))
+    if not arguments.policy and not node:
+        raise Invalid(Problem("--node", "which node is this? name it, set NODE_NAME, or use --policy FILE"))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # After the arguments are judged, since a wrong option should not wait for pydantic.
+    from conntrack_operator.agent import run as agent  # noqa: PLC0415
+
+    if arguments.policy:
+        from .reading import node_spec_in  # noqa: PLC0415 - the only reader of YAML
+
+        return agent.run_on_file(arguments.policy, node_spec_in, roots_of(arguments), arguments.top_talkers)
+    return agent.run_in_cluster(node, arguments.kubeconfig, roots_of(arguments), arguments.top_talkers)

@@ -1,0 +1,100 @@
+"""Options that several commands share, and a parser whose complaints are like all our errors.
+
+argparse exits 2 on a wrong option; here 2 means that a plan has changes, so a wrong option is an `Invalid` like any
+other, one sentence and exit 1.
+"""
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from conntrack_operator.errors import Invalid, Problem
+from conntrack_operator.kernel.roots import DEFAULT_STATE, Roots
+
+PROGRAM = "conntrack-operator"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises errors.Invalid, takes no abbreviated options and keeps the lines of its epilog."""
+
+    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise Invalid with what argparse has to say."""
+        raise Invalid(Problem("", f"{message}; see {self.prog} --help"))
+
+
+def add_roots(parser: argparse.ArgumentParser, *, state: bool = True) -> None:
+    """Declare where the machine's files are."""
+    parser.add_argument(
+        "--proc-root",
+        type=Path,
+        default=Path("/proc"),
+        metavar="DIR",
+        help="the machine's /proc (default: %(default)s)",
+    )
+    if state:
+        parser.add_argument(
+            "--state-dir",
+            type=Path,
+            default=DEFAULT_STATE,
+            metavar="DIR",
+            help="where the original values are kept (default: %(default)s)",
+        )
+
+
+def roots_of(arguments: argparse.Namespace) -> Roots:
+    """Return the roots the options name."""
+    return Roots(proc=arguments.proc_root, state=getattr(arguments, "state_dir", DEFAULT_STATE))
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Declare -o."""
+    parser.add_argument(
+        "-o",
+        "--output",
+        choices=("table", "json"),
+        default="table",
+        help="table for people, json for programs (default: table)",
+    )
+
+
+def add_policy_file(parser: argparse.ArgumentParser) -> None:
+    """Declare -f."""
+    parser.add_argument(
+        "-f",
+        "--file",
+        required=True,
+        metavar="FILE",
+        help="one or more ConntrackPolicies in YAML or JSON; - reads standard input. Their nodeSelector is not looked at:"
+        " the file is meant for this machine",
+    )
+
+
+def whole_number(minimum: int, maximum: int) -> "type[int]":
+    """Return a type for argparse: a whole number in this range."""
+
+    class Number(int):
+        def __new__(cls, text: str) -> "Number":
+            try:
+                number = int(text)
+            except ValueError:
+                number = minimum - 1
+            if not minimum <= number <= maximum:
+                raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {minimum} to {maximum}")
+            return super().__new__(cls, number)
+
+    return Number
+
+
+def refuse_metrics(address: str | None) -> None:
+    """Refuse --metrics-address, which this version has no answer for."""
+    if address is not None:
+        raise Invalid(Problem("--metrics-address", "this version serves no metrics; leave it out"))

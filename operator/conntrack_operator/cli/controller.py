@@ -1,0 +1,32 @@
+"""The `controller` command: the half that runs once in a cluster."""
+
+import argparse
+
+from conntrack_operator import __version__
+
+from .arguments import refuse_metrics
+
+NAMESPACE = "conntrack-system"
+IMAGE = f"conntrack-operator:{__version__}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument(
+        "--kubeconfig", metavar="FILE", help="the cluster (default: the pod's service account, else $KUBECONFIG)"
+    )
+    parser.add_argument(
+        "--namespace", default=NAMESPACE, metavar="NS", help="where the agents run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--agent-image", default=IMAGE, metavar="IMAGE", help="the agents' container image (default: %(default)s)"
+    )
+    parser.add_argument("--metrics-address", metavar="HOST:PORT", help=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the controller until SIGTERM and return its exit code."""
+    refuse_metrics(arguments.metrics_address)
+    from conntrack_operator.controller import run as controller  # noqa: PLC0415 - kopf takes a second to import
+
+    return controller.run(arguments.kubeconfig, arguments.namespace, arguments.agent_image)

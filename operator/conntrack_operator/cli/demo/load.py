@@ -1,0 +1,204 @@
+"""The demo's load: many clients ask a name server, more clients come, others open TCP connections. The same twice.
+
+A full table makes room by throwing out entries that are not ASSURED (early_drop in nf_conntrack_core.c), and a UDP
+flow is ASSURED only once it was answered and goes on for more than two seconds (nf_conntrack_proto_udp.c). So
+the clients ask, wait, and ask again, as resolvers do. What comes after that finds no room.
+"""
+
+import contextlib
+import errno
+import select
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from conntrack_operator.errors import Unsupported
+from conntrack_operator.kernel.counters import Counters, read_counters
+from conntrack_operator.kernel.netlink import Netlink
+
+from . import traffic
+from .stage import CLIENT, SERVER, Stage
+
+NOISY_CLIENT = "198.18.0.7"
+"""One client begins a fifth of all flows, so that there is somebody to find."""
+OTHER_CLIENTS = 32
+LATE_CLIENTS, LATE_FLOWS = 20, 20_000
+WARM_UP_FLOWS = 20_000
+TCP_PORT = 8080
+ATTEMPTS = 200
+CONNECT_SECONDS = 1.5
+STREAM_SECONDS = 2.2
+"""A flow that goes on for longer than 2 s is a stream."""
+
+_CT_DELETE = 2  # IPCTNL_MSG_CT_DELETE, include/uapi/linux/netfilter/nfnetlink_conntrack.h
+_PROGRESS = Callable[[int], None]
+Clients = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one run of the load came to."""
+
+    asked: int
+    """Queries of the clients that came first."""
+    answered: int
+    """Of these, queries that reached the server and were answered."""
+    late_asked: int
+    """Queries of the clients that came later."""
+    late_answered: int
+    tried: int
+    """TCP connections tried to another port at the end."""
+    connected: int
+    entries: int
+    """Entries in the server's table at the end."""
+    limit: int
+    dropped: int
+    """Packets the kernel threw away since the table was full."""
+
+
+def clients_for(flows: int) -> Clients:
+    """Return addresses and how many flows each begins; together `flows`, with one that begins a fifth of them."""
+    noisy = min(flows // 5, traffic.FLOWS_MAX)
+    rest = flows - noisy
+    others = max(OTHER_CLIENTS, -(-rest // traffic.FLOWS_MAX))
+    each, more = divmod(rest, others)
+    quiet = ((f"198.18.{1 + number // 250}.{1 + number % 250}", each + (number < more)) for number in range(others))
+    return ((NOISY_CLIENT, noisy), *quiet)
+
+
+def late_clients() -> Clients:
+    """Return the clients that come when the others are there already."""
+    return tuple((f"198.18.250.{number}", LATE_FLOWS // LATE_CLIENTS) for number in range(1, LATE_CLIENTS + 1))
+
+
+class Load:
+    """Runs the load on a stage. A context manager: the name server answers meanwhile."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._macs = stage.mac_of(stage.client), stage.mac_of(stage.server)
+
+    def __enter__(self) -> "Load":
+        self._server = self._stage.server.start(traffic.answered_by(SERVER))
+        assert self._server.stdout is not None
+        if self._server.stdout.readline() != "ready\n":
+            self._server.wait(5)
+            raise Unsupported("the demo's name server did not start; run the demo again")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _end(self._server)
+
+    def queries_per_second(self) -> float:
+        """Send a few queries for their speed, and forget them."""
+        began = time.monotonic()
+        self._ask((("198.18.251.1", WARM_UP_FLOWS),), lambda _: None)
+        seconds = time.monotonic() - began
+        self._settle()
+        self.forget_entries()
+        return WARM_UP_FLOWS / seconds
+
+    def forget_entries(self) -> None:
+        """Delete all entries of the server's table, as `conntrack -F` does."""
+        with self._stage.server.inside(), Netlink() as netlink:
+            list(netlink.messages(_CT_DELETE))
+
+    def counters(self) -> Counters:
+        """Return the counters of the server's table."""
+        with self._stage.server.inside():
+            return read_counters()
+
+    def run(self, flows: int, progress: _PROGRESS) -> Measured:
+        """Let the clients ask for `flows` flows, twice; then the late ones; then try TCP connections.
+
+        `progress` hears how many queries are sent; `queries_in` tells how many there will be.
+        """
+        clients, late = clients_for(flows), late_clients()
+        before, received = self.counters(), self._received()
+        self._ask(clients, progress)
+        time.sleep(STREAM_SECONDS)
+        self._ask(clients, lambda sent: progress(flows + sent))
+        answered = self._settle() - received
+        self._ask(late, lambda sent: progress(2 * flows + sent))
+        late_answered = self._settle() - received - answered
+        connected = self._connect()
+        after = self.counters()
+        return Measured(
+            asked=2 * flows,
+            answered=answered,
+            late_asked=LATE_FLOWS,
+            late_answered=late_answered,
+            tried=ATTEMPTS,
+            connected=connected,
+            entries=after.entries,
+            limit=after.max_entries,
+            dropped=after.drop - before.drop,
+        )
+
+    def _ask(self, clients: Clients, progress: _PROGRESS) -> None:
+        from_mac, to_mac = self._macs
+        asking = traffic.Asking("wire", from_mac, to_mac, SERVER, clients)
+        process = self._stage.client.start(traffic.asked_by(asking))
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                progress(int(line))
+            if process.wait() != 0:
+                raise Unsupported("the demo's clients ended early; run the demo again")
+        finally:
+            _end(process)
+
+    def _received(self) -> int:
+        """Return how many datagrams the name server has read since it began."""
+        lines = self._stage.server.read("/proc/thread-self/net/snmp").splitlines()
+        names, values = (line.split() for line in lines if line.startswith("Udp: "))
+        return int(dict(zip(names, values, strict=True))["InDatagrams"])
+
+    def _settle(self) -> int:
+        """Wait until the name server has read what waits for it; return how many datagrams it has read."""
+        before, now = -1, self._received()
+        while now != before:
+            time.sleep(0.15)
+            before, now = now, self._received()
+        return now
+
+    def _connect(self) -> int:
+        """Try to open TCP connections to another port of the server, all at once; return how many came about."""
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(self._stage.server.socket(socket.SOCK_STREAM))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((SERVER, TCP_PORT))
+            listener.listen(2 * ATTEMPTS)
+            waiting = select.poll()
+            trying = {}
+            for _ in range(ATTEMPTS):
+                attempt = stack.enter_context(self._stage.client.socket(socket.SOCK_STREAM))
+                attempt.bind((CLIENT, 0))
+                attempt.setblocking(False)
+                if attempt.connect_ex((SERVER, TCP_PORT)) in (0, errno.EINPROGRESS):
+                    trying[attempt.fileno()] = attempt
+                    waiting.register(attempt, select.POLLOUT)
+            return _count_connected(trying, waiting)
+
+
+def queries_in(flows: int) -> int:
+    """Return how many queries `Load.run(flows)` sends."""
+    return 2 * flows + LATE_FLOWS
+
+
+def _count_connected(trying: dict[int, socket.socket], waiting: select.poll) -> int:
+    connected, deadline = 0, time.monotonic() + CONNECT_SECONDS
+    while trying and (left := deadline - time.monotonic()) > 0:
+        for number, _ in waiting.poll(left * 1000):
+            waiting.unregister(number)
+            connected += trying.pop(number).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+    return connected
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    process.kill()
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()

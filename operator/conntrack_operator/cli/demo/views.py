@@ -1,0 +1,38 @@
+"""The demo's last page: before and after, side by side. Pure."""
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from .load import Measured
+
+
+def comparison(before: Measured, after: Measured, entry_bytes: int, bypassed: int) -> Table:
+    """Return both runs of the load in one table; `bypassed` are the packets the rules let by in the second."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), header_style="bold")
+    table.add_column("THE SAME LOAD, TWICE")
+    table.add_column("WITHOUT POLICY", justify="right", no_wrap=True)
+    table.add_column("WITH POLICY", justify="right", no_wrap=True)
+
+    def row(words: str, left: str, right: str) -> None:
+        table.add_row(words, Text(left, "bold red"), Text(right, "bold green"))
+
+    row(
+        "new TCP connections to port 8080",
+        f"{before.connected} of {before.tried}",
+        f"{after.connected} of {after.tried}",
+    )
+    row(
+        "queries of new clients answered",
+        f"{before.late_answered:,} of {before.late_asked:,}",
+        f"{after.late_answered:,} of {after.late_asked:,}",
+    )
+    row("packets dropped: table full", f"{before.dropped:,}", f"{after.dropped:,}")
+    row("entries in the table", f"{before.entries:,}", f"{after.entries:,}")
+    row("memory of these entries", _memory(before.entries * entry_bytes), _memory(after.entries * entry_bytes))
+    row("packets that bypassed the table", "0", f"{bypassed:,}")
+    return table
+
+
+def _memory(number: int) -> str:
+    return f"{number / (1 << 20):.1f} MiB"

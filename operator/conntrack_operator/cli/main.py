@@ -1,0 +1,67 @@
+"""The command `conntrack-operator`: finds the command's module, and turns what goes wrong into a sentence and a code."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from conntrack_operator import __version__
+from conntrack_operator.errors import ConntrackOperatorError
+
+from .arguments import PROGRAM, Parser
+
+ERROR = 1
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+"""128 + the signal's number, as a shell reports a program that a signal ended."""
+
+COMMANDS = {
+    "controller": "the half that runs once in a cluster: policies in, one object for each node out",
+    "agent": "the half that runs on every node: tunes it, and reports what it sees",
+    "plan": "what a policy would change on this machine; changes nothing",
+    "apply": "make a policy true on this machine, once, and read back what became of it",
+    "restore": "put every original value back and remove the rules",
+    "status": "how full the table is, and what it threw away",
+    "top": "who fills the table",
+    "crds": "print the CustomResourceDefinitions",
+    "demo": "the story in one minute, in network namespaces, no cluster",
+}
+"""Each command is the module of its name in this package, with `add_arguments(parser)` and `run(arguments)`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: this process's) and return the exit code."""
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except ConntrackOperatorError as error:
+        for line in str(error).splitlines():
+            print(f"{PROGRAM}: {line}", file=sys.stderr)
+        return ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more at its end, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    return code
+
+
+def _run(argv: list[str]) -> int:
+    if argv and argv[0] in COMMANDS:
+        command: Any = importlib.import_module(f"{__package__}.{argv[0]}")
+        parser = Parser(prog=f"{PROGRAM} {argv[0]}", description=COMMANDS[argv[0]])
+        command.add_arguments(parser)
+        return int(command.run(parser.parse_args(argv[1:])))
+    parser = Parser(
+        prog=PROGRAM,
+        description="Sizes, spares and watches a node's connection-tracking table.",
+        epilog="commands:\n"
+        + "\n".join(f"  {name:12}{words}" for name, words in COMMANDS.items())
+        + f"\n\n{PROGRAM} COMMAND --help shows a command's options.",
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    parser.add_argument("command", metavar="COMMAND", help="one of the commands below")
+    unknown = parser.parse_args(argv[:1]).command
+    parser.error(f"there is no command {unknown!r}; there are {', '.join(COMMANDS)}")

@@ -1,0 +1,30 @@
+"""The `restore` command: every original value back, our rules gone; what `onDelete: Keep` left behind too."""
+
+import argparse
+
+from conntrack_operator.agent.machine import Machine
+from conntrack_operator.kernel.journal import StateDirectory
+
+from . import terminal
+from .arguments import add_roots, roots_of
+from .render import outcome_view
+from .rights import require_root, require_writable
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    add_roots(parser)
+    parser.epilog = "exit codes: 0 everything is as it was, 1 something could not be put back, or an error"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Restore and print the outcome; return 0 when everything is as it was, else 1."""
+    require_root("restore")
+    roots = roots_of(arguments)
+    machine = Machine(roots)
+    machine.facts()
+    require_writable(roots, machine.journal().originals)
+    with StateDirectory(roots) as state:
+        outcome = machine.restore(state, kept_too=True)
+    terminal.show(outcome_view(outcome.changes, outcome.results, outcome.facts))
+    return 0 if outcome.phase == "Restored" else 1

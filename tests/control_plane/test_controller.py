@@ -1,0 +1,456 @@
+"""The controller as a process against a real control plane; the tests play the agents by writing node statuses."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.lab.cluster import Cluster
+from tests.lab.programs import Program, wait_until
+
+from conntrack_operator.cluster.access import access_for
+from conntrack_operator.cluster.own_node import OwnNode
+
+NAMESPACE = "conntrack-system"
+IMAGE = "registry.example/conntrack-operator:test"
+KINDS = ("conntrackpolicies", "nodeconntracks")
+
+
+def started(cluster: Cluster, folder: Path) -> Program:
+    """Return a controller that runs."""
+    command = [
+        sys.executable, "-m", "conntrack_operator", "controller",
+        "--kubeconfig", str(cluster.kubeconfig), "--namespace", NAMESPACE, "--agent-image", IMAGE,
+    ]  # fmt: skip
+    program = Program("controller", command, folder / "controller.log")
+    program.start()
+    program.wait_until(lambda: "everything is read" in program.tail(), 20, "the controller has read everything")
+    return program
+
+
+@pytest.fixture(scope="module")
+def controller(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """Give a running controller, the same for all tests of this file."""
+    del crds
+    cluster.clear()
+    cluster.kubectl("create", "namespace", NAMESPACE)
+    program = started(cluster, tmp_path_factory.mktemp("controller"))
+    yield program
+    program.stop()
+    cluster.clear()
+
+
+@pytest.fixture(autouse=True)
+def tidy(controller: Program, cluster: Cluster) -> Iterator[None]:
+    """Have each test find a controller that runs and nothing of another test."""
+    if not controller.running:
+        controller.start()
+    yield
+    if not controller.running:
+        controller.start()
+    for kind in (*KINDS, "nodes"):
+        cluster.kubectl("delete", kind, "--all", "--wait=true")
+    cluster.kubectl("delete", "events", "--all")
+    wait_until(lambda: not agents(cluster), 15, "the agents are gone")
+
+
+def agents(cluster: Cluster) -> list[str]:
+    """Return what there is of the agents, by kind."""
+    found = []
+    for kind in ("daemonset", "serviceaccount", "clusterrole", "clusterrolebinding"):
+        labels = "app.kubernetes.io/name=conntrack-operator,app.kubernetes.io/component=agent"
+        found += [item["kind"] for item in cluster.items(kind, "-n", NAMESPACE, "-l", labels)]
+    return found
+
+
+def apply(cluster: Cluster, name: str, **spec: Any) -> None:
+    """Apply a policy for the nodes with role=web, of 500,000 entries unless the spec says otherwise."""
+    fields = {
+        "mode": "Enforce",
+        "nodeSelector": {"matchLabels": {"role": "web"}},
+        "table": {"size": {"maxEntries": 500_000}},
+        **spec,
+    }
+    document = {
+        "apiVersion": "conntrack-operator.io/v1alpha1",
+        "kind": "ConntrackPolicy",
+        "metadata": {"name": name},
+        "spec": fields,
+    }
+    cluster.kubectl("apply", "-f", "-", input=document)
+
+
+def spec_of(cluster: Cluster, node: str) -> dict[str, Any]:
+    """Return what the node is asked to do; empty when it has no object."""
+    return (cluster.get("nodeconntrack", node) or {}).get("spec", {})
+
+
+def answer(cluster: Cluster, node: str, phase: str = "Current", **changes: Any) -> None:
+    """Write a node's status as its agent would, having done what its spec asks."""
+    spec = spec_of(cluster, node)
+    status = {
+        "observedRevision": spec["revision"],
+        "observedAttempt": spec.get("attempt", ""),
+        "nodeUID": spec["nodeUID"],
+        "phase": phase,
+        "heartbeatTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "usage": {"entries": 400, "maxEntries": 1000, "percent": 40},
+        **changes,
+    }
+    patch = json.dumps({"status": status})
+    cluster.kubectl("patch", "nodeconntrack", node, "--subresource=status", "--type=merge", "-p", patch)
+
+
+def condition(cluster: Cluster, policy: str, kind: str) -> dict[str, Any]:
+    """Return one condition of a policy; empty when it is not there yet."""
+    status = (cluster.get("conntrackpolicy", policy) or {}).get("status", {})
+    if status.get("observedGeneration", -1) < 0:
+        return {}
+    return next((each for each in status["conditions"] if each["type"] == kind), {})
+
+
+def soon(holds: Callable[[], object], what: str, seconds: float = 10) -> float:
+    """Wait for something the controller does."""
+    return wait_until(holds, seconds, what, every=0.05)
+
+
+def refusal(setting: str) -> dict[str, str]:
+    """Return the result of a setting that a node refuses."""
+    return {"setting": setting, "wanted": "1", "observed": "2", "reason": "ShrinkNotAllowed", "message": "set allowShrink"}
+
+
+def test_from_apply_to_ready(cluster: Cluster) -> None:
+    """A policy reaches its nodes within a second, and their answers reach the policy."""
+    uids = {name: cluster.add_node(name, role="web") for name in ("n1", "n2")}
+    cluster.add_node("other", role="db")
+    apply(cluster, "web")
+    soon(lambda: spec_of(cluster, "n1") and spec_of(cluster, "n2"), "both nodes are told", 1)
+    found = cluster.get("nodeconntrack", "n1")
+    assert found
+    assert found["spec"]["mode"] == "Apply"
+    assert found["spec"]["settings"] == {"table": {"size": {"maxEntries": 500_000}}}
+    assert found["spec"]["policies"][0]["fields"] == ["table.size"]
+    assert found["metadata"]["ownerReferences"] == [
+        {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": uids["n1"]}
+    ]
+    assert cluster.get("nodeconntrack", "other") is None
+    answer(cluster, "n1")
+    answer(cluster, "n2", usage={"entries": 870, "maxEntries": 1000, "percent": 87, "dropsPerSecond": 2})
+    cluster.kubectl("wait", "--for=condition=Ready", "--timeout=10s", "ctp/web")
+    status = (cluster.get("ctp", "web") or {})["status"]
+    assert (status["nodes"]["matched"], status["nodes"]["current"]) == (2, 2)
+    assert (status["usage"]["entries"], status["usage"]["peakPercent"], status["usage"]["peakNode"]) == (1270, 87, "n2")
+    assert [hot["node"] for hot in status["hottest"]] == ["n2", "n1"]
+    assert condition(cluster, "web", "Saturated")["reason"] == "Dropping"
+    line = cluster.kubectl("get", "ctp", "web", "--no-headers").stdout.split()
+    assert line[:6] == ["web", "Enforce", "2", "2", "87", "n2"]
+
+
+def test_a_label_moves_a_node_in_and_out(cluster: Cluster) -> None:
+    """A node that gains the label is told; one that loses it is asked to restore, and let go when it has."""
+    cluster.add_node("n1", role="db")
+    apply(cluster, "web")
+    soon(lambda: condition(cluster, "web", "Ready").get("reason") == "NoNodeMatches", "the policy says so")
+    cluster.kubectl("label", "node", "n1", "role=web", "--overwrite")
+    soon(lambda: spec_of(cluster, "n1").get("mode") == "Apply", "the node is told", 1)
+    answer(cluster, "n1")
+    cluster.kubectl("wait", "--for=condition=Ready", "--timeout=10s", "ctp/web")
+    cluster.kubectl("label", "node", "n1", "role=db", "--overwrite")
+    soon(lambda: spec_of(cluster, "n1").get("mode") == "Restore", "the node is asked to restore", 1)
+    assert not spec_of(cluster, "n1").get("settings")
+    answer(cluster, "n1", "Restored")
+    soon(lambda: cluster.get("nodeconntrack", "n1") is None, "the object is gone")
+    soon(lambda: condition(cluster, "web", "Ready").get("reason") == "NoNodeMatches", "the policy has no node")
+
+
+def test_two_policies_and_a_conflict(cluster: Cluster) -> None:
+    """Fields merge by priority; the loser reads which field, whose it is, and where; an event tells it once."""
+    cluster.add_node("n1", role="web")
+    apply(cluster, "base", priority=10, timeouts={"icmp": "10s"})
+    apply(cluster, "team", table={"size": {"maxEntries": 7}}, timeouts={"generic": "1m"}, tcp={"loose": False})
+    wanted = {
+        "table": {"size": {"maxEntries": 500_000}},
+        "timeouts": {"icmp": 10, "generic": 60},
+        "tcp": {"loose": False},
+    }
+    soon(lambda: spec_of(cluster, "n1").get("settings") == wanted, "both are merged", 2)
+    soon(lambda: condition(cluster, "team", "Conflicted").get("status") == "True", "the loser says so")
+    assert condition(cluster, "team", "Conflicted")["message"] == "table.size is decided by policy base on n1"
+    assert condition(cluster, "base", "Conflicted")["status"] == "False"
+    answer(cluster, "n1")
+    for name in ("base", "team"):
+        cluster.kubectl("wait", "--for=condition=Ready", "--timeout=10s", f"ctp/{name}")
+    events = [each for each in cluster.items("events", "-n", "default") if each["reason"] == "Conflicted"]
+    assert [(each["involvedObject"]["name"], each["count"]) for each in events] == [("team", 1)]
+    cluster.kubectl("delete", "ctp", "base")
+    soon(lambda: spec_of(cluster, "n1").get("settings", {}).get("table") == {"size": {"maxEntries": 7}}, "team decides")
+    soon(lambda: condition(cluster, "team", "Conflicted").get("status") == "False", "the conflict is over")
+
+
+def test_a_changed_policy_is_a_new_revision(cluster: Cluster) -> None:
+    """An edit reaches the node with a new revision, and until it is answered the policy is not Ready."""
+    cluster.add_node("n1", role="web")
+    apply(cluster, "web")
+    soon(lambda: spec_of(cluster, "n1"), "the node is told", 1)
+    answer(cluster, "n1")
+    cluster.kubectl("wait", "--for=condition=Ready", "--timeout=10s", "ctp/web")
+    before = spec_of(cluster, "n1")["revision"]
+    apply(cluster, "web", table={"size": {"perCore": {"entries": 32768}}})
+    soon(lambda: spec_of(cluster, "n1")["revision"] != before, "a new revision", 1)
+    assert spec_of(cluster, "n1")["settings"] == {"table": {"size": {"perCore": {"entries": 32768}}}}
+    soon(lambda: condition(cluster, "web", "Reconciling").get("status") == "True", "it says that it is on its way")
+    answer(cluster, "n1")
+    cluster.kubectl("wait", "--for=condition=Ready", "--timeout=10s", "ctp/web")
+
+
+def test_a_refusal_is_told(cluster: Cluster) -> None:
+    """A node that refuses is counted, named with reason and remedy, and told by one event on policy and node each."""
+    cluster.add_node("n1", role="web")
+    apply(cluster, "web")
+    apply(cluster, "quiet", table=None, tcp={"loose": True})
+    soon(lambda: len(spec_of(cluster, "n1").get("policies", [])) == 2, "the node is told", 2)
+    answer(cluster, "n1", "Refused", results=[refusal("net.netfilter.nf_conntrack_max")])
+    soon(lambda: condition(cluster, "web", "Ready").get("reason") == "NodesRefused", "the policy says so")
+    status = (cluster.get("ctp", "web") or {})["status"]
+    assert status["nodes"]["refused"] == 1
+    assert status["failures"] == [
+        {
+            "node": "n1",
+            "reason": "ShrinkNotAllowed",
+            "message": "net.netfilter.nf_conntrack_max: set allowShrink",
+        }
+    ]
+    assert condition(cluster, "web", "Stalled")["status"] == "True"
+    cluster.kubectl("wait", "--for=condition=Ready", "--timeout=10s", "ctp/quiet")
+
+    def told() -> list[tuple[str, int]]:
+        events = [each for each in cluster.items("events", "-n", "default") if each["reason"] == "ShrinkNotAllowed"]
+        return sorted((each["involvedObject"]["kind"], each["count"]) for each in events)
+
+    soon(lambda: told() == [("ConntrackPolicy", 1), ("Node", 1)], "an event each")
+    answer(cluster, "n1")
+    cluster.kubectl("wait", "--for=condition=Ready", "--timeout=20s", "ctp/web")
+    answer(cluster, "n1", "Refused", results=[refusal("net.netfilter.nf_conntrack_max")])
+    soon(lambda: told() == [("ConntrackPolicy", 2), ("Node", 2)], "the same event counts up", 20)
+
+
+def test_an_observe_policy_previews(cluster: Cluster) -> None:
+    """An Observe policy changes no settings; it is Ready when the node has planned it."""
+    cluster.add_node("n1", role="web")
+    apply(cluster, "later", mode="Observe")
+    soon(lambda: spec_of(cluster, "n1"), "the node is told", 1)
+    spec = spec_of(cluster, "n1")
+    assert not spec.get("settings")
+    assert spec["preview"] == {"table": {"size": {"maxEntries": 500_000}}}
+    answer(cluster, "n1", preview={"changes": [{"setting": "s", "from": "1", "to": "2"}]})
+    soon(lambda: condition(cluster, "later", "Ready").get("reason") == "Observed", "it is observed")
+
+
+def test_a_silent_agent_and_a_former_node(cluster: Cluster) -> None:
+    """A report of 20 minutes ago counts as unknown; one of another node's uid as pending."""
+    for name in ("n1", "n2"):
+        cluster.add_node(name, role="web")
+    apply(cluster, "web")
+    soon(lambda: spec_of(cluster, "n1") and spec_of(cluster, "n2"), "the nodes are told", 1)
+    long_ago = (datetime.now(UTC) - timedelta(minutes=20)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    answer(cluster, "n1", heartbeatTime=long_ago)
+    answer(cluster, "n2", nodeUID="a-former-node")
+
+    def counts() -> dict[str, int]:
+        return (cluster.get("ctp", "web") or {}).get("status", {}).get("nodes", {})
+
+    soon(lambda: (counts().get("unknown"), counts().get("pending")) == (1, 1), "both are counted so")
+
+
+def test_deleting_the_last_policy_takes_everything_away(cluster: Cluster) -> None:
+    """Restore is asked, nothing goes before the node has answered, then object, DaemonSet and rights go, unaided."""
+    cluster.add_node("n1", role="web")
+    apply(cluster, "web", onDelete="Keep")
+    soon(lambda: len(agents(cluster)) == 4, "the agents are there")
+    answer(cluster, "n1")
+    cluster.kubectl("delete", "ctp", "web", "--timeout=5s")
+    soon(lambda: spec_of(cluster, "n1").get("mode") == "Restore", "the node is asked to restore", 1)
+    assert spec_of(cluster, "n1")["policies"][0]["onDelete"] == "Keep"
+    time.sleep(1)
+    assert len(agents(cluster)) == 4
+    answer(cluster, "n1", "Restored")
+    soon(lambda: cluster.get("nodeconntrack", "n1") is None, "the object is gone")
+    soon(lambda: not agents(cluster), "the agents are gone")
+
+
+def test_nothing_ever_has_a_finalizer(cluster: Cluster) -> None:
+    """No finalizer and no annotation of the watch framework is on anything we own or watch."""
+    cluster.add_node("n1", role="web")
+    apply(cluster, "web")
+    soon(lambda: spec_of(cluster, "n1") and len(agents(cluster)) == 4, "all is there")
+    answer(cluster, "n1")
+    cluster.kubectl("wait", "--for=condition=Ready", "--timeout=10s", "ctp/web")
+    kinds = [*KINDS, "nodes", "daemonsets", "serviceaccounts", "clusterroles", "clusterrolebindings"]
+    ours = [item for kind in kinds for item in cluster.items(kind, "-A")]
+    assert len(ours) > 4
+    for item in ours:
+        assert not item["metadata"].get("finalizers"), item["metadata"]["name"]
+        assert not [key for key in item["metadata"].get("annotations", {}) if "kopf" in key]
+
+
+def test_a_deleted_node_takes_its_object_along(cluster: Cluster) -> None:
+    """When a Node goes, so does its object, and the policy counts one less."""
+    for name in ("n1", "n2"):
+        cluster.add_node(name, role="web")
+    apply(cluster, "web")
+    soon(lambda: spec_of(cluster, "n1") and spec_of(cluster, "n2"), "the nodes are told", 1)
+    cluster.kubectl("delete", "node", "n1")
+    soon(lambda: cluster.get("nodeconntrack", "n1") is None, "its object is gone")
+    soon(lambda: (cluster.get("ctp", "web") or {})["status"]["nodes"]["matched"] == 1, "one node is left")
+
+
+def test_a_node_made_anew_is_told_anew(cluster: Cluster) -> None:
+    """A node that comes back under its old name with a new uid gets an object of its own."""
+    cluster.add_node("n1", role="web")
+    apply(cluster, "web")
+    soon(lambda: spec_of(cluster, "n1"), "the node is told", 1)
+    cluster.kubectl("delete", "node", "n1")
+    uid = cluster.add_node("n1", role="web")
+    soon(lambda: spec_of(cluster, "n1").get("nodeUID") == uid, "the new node is told")
+
+
+def test_an_edit_by_hand_is_put_right(cluster: Cluster) -> None:
+    """Only the controller writes node specs: what somebody else wrote or deleted is written again."""
+    cluster.add_node("n1", role="web")
+    apply(cluster, "web")
+    soon(lambda: spec_of(cluster, "n1"), "the node is told", 1)
+    right = spec_of(cluster, "n1")
+    patch = {"spec": {"settings": {"table": {"size": {"maxEntries": 1}}, "tcp": {"loose": False}}}}
+    cluster.kubectl("patch", "nct", "n1", "--type=merge", "-p", json.dumps(patch))
+    soon(lambda: spec_of(cluster, "n1") == right, "the spec is as before", 2)
+    cluster.kubectl("patch", "nct", "n1", "--type=merge", "-p", '{"metadata": {"ownerReferences": null}}')
+    soon(lambda: (cluster.get("nct", "n1") or {})["metadata"].get("ownerReferences"), "the owner is back", 2)
+    cluster.kubectl("delete", "nct", "n1")
+    soon(lambda: spec_of(cluster, "n1") == right, "the object is back", 2)
+
+
+def test_the_api_server_goes_and_comes_back(cluster: Cluster, controller: Program) -> None:
+    """The controller outlives the API server and goes on with what changed, deletions included."""
+    cluster.add_node("n1", role="web")
+    apply(cluster, "web")
+    soon(lambda: spec_of(cluster, "n1"), "the node is told", 1)
+    pid = controller.process and controller.process.pid
+    cluster.stop_apiserver()
+    time.sleep(3)
+    cluster.start_apiserver()
+    apply(cluster, "web", table={"size": {"maxEntries": 600_000}})
+    wanted = {"table": {"size": {"maxEntries": 600_000}}}
+    soon(lambda: spec_of(cluster, "n1").get("settings") == wanted, "the change is seen", 15)
+    cluster.kubectl("delete", "ctp", "web")
+    soon(lambda: spec_of(cluster, "n1").get("mode") == "Restore", "the deletion is seen", 15)
+    assert controller.running
+    assert (controller.process and controller.process.pid) == pid
+
+
+def test_a_restart_misses_nothing_and_changes_nothing(cluster: Cluster, controller: Program) -> None:
+    """It ends by SIGTERM with 0; down, nothing changes; started again, it finds what happened and repeats no write."""
+    for name in ("n1", "n2"):
+        cluster.add_node(name, role="web")
+    apply(cluster, "web")
+    apply(cluster, "gone", nodeSelector={"matchLabels": {"kubernetes.io/hostname": "n2"}})
+    soon(lambda: spec_of(cluster, "n1") and len(spec_of(cluster, "n2").get("policies", [])) == 2, "they are told", 2)
+    answer(cluster, "n1")
+    time.sleep(1)
+    assert controller.process
+    controller.send(signal.SIGTERM)
+    assert controller.process.wait(8) == 0
+    before = cluster.get("nct", "n1")
+    cluster.kubectl("delete", "ctp", "gone")
+    time.sleep(1)
+    assert len(spec_of(cluster, "n2")["policies"]) == 2
+    controller.start()
+    soon(lambda: len(spec_of(cluster, "n2")["policies"]) == 1, "the deletion is found", 15)
+    assert cluster.get("nct", "n1") == before
+
+
+def test_what_an_agent_may_do(cluster: Cluster) -> None:
+    """An agent's token reads NodeConntracks and writes their statuses, and can do nothing else."""
+    cluster.add_node("n1", role="web")
+    apply(cluster, "web")
+    soon(lambda: spec_of(cluster, "n1") and len(agents(cluster)) == 4, "all is there")
+    agent = cluster.kubeconfig_for(cluster.token("conntrack-operator-agent", NAMESPACE))
+
+    def allowed(*arguments: str) -> bool:
+        done = cluster.kubectl(*arguments, kubeconfig=agent, check=False)
+        assert done.returncode == 0 or "orbidden" in done.stderr, done.stderr
+        return done.returncode == 0
+
+    assert allowed("get", "nct")
+    assert allowed("get", "nct", "n1")
+    # By the agent's own client: kubectl would read the subresource first, which no agent needs.
+    OwnNode(access_for(str(agent)), "n1").write_status({"phase": "Current"})
+    assert (cluster.get("nct", "n1") or {})["status"]["phase"] == "Current"
+    assert not allowed("patch", "nct", "n1", "--type=merge", "-p", '{"spec": {"mode": "Restore"}}')
+    assert not allowed("delete", "nct", "n1")
+    for kind in ("ctp", "nodes", "pods", "secrets", "events", "services", "daemonsets"):
+        assert not allowed("get", kind, "-n", NAMESPACE), kind
+    rights = cluster.kubectl("auth", "can-i", "--list", kubeconfig=agent).stdout
+    ours = [line for line in rights.splitlines() if "conntrack-operator.io" in line]
+    assert sorted(line.split()[0] + " " + line.split("[")[-1] for line in ours) == [
+        "nodeconntracks.conntrack-operator.io get list watch]",
+        "nodeconntracks.conntrack-operator.io/status patch]",
+    ]
+
+
+def test_the_daemon_set(cluster: Cluster) -> None:
+    """It is accepted, makes a pod for each Linux node, asks for no more than NET_ADMIN, and no policy ever changes it."""
+    cluster.add_node("n1", role="web")
+    cluster.add_node("n2", role="db")
+    apply(cluster, "web")
+    soon(lambda: len(cluster.items("pods", "-n", NAMESPACE)) == 2, "a pod for each node", 15)
+    pod = cluster.items("pods", "-n", NAMESPACE)[0]["spec"]
+    assert pod["hostNetwork"]
+    assert (pod["nodeSelector"], pod["priorityClassName"]) == ({"kubernetes.io/os": "linux"}, "system-node-critical")
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    container = pod["containers"][0]
+    assert container["image"] == IMAGE
+    assert container["securityContext"] == {
+        "runAsUser": 0,
+        "runAsGroup": 0,
+        "privileged": False,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
+    }
+    paths = [volume["hostPath"]["path"] for volume in pod["volumes"] if "hostPath" in volume]
+    assert sorted(paths) == ["/proc/sys/net", "/var/lib/conntrack-operator"]
+    daemon_set = cluster.items("daemonset", "-n", NAMESPACE)[0]
+    assert "app.kubernetes.io/instance" not in daemon_set["metadata"]["labels"]
+    apply(cluster, "web", priority=7, timeouts={"icmp": "5s"})
+    soon(lambda: spec_of(cluster, "n1").get("settings", {}).get("timeouts"), "the edit is out", 2)
+    time.sleep(1)
+    assert cluster.items("daemonset", "-n", NAMESPACE)[0]["metadata"]["generation"] == 1
+
+
+def test_a_missing_namespace_is_said_and_healed(cluster: Cluster, controller: Program, tmp_path: Path) -> None:
+    """Without its namespace the controller tells nodes all the same, says what to do, and goes on when that is done."""
+    controller.stop()
+    other = "conntrack-elsewhere"
+    program = Program(
+        "controller", [*controller.command[:-3], other, "--agent-image", IMAGE], tmp_path / "controller.log"
+    )
+    program.start()
+    try:
+        cluster.add_node("n1", role="web")
+        apply(cluster, "web")
+        soon(lambda: spec_of(cluster, "n1"), "the node is told", 15)
+        soon(lambda: condition(cluster, "web", "Reconciling").get("reason") == "AgentsNotRunning", "it is said", 10)
+        assert f"kubectl create namespace {other}" in condition(cluster, "web", "Ready")["message"]
+        cluster.kubectl("create", "namespace", other)
+        soon(lambda: cluster.items("daemonset", "-n", other), "the agents are there", 35)
+        soon(lambda: condition(cluster, "web", "Reconciling").get("reason") == "Progressing", "no trouble any more", 10)
+        cluster.kubectl("delete", "ctp,nct", "--all")
+        soon(lambda: not cluster.items("daemonset", "-n", other), "the agents are gone")
+    finally:
+        program.stop()
+        cluster.kubectl("delete", "namespace", other, "--ignore-not-found")
