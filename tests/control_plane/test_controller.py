@@ -121,7 +121,13 @@ def soon(holds: Callable[[], object], what: str, seconds: float = 10) -> float:
 
 def refusal(setting: str) -> dict[str, str]:
     """Return the result of a setting that a node refuses."""
-    return {"setting": setting, "wanted": "1", "observed": "2", "reason": "ShrinkNotAllowed", "message": "set allowShrink"}
+    return {
+        "setting": setting,
+        "wanted": "1",
+        "observed": "2",
+        "reason": "ShrinkNotAllowed",
+        "message": "set allowShrink",
+    }
 
 
 def test_from_apply_to_ready(cluster: Cluster) -> None:
@@ -403,7 +409,7 @@ def test_what_an_agent_may_do(cluster: Cluster) -> None:
 
 
 def test_the_daemon_set(cluster: Cluster) -> None:
-    """It is accepted, makes a pod for each Linux node, asks for no more than NET_ADMIN, and no policy ever changes it."""
+    """It is accepted, makes a pod for each Linux node, asks for NET_ADMIN alone, and no policy ever changes it."""
     cluster.add_node("n1", role="web")
     cluster.add_node("n2", role="db")
     apply(cluster, "web")

@@ -1,4 +1,4 @@
-"""One controller and one agent for all end-to-end tests, on this very machine."""
+"""One controller and one agent for the end-to-end tests of a module, on this very machine."""
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 _running = pytest.StashKey[Operator]()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def host() -> Iterator[machine.Host]:
     """Give this machine, locked for us alone, with a small table; put back at the end."""
     reason = machine.missing()
@@ -25,7 +25,7 @@ def host() -> Iterator[machine.Host]:
         yield locked
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _started(
     request: pytest.FixtureRequest,
     cluster: Cluster,

@@ -1,6 +1,4 @@
-"""The `apply` command: makes a policy true on this machine, once, through the agent's own code, and tells what it read
-back.
-"""
+"""The `apply` command: makes a policy true on this machine, once, by the agent's own code, and says what came of it."""
 
 import argparse
 

@@ -6,7 +6,7 @@ other, one sentence and exit 1.
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Self
 
 from conntrack_operator.errors import Invalid, Problem
 from conntrack_operator.kernel.roots import DEFAULT_STATE, Roots
@@ -17,9 +17,10 @@ PROGRAM = "conntrack-operator"
 class Parser(argparse.ArgumentParser):
     """A parser that raises errors.Invalid, takes no abbreviated options and keeps the lines of its epilog."""
 
-    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+    def __init__(self, prog: str, description: str, epilog: str | None = None, usage: str | None = None) -> None:
         super().__init__(
             prog=prog,
+            usage=usage,
             description=description,
             epilog=epilog,
             allow_abbrev=False,
@@ -73,7 +74,7 @@ def add_policy_file(parser: argparse.ArgumentParser) -> None:
         "--file",
         required=True,
         metavar="FILE",
-        help="one or more ConntrackPolicies in YAML or JSON; - reads standard input. Their nodeSelector is not looked at:"
+        help="one or more ConntrackPolicies in YAML or JSON, - for standard input; nodeSelector is not looked at, since"
         " the file is meant for this machine",
     )
 
@@ -82,7 +83,7 @@ def whole_number(minimum: int, maximum: int) -> "type[int]":
     """Return a type for argparse: a whole number in this range."""
 
     class Number(int):
-        def __new__(cls, text: str) -> "Number":
+        def __new__(cls, text: str) -> Self:
             try:
                 number = int(text)
             except ValueError:

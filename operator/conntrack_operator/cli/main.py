@@ -1,5 +1,6 @@
-"""The command `conntrack-operator`: finds the command's module, and turns what goes wrong into a sentence and a code."""
+"""The command `conntrack-operator`: finds the command's module, turns what goes wrong into a sentence and a code."""
 
+import argparse
 import importlib
 import os
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from conntrack_operator import __version__
-from conntrack_operator.errors import ConntrackOperatorError
+from conntrack_operator.errors import ConntrackOperatorError, Invalid, Problem
 
 from .arguments import PROGRAM, Parser
 
@@ -56,12 +57,13 @@ def _run(argv: list[str]) -> int:
         return int(command.run(parser.parse_args(argv[1:])))
     parser = Parser(
         prog=PROGRAM,
+        usage=f"{PROGRAM} COMMAND ...",
         description="Sizes, spares and watches a node's connection-tracking table.",
         epilog="commands:\n"
         + "\n".join(f"  {name:12}{words}" for name, words in COMMANDS.items())
         + f"\n\n{PROGRAM} COMMAND --help shows a command's options.",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    parser.add_argument("command", metavar="COMMAND", help="one of the commands below")
+    parser.add_argument("command", metavar="COMMAND", help=argparse.SUPPRESS)
     unknown = parser.parse_args(argv[:1]).command
-    parser.error(f"there is no command {unknown!r}; there are {', '.join(COMMANDS)}")
+    raise Invalid(Problem("", f"there is no command {unknown!r}; there are {', '.join(COMMANDS)}"))

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -42,8 +42,6 @@ def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
 class _Loader(yaml.SafeLoader):
     """A safe loader that refuses a key that stands twice: the second would win, and nobody would know."""
 
-    yaml_implicit_resolvers: ClassVar = _resolvers()
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 - the signature is PyYAML's
         seen = set()
         for key_node, _ in node.value:
@@ -55,6 +53,9 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep=deep)
+
+
+_Loader.yaml_implicit_resolvers = _resolvers()
 
 
 def policies_in(file: str) -> list[ConntrackPolicy]:
@@ -141,7 +142,7 @@ def _text(file: str, name: str) -> str:
 def _documents(text: str, name: str) -> list[Any]:
     """Return the documents of a YAML stream, those of a List each by itself, without the empty ones."""
     try:
-        loaded = [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]  # noqa: S506 - _Loader is a safe one
+        loaded = [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""

@@ -4,7 +4,7 @@ Made for 80 columns: the part all sysctls share, `net.netfilter.`, stands once i
 below tables, not into cells.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -26,7 +26,7 @@ ABSENT = "absent"
 
 def plan_view(plan: Plan, conflicts: Sequence[Conflict] = ()) -> RenderableType:
     """Return what a plan would do: changes, refusals with their remedies, who lost what to whom."""
-    parts: list[RenderableType] = [*_change_tables(plan.changes, "NOW", "WANTED", WHY)]
+    parts: list[RenderableType] = [*_plan_tables(plan.changes)]
     parts.append(_count_line(len(plan.changes), "change", "Nothing to change: the machine is as it should be."))
     parts.extend(_refusals(plan.refused))
     parts.extend(_conflicts(conflicts))
@@ -37,60 +37,78 @@ def outcome_view(
     changes: Sequence[Change], results: Sequence[Result], facts: Facts, conflicts: Sequence[Conflict] = ()
 ) -> RenderableType:
     """Return what an apply or a restore has done, as read back from the kernel."""
-    failed = [result for result in results if result.reason != APPLIED]
-    trouble = {result.setting for result in failed}
+    failed = {result.setting: result for result in results if result.reason != APPLIED}
+    changed = {change.setting for change in changes}
 
     def verdict(change: Change) -> str:
-        if change.setting in trouble:
+        if change.setting in failed:
             return "failed, see below"
         if change.setting.startswith(PREFIX) and facts.sysctls.get(change.setting) != change.to:
-            return f"reads {facts.sysctls.get(change.setting, ABSENT)}"
+            return f"not so: it reads {facts.sysctls.get(change.setting, ABSENT)}"
         return "done"
 
-    parts: list[RenderableType] = [*_change_tables(changes, "BEFORE", "NOW", ("RESULT", verdict))]
+    parts: list[RenderableType] = [*_outcome_tables(changes, verdict)]
     parts.append(_count_line(len(changes), "change", "Nothing was changed."))
-    kept = sum(result.reason == APPLIED for result in results) - sum(
-        result.setting in {change.setting for change in changes} for result in results if result.reason == APPLIED
-    )
-    if kept:
-        parts.append(Text(f"{_counted(kept, 'setting')} {'was' if kept == 1 else 'were'} right already."))
-    parts.extend(_refusals(Refusal(result.setting, result.reason, result.message) for result in failed))
+    right = len({result.setting for result in results} - changed - failed.keys())
+    if right:
+        parts.append(Text(f"{_counted(right, 'setting')} {'was' if right == 1 else 'were'} right already."))
+    parts.extend(_refusals(Refusal(result.setting, result.reason, result.message) for result in failed.values()))
     parts.extend(_conflicts(conflicts))
     return _spaced(parts)
 
 
-WHY = ("WHY", lambda change: change.reason)
-"""The last column of a plan's table."""
-
-
-def _change_tables(changes: Sequence[Change], before: str, after: str, last: tuple[str, object]) -> list[Table]:
-    heading, words = last
-    assert callable(words)
+def _plan_tables(changes: Sequence[Change]) -> list[Table]:
+    sysctls, rules = _kinds(changes)
     tables = []
-    sysctls = [change for change in changes if not change.setting.startswith(RULE_PREFIX)]
-    rules = [change for change in changes if change.setting.startswith(RULE_PREFIX)]
     if sysctls:
-        table = _table()
-        table.add_column(f"SYSCTL {PREFIX}*", no_wrap=True)
-        table.add_column(before, justify="right", no_wrap=True)
-        table.add_column(after, justify="right", no_wrap=True, style="bold")
-        table.add_column(heading, overflow="fold")
+        table = _sysctl_table("NOW", "WANTED", "WHY")
         for change in sysctls:
-            table.add_row(
-                change.setting.removeprefix(PREFIX), _value(change.from_), _value(change.to), str(words(change))
-            )
+            table.add_row(*_cells(change), change.reason)
         tables.append(table)
     if rules:
-        table = _table()
-        for name in ("NOTRACK RULE", before, after):
-            table.add_column(name, overflow="fold", style="bold" if name == after else "")
-        if heading != WHY[0]:
-            table.add_column(heading, overflow="fold")
+        table = _rule_table("NOW", "WANTED")
         for change in rules:
-            row = [change.setting.removeprefix(RULE_PREFIX), _value(change.from_), _value(change.to)]
-            table.add_row(*row, *([str(words(change))] if heading != WHY[0] else []))
+            table.add_row(*_cells(change))
         tables.append(table)
     return tables
+
+
+def _outcome_tables(changes: Sequence[Change], verdict: Callable[[Change], str]) -> list[Table]:
+    tables = []
+    empty = (_sysctl_table("BEFORE", "NOW", "RESULT"), _rule_table("BEFORE", "NOW", "RESULT"))
+    for kind, table in zip(_kinds(changes), empty, strict=True):
+        for change in kind:
+            table.add_row(*_cells(change), verdict(change))
+        if kind:
+            tables.append(table)
+    return tables
+
+
+def _kinds(changes: Sequence[Change]) -> tuple[list[Change], list[Change]]:
+    """Return the sysctls and the NOTRACK rules among the changes."""
+    rules = [change for change in changes if change.setting.startswith(RULE_PREFIX)]
+    return [change for change in changes if change not in rules], rules
+
+
+def _sysctl_table(before: str, after: str, last: str) -> Table:
+    table = _table()
+    table.add_column(f"SYSCTL {PREFIX}*", no_wrap=True)
+    table.add_column(before, justify="right", no_wrap=True)
+    table.add_column(after, justify="right", no_wrap=True, style="bold")
+    table.add_column(last)
+    return table
+
+
+def _cells(change: Change) -> tuple[str, str, str]:
+    name = change.setting.removeprefix(PREFIX).removeprefix(RULE_PREFIX)
+    return name, _value(change.from_), _value(change.to)
+
+
+def _rule_table(before: str, after: str, *last: str) -> Table:
+    table = _table()
+    for name in ("NOTRACK RULE", before, after, *last):
+        table.add_column(name, overflow="fold", style="bold" if name == after else "")
+    return table
 
 
 def _value(value: int | str | None) -> str:

@@ -94,9 +94,9 @@ def status_view(use: Use) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     facts.add_row("entries", _entries_words(use))
     facts.add_row("buckets", f"{use.buckets:,}{_chain_words(counters.max_entries, use.buckets)}")
-    memory = f"{_mebibytes(use.memory_bytes)} now"
+    memory = f"{memory_words(use.memory_bytes)} now"
     if counters.max_entries:
-        memory += f", {_mebibytes(use.full_bytes)} when full ({use.entry_bytes} bytes an entry)"
+        memory += f", {memory_words(use.full_bytes)} when full ({use.entry_bytes} bytes an entry)"
     facts.add_row("memory", memory)
     table = _table()
     table.add_column("COUNTER", no_wrap=True)
@@ -113,21 +113,26 @@ def status_view(use: Use) -> RenderableType:
 def top_view(top: Top, by: By, limit: int = 0) -> RenderableType:
     """Return who holds the table's entries; `limit` is how many it may hold, 0 when that plays no part."""
     full = f", {_percent(top.entries, limit):.0f}% of the {limit:,} it may hold" if limit else ""
-    head = Text(f"{top.entries:,} entries in this network namespace's table{full}")
+    head = Text(f"{_counted(top.entries, 'entry', 'entries')} in this network namespace's table{full}")
+    body = top_table(top, by) if top.rows else Text("Nothing to show: the table is empty.")
+    return Group(head, "", body, "", *(Text(line, "dim") for line in _top_notes(top)))
+
+
+def top_table(top: Top, by: By) -> Table:
+    """Return the rows alone."""
     table = _table()
-    table.add_column(by.upper(), no_wrap=True)
+    table.add_column(by.upper(), overflow="fold")
     table.add_column("ENTRIES", justify="right", no_wrap=True)
     table.add_column("SHARE", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    exact = all(row.error == 0 for row in top.rows)
+    exact = top.sampled >= top.entries and all(row.error == 0 for row in top.rows)
     if not exact:
         table.add_column("+/-", justify="right", no_wrap=True)
     for row in top.rows:
         about = "" if exact else "~"
-        cells = [row.key, f"{about}{row.entries:,}", f"{row.share:.1%}", _bar(row.share, "cyan")]
+        cells: list[str | Text] = [row.key, f"{about}{row.entries:,}", f"{row.share:.1%}", _bar(row.share, "cyan")]
         table.add_row(*cells, *([] if exact else [f"{row.error * 100:.1f}"]))
-    body: list[RenderableType] = [table] if top.rows else [Text("Nothing to show: the table is empty.")]
-    return Group(head, "", *body, "", *(Text(line, "dim") for line in _top_notes(top)))
+    return table
 
 
 def _top_notes(top: Top) -> list[str]:
@@ -154,7 +159,10 @@ def _entries_words(use: Use) -> Text:
 
 
 def _chain_words(most: int, buckets: int) -> str:
-    return f", {most / buckets:.3g} entries for each when full" if most and buckets else ""
+    if not most or not buckets:
+        return ""
+    each = most / buckets
+    return f", {each:.3g} {'entry' if each == 1 else 'entries'} in each when full, on average"
 
 
 def _bypassed_parts(bypassed: Sequence[Bypassed]) -> list[RenderableType]:
@@ -179,12 +187,17 @@ def _table() -> Table:
     return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), header_style="bold")
 
 
+def _counted(number: int, one: str, more: str) -> str:
+    return f"{number:,} {one if number == 1 else more}"
+
+
 def _percent(part: int, whole: int) -> float:
     return part * 100 / whole if whole else 0.0
 
 
-def _mebibytes(number: int) -> str:
-    return f"{number / (1 << 20):,.1f} MiB"
+def memory_words(number: int) -> str:
+    """Return a number of bytes in the unit that suits it."""
+    return f"{number / (1 << 10):,.1f} KiB" if number < 1 << 20 else f"{number / (1 << 20):,.1f} MiB"
 
 
 def _camel(name: str) -> str:

@@ -2,6 +2,8 @@
 
 import argparse
 
+from rich.console import RenderableType
+
 from conntrack_operator.decide.talkers import BY, SAMPLE_ENTRIES, Top, top_of
 from conntrack_operator.kernel import flows
 from conntrack_operator.kernel.counters import Counters, read_counters
@@ -38,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         terminal.show_json(top_document(look()[0]))
         return 0
 
-    def view() -> terminal.RenderableType:
+    def view() -> RenderableType:
         top, counters = look()
         return top_view(top, arguments.by, counters.max_entries)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
+import yaml
 from kubernetes import client, config
 
 from conntrack_operator.errors import Refused, Retry, Unsupported
@@ -55,7 +56,7 @@ def read_configuration(kubeconfig: str | None) -> client.Configuration:
             config.load_kube_config(  # type: ignore[no-untyped-call]
                 config_file=kubeconfig, client_configuration=configuration, persist_config=False
             )
-    except (config.ConfigException, OSError, ValueError, TypeError, KeyError) as error:
+    except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError) as error:
         where = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
         sentence = " ".join(str(error).split())
         raise Unsupported(

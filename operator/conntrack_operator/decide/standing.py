@@ -14,13 +14,11 @@ from conntrack_operator.model.node import NodeConntrack, NodeStatus
 from conntrack_operator.model.status import NodeFailure
 
 from .merge import Conflict
+from .outcome import APPLIED
 from .targeting import Node
 
 SILENT_AFTER = timedelta(minutes=15)
 """An agent writes a heartbeat every 5 minutes, give or take a fifth; three missed ones mean that it is gone."""
-
-KEPT_REASONS = frozenset({"Applied", "Unchanged", "Kept", "Restored"})
-"""Reasons of a Result that are no failure."""
 
 State = Literal["current", "updating", "pending", "refused", "rolled_back", "unknown"]
 
@@ -127,11 +125,7 @@ def _by_preview(node: Node, share: Share, existing: NodeConntrack, status: NodeS
 
 
 def _by_phase(node: Node, share: Share, status: NodeStatus) -> Standing:
-    refused = {
-        result.setting: (result.reason, result.message)
-        for result in status.results
-        if result.reason not in KEPT_REASONS
-    }
+    refused = {result.setting: (result.reason, result.message) for result in status.results if result.reason != APPLIED}
     failures = _failures(node, share, refused)
     if status.phase == "RolledBack":
         return Standing(node.name, "rolled_back", failures or (_said(node, status, status.phase),))

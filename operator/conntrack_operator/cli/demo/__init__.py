@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_number(5_000, 10_000_000),
         default=MOST_ENTRIES,
         metavar="N",
-        help="fill at most this many entries. Where this machine's limit is higher, it is lowered to N for some seconds, and"
-        " put back; only if all entries of the machine are far below (default: %(default)s)",
+        help="fill at most this many entries; where this machine's limit is higher, it is lowered to N for some seconds"
+        " and put back, but only if all entries of the machine are far below N (default: %(default)s)",
     )
     add_roots(parser)
 

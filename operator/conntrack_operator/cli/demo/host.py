@@ -81,8 +81,8 @@ def _require_room(roots: Roots, limit: int, most: int) -> None:
     else:
         return
     raise Unsupported(
-        f"the table's limit here, {limit or 'none at all'}, is too high to be filled in a minute, and {why}; run the demo on"
-        " a machine with a limit of its own, or name more with --entries"
+        f"the table's limit here, {limit or 'none at all'}, is too high to be filled in a minute, and {why}; run the"
+        " demo on another machine, or take more time with --entries"
     )
 
 

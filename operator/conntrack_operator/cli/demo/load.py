@@ -13,13 +13,14 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 from conntrack_operator.errors import Unsupported
 from conntrack_operator.kernel.counters import Counters, read_counters
 from conntrack_operator.kernel.netlink import Netlink
 
 from . import traffic
-from .stage import CLIENT, SERVER, Stage
+from .stage import CLIENT, SERVER, Stage, lines_of
 
 NOISY_CLIENT = "198.18.0.7"
 """One client begins a fifth of all flows, so that there is somebody to find."""
@@ -80,10 +81,9 @@ class Load:
         self._stage = stage
         self._macs = stage.mac_of(stage.client), stage.mac_of(stage.server)
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> Self:
         self._server = self._stage.server.start(traffic.answered_by(SERVER))
-        assert self._server.stdout is not None
-        if self._server.stdout.readline() != "ready\n":
+        if next(lines_of(self._server), "") != "ready\n":
             self._server.wait(5)
             raise Unsupported("the demo's name server did not start; run the demo again")
         return self
@@ -142,8 +142,7 @@ class Load:
         asking = traffic.Asking("wire", from_mac, to_mac, SERVER, clients)
         process = self._stage.client.start(traffic.asked_by(asking))
         try:
-            assert process.stdout is not None
-            for line in process.stdout:
+            for line in lines_of(process):
                 progress(int(line))
             if process.wait() != 0:
                 raise Unsupported("the demo's clients ended early; run the demo again")
@@ -176,7 +175,7 @@ class Load:
             for _ in range(ATTEMPTS):
                 attempt = stack.enter_context(self._stage.client.socket(socket.SOCK_STREAM))
                 attempt.bind((CLIENT, 0))
-                attempt.setblocking(False)
+                attempt.settimeout(0)
                 if attempt.connect_ex((SERVER, TCP_PORT)) in (0, errno.EINPROGRESS):
                     trying[attempt.fileno()] = attempt
                     waiting.register(attempt, select.POLLOUT)

@@ -6,6 +6,7 @@ a power cut or kill -9 included, nothing is left behind. The addresses are those
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import shutil
 import socket
@@ -91,6 +92,7 @@ class Stage:
     def __init__(self) -> None:
         require_tools()
         self._stack = contextlib.ExitStack()
+        self._links: list[str] = []
 
     def __enter__(self) -> Self:
         with self._stack:  # closes what is open when the rest fails
@@ -103,11 +105,18 @@ class Stage:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._kept.close()
 
+    def held_by(self) -> list[str]:
+        """Return the processes that are in one of these namespaces, by their ids; to be asked when all is over."""
+        held = []
+        for link in Path("/proc").glob("[0-9]*/ns/net"):
+            with contextlib.suppress(OSError):
+                if str(link.readlink()) in self._links:
+                    held.append(link.parts[2])
+        return held
+
     def mac_of(self, namespace: Namespace) -> str:
         """Return the hardware address of a namespace's end of the cable."""
-        # /sys shows the namespace it was mounted in, an ioctl that of its socket; `ip` would be one more program.
-        import fcntl  # noqa: PLC0415
-
+        # /sys shows the namespace it was mounted in, an ioctl that of its socket.
         with namespace.socket(socket.SOCK_DGRAM) as probe:
             answer = fcntl.ioctl(probe, 0x8927, b"wire".ljust(256, b"\0"))  # SIOCGIFHWADDR
         return answer[18:24].hex(":")
@@ -120,6 +129,7 @@ class Stage:
                 raise Unsupported(f"no network namespace can be made here ({why}); run the demo as root on a host")
             made = Namespace(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
             self._stack.callback(os.close, made.descriptor)
+            self._links.append(str(Path(f"/proc/self/fd/{made.descriptor}").readlink()))
             _enter(home)
         finally:
             os.close(home)
@@ -135,10 +145,17 @@ class Stage:
         self.server.run("ip", "route", "add", CLIENTS_NETWORK, "via", CLIENT)
 
 
+def lines_of(process: "subprocess.Popen[str]") -> Iterator[str]:
+    """Yield what a started program prints, line by line, until it ends."""
+    yield from process.stdout or ()
+
+
 def require_tools() -> None:
     """Raise Unsupported when the demo cannot work here."""
     if os.geteuid() != 0:
-        raise Unsupported(f"the demo makes network namespaces and needs root, this is uid {os.geteuid()}; run it with sudo")
+        raise Unsupported(
+            f"the demo makes network namespaces and needs root, this is uid {os.geteuid()}; run it with sudo"
+        )
     for program, package in (("ip", "iproute2"), ("nft", "nftables")):
         if shutil.which(program) is None:
             raise Unsupported(f"{program} is not installed and the demo needs it; install {package}")

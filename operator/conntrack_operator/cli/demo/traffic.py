@@ -94,7 +94,7 @@ def _frame(asking: Asking, client: str) -> bytearray:
 
 
 def _checksum(header: bytes) -> int:
-    total = sum(struct.unpack(">10H", header))
+    total: int = sum(struct.unpack(">10H", header))
     while total > 0xFFFF:
         total = (total >> 16) + (total & 0xFFFF)
     return ~total & 0xFFFF

@@ -4,6 +4,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from conntrack_operator.cli.render_use import memory_words
+
 from .load import Measured
 
 
@@ -29,10 +31,8 @@ def comparison(before: Measured, after: Measured, entry_bytes: int, bypassed: in
     )
     row("packets dropped: table full", f"{before.dropped:,}", f"{after.dropped:,}")
     row("entries in the table", f"{before.entries:,}", f"{after.entries:,}")
-    row("memory of these entries", _memory(before.entries * entry_bytes), _memory(after.entries * entry_bytes))
+    row(
+        "memory of these entries", memory_words(before.entries * entry_bytes), memory_words(after.entries * entry_bytes)
+    )
     row("packets that bypassed the table", "0", f"{bypassed:,}")
     return table
-
-
-def _memory(number: int) -> str:
-    return f"{number / (1 << 20):.1f} MiB"
