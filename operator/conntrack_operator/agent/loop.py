@@ -95,7 +95,7 @@ class Agent:
     def _carried_out(self, spec: NodeSpec) -> "_Act":
         try:
             if spec.mode == "Restore":
-                outcome = self.machine.restore(self.state)
+                outcome = self.machine.restore(self.state, spec.policies)
                 self.state.write_confirmed(None)
             else:
                 outcome = self.machine.apply(spec.settings, spec.policies, self.state)

@@ -10,7 +10,7 @@ from typing import Literal
 from conntrack_operator.decide import notrack
 from conntrack_operator.decide.outcome import phase_of, results_for
 from conntrack_operator.decide.plan import Change, Plan, TableState, plan_for
-from conntrack_operator.decide.remember import journal_after, journal_before
+from conntrack_operator.decide.remember import journal_after, journal_before, judged_anew, without_keeps
 from conntrack_operator.errors import ConntrackOperatorError, Unsupported
 from conntrack_operator.kernel import nftables
 from conntrack_operator.kernel.facts import read_boot_id, read_facts
@@ -68,11 +68,14 @@ class Machine:
         journal = state.read_journal(read_boot_id(self.roots))
         return self._carry_out(settings, uses, state, journal, mode)
 
-    def restore(self, state: StateDirectory, *, kept_too: bool = False) -> Outcome:
-        """Put every original value back and remove the rules; with `kept_too` also what onDelete: Keep left behind."""
-        journal = state.read_journal(read_boot_id(self.roots))
+    def restore(self, state: StateDirectory, uses: Sequence[PolicyUse] = (), *, kept_too: bool = False) -> Outcome:
+        """Put every original value back and remove the rules.
+
+        What `uses`, the policies that are gone, say of onDelete counts; with `kept_too` nothing is left behind.
+        """
+        journal = judged_anew(state.read_journal(read_boot_id(self.roots)), uses)
         if kept_too:
-            journal = _nothing_kept(journal)
+            journal = without_keeps(journal)
         return self._carry_out(Settings(), (), state, journal, "Restore")
 
     def _carry_out(
@@ -118,16 +121,3 @@ def read_table_state() -> TableState:
     except Unsupported as error:
         return TableState(problem=str(error))
     return TableState(notrack.installed_from(listing) if listing is not None else None)
-
-
-def _nothing_kept(journal: Journal) -> Journal:
-    return journal.model_copy(
-        update={
-            "originals": {
-                name: original.model_copy(update={"keep": False}) for name, original in journal.originals.items()
-            },
-            "applied_rules": {
-                name: rule.model_copy(update={"keep": False}) for name, rule in journal.applied_rules.items()
-            },
-        }
-    )

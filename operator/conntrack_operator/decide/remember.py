@@ -48,13 +48,36 @@ def journal_after(plan: Plan, journal: Journal, failed: Mapping[str, object]) ->
     return journal.model_copy(update={"originals": originals, "applied_rules": rules})
 
 
+def judged_anew(journal: Journal, uses: Sequence[PolicyUse]) -> Journal:
+    """Return `journal` with onDelete as `uses` have it now; it may have changed since the last write."""
+    keeps = kept_fields(uses)
+    named = frozenset(name for use in uses for name in use.fields)
+    originals = {
+        name: original.model_copy(update={"keep": is_kept(name, keeps)}) if is_kept(name, named) else original
+        for name, original in journal.originals.items()
+    }
+    rules = {
+        name: applied.model_copy(update={"keep": field in keeps}) if field in named else applied
+        for name, applied in journal.applied_rules.items()
+        for field in (f"notrack.rules[{name}]",)
+    }
+    return journal.model_copy(update={"originals": originals, "applied_rules": rules})
+
+
+def without_keeps(journal: Journal) -> Journal:
+    """Return `journal` with nothing to be left behind."""
+    originals = {name: original.model_copy(update={"keep": False}) for name, original in journal.originals.items()}
+    rules = {name: applied.model_copy(update={"keep": False}) for name, applied in journal.applied_rules.items()}
+    return journal.model_copy(update={"originals": originals, "applied_rules": rules})
+
+
 def kept_fields(uses: Sequence[PolicyUse]) -> frozenset[str]:
     """Return the fields whose policy said onDelete: Keep."""
     return frozenset(name for use in uses if use.on_delete == "Keep" for name in use.fields)
 
 
 def is_kept(name: str, keeps: frozenset[str]) -> bool:
-    """Tell whether sysctl `name` (full dotted) is set by one of the fields `keeps`."""
+    """Tell whether sysctl `name` (full dotted) is set by one of the fields in `keeps`."""
     if name == BUCKETS:
         return bool(keeps & {"table.entriesPerBucket", "table.size"})
     if name == MAX:

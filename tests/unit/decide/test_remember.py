@@ -3,7 +3,7 @@
 import pytest
 
 from conntrack_operator.decide.plan import BUCKETS, MAX, plan_for
-from conntrack_operator.decide.remember import is_kept, journal_after, journal_before
+from conntrack_operator.decide.remember import is_kept, journal_after, journal_before, judged_anew, without_keeps
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Journal, Original
 from conntrack_operator.model.node import PolicyUse
@@ -72,6 +72,16 @@ def test_keep_follows_the_policy():
     assert plan_for(Settings(), facts(30), journal=kept).changes == ()
     back = kept_before(wish(30), 30, kept, use("timeouts.tcp.timeWait"))
     assert not back.originals[TIME_WAIT].keep
+
+
+def test_keep_said_at_the_last_moment():
+    """An onDelete that changed just before the policy went is honoured; policies that say nothing change nothing."""
+    journal = kept_before(wish(30), 120, EMPTY, use("timeouts.tcp.timeWait"))
+    kept = judged_anew(journal, [use("timeouts.tcp.timeWait", on_delete="Keep")])
+    assert kept.originals[TIME_WAIT].keep
+    assert judged_anew(kept, [use("timeouts.icmp")]) == kept
+    assert not judged_anew(kept, [use("timeouts.tcp.timeWait")]).originals[TIME_WAIT].keep
+    assert without_keeps(kept) == journal
 
 
 @pytest.mark.parametrize("on_delete", ["Keep", "Restore"])
