@@ -20,7 +20,7 @@ check: setup ## Format, lint, types, import contracts, unit tests, generated fil
 	@.ci/check
 
 bench: setup ## Print the measurements: memory, time from spec to kernel, CPU of a sample
-	@for bench in tests/bench/bench_*.py; do $(BIN)/python "$$bench" || exit 1; done
+	@for bench in tests/bench/bench_*.py; do $(BIN)/python -m "tests.bench.$$(basename "$$bench" .py)" || exit 1; done
 
 crds: setup ## Write crds/ from the models
 	@$(BIN)/conntrack-operator crds --directory crds

@@ -33,7 +33,7 @@ class Invalid(ConntrackOperatorError):
 
 
 class Refused(ConntrackOperatorError):
-    """This node will not do it, for `reason` (CamelCase, as in a condition). Retrying unchanged is useless."""
+    """The node will not do it, for `reason` (CamelCase, as in a condition). Retrying unchanged is useless."""
 
     def __init__(self, reason: str, message: str) -> None:
         self.reason = reason
@@ -45,4 +45,4 @@ class Retry(ConntrackOperatorError):
 
 
 class Unsupported(ConntrackOperatorError):
-    """This machine lacks what is needed (root, a kernel module, a program, a writable /proc/sys)."""
+    """The machine lacks what is needed (root, a kernel module, a program, a writable /proc/sys)."""

@@ -455,7 +455,7 @@ def test_a_missing_namespace_is_said_and_healed(cluster: Cluster, controller: Pr
         cluster.kubectl("create", "namespace", other)
         soon(lambda: cluster.items("daemonset", "-n", other), "the agents are there", 35)
         soon(lambda: condition(cluster, "web", "Reconciling").get("reason") == "Progressing", "no trouble any more", 10)
-        cluster.kubectl("delete", "ctp,nct", "--all")
+        cluster.kubectl("delete", "nodes,ctp,nct", "--all")  # no agent is there to restore a node
         soon(lambda: not cluster.items("daemonset", "-n", other), "the agents are gone")
     finally:
         program.stop()

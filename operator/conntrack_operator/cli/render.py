@@ -95,7 +95,7 @@ def _sysctl_table(before: str, after: str, last: str) -> Table:
     table.add_column(f"SYSCTL {PREFIX}*", no_wrap=True)
     table.add_column(before, justify="right", no_wrap=True)
     table.add_column(after, justify="right", no_wrap=True, style="bold")
-    table.add_column(last)
+    table.add_column(last, overflow="fold")
     return table
 
 
@@ -116,7 +116,7 @@ def _value(value: int | str | None) -> str:
 
 
 def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), header_style="bold")
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, header_style="bold")
 
 
 def _refusals(refused: Iterable[Refusal]) -> list[RenderableType]:

@@ -18,13 +18,13 @@ FULL, HIGH = 95, 80
 """Percent from which a table's bar is red, and yellow."""
 
 MEANINGS = {
-    "drop": "packets of new connections thrown away: the table was full",
-    "early_drop": "entries thrown out early to make room in a full table",
-    "insert_failed": "entries not made, mostly since an equal one was quicker",
-    "invalid": "packets that fit no connection and could start none",
-    "found": "port collisions met while choosing a port for NAT",
-    "search_restart": "lookups begun again, since the table was moved meanwhile",
-    "clash_resolve": "collisions of two packets of one flow, settled without loss",
+    "drop": "packets of new connections lost: the table was full",
+    "early_drop": "entries thrown out to make room in a full table",
+    "insert_failed": "entries not made, mostly as an equal one was first",
+    "invalid": "packets that fit no connection and can start none",
+    "found": "port choices for NAT that met one already taken",
+    "search_restart": "lookups begun anew, as the table moved meanwhile",
+    "clash_resolve": "two packets of one flow collided, settled",
     "chain_toolong": "entries refused: too many in one bucket",
     "error": "ICMP errors that belong to no connection",
     "insert": "entries put in by programs",
@@ -142,7 +142,7 @@ def _top_notes(top: Top) -> list[str]:
         notes.append("--exact reads all of them.")
     elif top.rows:
         notes.append("All entries were read.")
-    notes.append("Entries of other network namespaces (pods with a network of their own) are not in it.")
+    notes.append("Entries of other network namespaces (pods' own tables) are not in it.")
     return notes
 
 
@@ -184,7 +184,7 @@ def _bar(share: float, style: str) -> Text:
 
 
 def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), header_style="bold")
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, header_style="bold")
 
 
 def _counted(number: int, one: str, more: str) -> str:

@@ -83,7 +83,7 @@ class _Story:
     def tell(self, machine_limit: int) -> bool:
         say, step = self._display.say, self._display.step
         step("A name server with a stateful firewall, in a network namespace of its own")
-        say(f"Its table may hold {self._limit:,} entries, and every query is tracked like a connection.")
+        say(f"Its table holds {self._limit:,} entries; every query takes one, like a connection.")
         if self._limit < machine_limit:
             say(f"(This machine's limit is {machine_limit:,}: too many for a minute, so it is lowered meanwhile.)")
 
@@ -97,12 +97,12 @@ class _Story:
         step("Who filled it?   (conntrack-operator top)")
         self._show_top("source", 3)
         self._show_top("port", 1)
-        say(f"One client, {NOISY_CLIENT}, holds a fifth of the table, and every entry is a name server's query.")
+        say(f"One client, {NOISY_CLIENT}, holds a fifth of the table; all of it is DNS queries.")
 
         step(f"The policy of {policy.EXAMPLE}, by the agent's own code")
         merge = merged([policy_from(yaml.safe_load(policy.TEXT))])
         self._apply(merge)
-        say("The entries of before would stay until they time out; the demo deletes them now.")
+        say("Old entries would stay until they time out; the demo deletes them now.")
         self._load.forget_entries()
 
         step("The same load again")

@@ -11,7 +11,7 @@ from .load import Measured
 
 def comparison(before: Measured, after: Measured, entry_bytes: int, bypassed: int) -> Table:
     """Return both runs of the load in one table; `bypassed` are the packets the rules let by in the second."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column("THE SAME LOAD, TWICE")
     table.add_column("WITHOUT POLICY", justify="right", no_wrap=True)
     table.add_column("WITH POLICY", justify="right", no_wrap=True)
