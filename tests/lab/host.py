@@ -7,6 +7,7 @@ machine do not tune it at once, and its end restores every conntrack sysctl and 
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
 import shutil
 import struct
@@ -19,6 +20,8 @@ from typing import Self
 from tests.lab.namespaces import Namespace
 
 LOCK = Path("/run/lock/conntrack-operator-tests.lock")
+NOTED = LOCK.with_suffix(".json")
+"""How the machine was, while a run tunes it: if that run is killed, the next one puts it back. A boot clears it."""
 SYSCTLS = Path("/proc/sys/net/netfilter")
 TABLE = ("inet", "conntrack_operator")
 # Sizes first, as raising them goes: buckets, then the limit.
@@ -66,8 +69,12 @@ class Host(Namespace):
         """Take the lock, waiting for whoever has it, and note how the machine is."""
         self._lock = LOCK.open("a")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self.originals = sysctls()
+        if NOTED.exists():
+            self.originals = json.loads(NOTED.read_text())
+            self._put_back()
         assert self.table() is None, f"table {' '.join(TABLE)} is there already: is an operator at work here?"
+        self.originals = sysctls()
+        NOTED.write_text(json.dumps(self.originals))
         return self
 
     def __exit__(
@@ -75,14 +82,20 @@ class Host(Namespace):
     ) -> None:
         """Put everything back, and let others in."""
         self.stop()
+        try:
+            self._put_back()
+        finally:
+            self._lock.close()
+
+    def _put_back(self) -> None:
         if self.table() is not None:
             self.run("nft", "delete", "table", *TABLE)
         for name in [*FIRST, *self.originals]:
             if sysctls()[name] != self.originals[name]:
                 (SYSCTLS / name).write_text(f"{self.originals[name]}\n")
         left = {name: value for name, value in sysctls().items() if value != self.originals[name]}
-        self._lock.close()
         assert not left, f"could not be put back: {left}"
+        NOTED.unlink()
 
     def shrink(self, entries: int) -> None:
         """Make the table small, so that what a test asks for is a change on a machine of any size."""

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from conntrack_operator.decide.merge import Merge, merged, revision_of
 from conntrack_operator.errors import Invalid, Problem
+from conntrack_operator.model.catalogue import PREFIX
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.node import NodeSpec
 from conntrack_operator.model.policy import ConntrackPolicy
@@ -106,10 +107,18 @@ def node_spec_in(path: Path) -> NodeSpec:
 
 
 def facts_in(file: str) -> Facts:
-    """Return the facts of a machine in a JSON file, keys in camelCase. Raises errors.Invalid with every problem."""
+    """Return the facts of a machine in a JSON file, keys in camelCase. Raises errors.Invalid with every problem.
+
+    Sysctls may have their short names, `nf_conntrack_max`.
+    """
     name = "standard input" if file == "-" else file
     try:
-        return Facts.model_validate(json.loads(_text(file, name)))
+        document = json.loads(_text(file, name))
+        if isinstance(document, dict) and isinstance(document.get("sysctls"), dict):
+            document["sysctls"] = {
+                key if "." in key else PREFIX + key: value for key, value in document["sysctls"].items()
+            }
+        return Facts.model_validate(document)
     except ValidationError as error:
         raise Invalid(
             *(

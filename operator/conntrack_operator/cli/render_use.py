@@ -14,6 +14,8 @@ from conntrack_operator.decide.talkers import By, Top
 from conntrack_operator.kernel.counters import Counters
 
 BAR_COLUMNS = 20
+SHARE_COLUMNS = 12
+"""Of a bar beside an address: a whole IPv6 address has 39 columns."""
 FULL, HIGH = 95, 80
 """Percent from which a table's bar is red, and yellow."""
 
@@ -112,8 +114,8 @@ def status_view(use: Use) -> RenderableType:
 
 def top_view(top: Top, by: By, limit: int = 0) -> RenderableType:
     """Return who holds the table's entries; `limit` is how many it may hold, 0 when that plays no part."""
-    full = f", {_percent(top.entries, limit):.0f}% of the {limit:,} it may hold" if limit else ""
-    head = Text(f"{_counted(top.entries, 'entry', 'entries')} in this network namespace's table{full}")
+    most = f" of at most {limit:,} ({_percent(top.entries, limit):.0f}%)" if limit else ""
+    head = Text(f"{_counted(top.entries, 'entry', 'entries')}{most} in this network namespace's table")
     body = top_table(top, by) if top.rows else Text("Nothing to show: the table is empty.")
     return Group(head, "", body, "", *(Text(line, "dim") for line in _top_notes(top)))
 
@@ -130,7 +132,7 @@ def top_table(top: Top, by: By) -> Table:
         table.add_column("+/-", justify="right", no_wrap=True)
     for row in top.rows:
         about = "" if exact else "~"
-        cells: list[str | Text] = [row.key, f"{about}{row.entries:,}", f"{row.share:.1%}", _bar(row.share, "cyan")]
+        cells: list[str | Text] = [row.key, f"{about}{row.entries:,}", f"{row.share:.1%}", _bar(row.share, "cyan", SHARE_COLUMNS)]
         table.add_row(*cells, *([] if exact else [f"{row.error * 100:.1f}"]))
     return table
 
@@ -178,9 +180,9 @@ def _bypassed_parts(bypassed: Sequence[Bypassed]) -> list[RenderableType]:
     return ["", table]
 
 
-def _bar(share: float, style: str) -> Text:
-    filled = round(min(max(share, 0.0), 1.0) * BAR_COLUMNS)
-    return Text.assemble(("█" * filled, style), ("░" * (BAR_COLUMNS - filled), "dim"))
+def _bar(share: float, style: str, columns: int = BAR_COLUMNS) -> Text:
+    filled = round(min(max(share, 0.0), 1.0) * columns)
+    return Text.assemble(("█" * filled, style), ("░" * (columns - filled), "dim"))
 
 
 def _table() -> Table:

@@ -6,6 +6,7 @@ new content is there, never a part. Nothing is written when nothing differs.
 
 import fcntl
 import os
+import time
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -16,6 +17,9 @@ from conntrack_operator.model.base import Model
 from conntrack_operator.model.journal import Confirmed, Journal
 
 from .roots import Roots
+
+LOCK_SECONDS = 3.0
+"""How long to wait for the lock: what a killed agent began may still be ending."""
 
 Kept = TypeVar("Kept", bound=Model)
 
@@ -33,11 +37,13 @@ class StateDirectory:
     def __enter__(self) -> Self:
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock_fd = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock_fd = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            # nft inherits it, so that the lock outlives a killed agent until the last transaction has ended.
+            os.set_inheritable(self._lock_fd, True)  # noqa: FBT003 - positional only
         except OSError as error:
             raise self._unwritable(error) from error
         try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock(self._lock_fd)
         except OSError as error:
             os.close(self._lock_fd)
             self._lock_fd = None
@@ -46,6 +52,19 @@ class StateDirectory:
                 " leave the node to it"
             ) from error
         return self
+
+    @staticmethod
+    def _lock(descriptor: int) -> None:
+        patience = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= patience:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -62,6 +62,8 @@ def _nft(*arguments: str, text: str = "") -> "subprocess.CompletedProcess[str]":
             text=True,
             check=False,
             timeout=TIMEOUT_SECONDS,
+            # It inherits the node's lock (kernel.journal): when we are killed, nobody else begins before nft has ended.
+            close_fds=False,
             env=_in_english(os.environ),
         )
     except FileNotFoundError as error:

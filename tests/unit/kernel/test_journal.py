@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import time
 
 import pytest
 
@@ -43,12 +45,23 @@ def test_another_boot(roots):
         assert state.read_journal("next boot") == Journal(boot_id="next boot")
 
 
-def test_one_holder(roots):
+def test_one_holder(roots, monkeypatch):
     """A second agent is told who is there, and the first is not disturbed."""
+    monkeypatch.setattr("conntrack_operator.kernel.journal.LOCK_SECONDS", 0.1)
     with StateDirectory(roots), pytest.raises(Retry, match="another conntrack-operator is at work"):
         StateDirectory(roots).__enter__()
     with StateDirectory(roots) as state:
         state.write_journal(JOURNAL)
+
+
+def test_lock_outlives_the_holder(roots):
+    """What a killed agent began keeps the lock until it has ended, and the next agent waits that long."""
+    with StateDirectory(roots):
+        child = subprocess.Popen(["sleep", "0.5"], close_fds=False)
+    began = time.monotonic()
+    with StateDirectory(roots):
+        assert child.poll() is not None
+    assert 0.1 < time.monotonic() - began < 3
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"version": 9, "bootID": "x"}', b"[]", b'{"version":1}'])

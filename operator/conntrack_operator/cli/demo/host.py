@@ -7,6 +7,7 @@ put back on every way out; after a kill -9 the next demo does it. Nothing is wri
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,8 +34,9 @@ def repair(roots: Roots) -> int | None:
     if not (own.state / "journal.json").exists():
         return None
     with StateDirectory(own) as state:
-        journal = state.read_journal(read_boot_id(roots))
-        return _put_back(roots, state, journal)
+        back = _put_back(roots, state.read_journal(read_boot_id(roots)))
+    shutil.rmtree(own.state)
+    return back
 
 
 @contextlib.contextmanager
@@ -58,17 +60,18 @@ def limit_at_most(roots: Roots, most: int) -> Iterator[int]:
             write_sysctl(roots, MAX, most)
             yield most
         finally:
-            _put_back(roots, state, journal)
+            _put_back(roots, journal)
+            shutil.rmtree(_own(roots).state)
 
 
-def _put_back(roots: Roots, state: StateDirectory, journal: Journal) -> int | None:
+def _put_back(roots: Roots, journal: Journal) -> int | None:
     """Put back what is still as we left it: another value is somebody else's."""
     original = journal.originals.get(MAX)
     ours = original is not None and read_sysctls(roots, (MAX,)).get(MAX) in original.ours
-    if original is not None and ours:
-        write_sysctl(roots, MAX, original.value)
-    state.write_journal(Journal(boot_id=journal.boot_id))
-    return original.value if original is not None and ours else None
+    if original is None or not ours:
+        return None
+    write_sysctl(roots, MAX, original.value)
+    return original.value
 
 
 def _require_room(roots: Roots, limit: int, most: int) -> None:

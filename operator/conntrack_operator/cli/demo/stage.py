@@ -70,7 +70,10 @@ class Namespace:
     def start(self, command: list[str]) -> "subprocess.Popen[str]":
         """Start a program in here whose output is read line by line."""
         with self.inside():
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+            # A session of its own: Ctrl-C is for the demo, which ends it.
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
+            )
 
     def read(self, path: str) -> str:
         """Return the content of a file as it is in here."""

@@ -103,7 +103,6 @@ def _checksum(header: bytes) -> int:
 if __name__ == "__main__":
     # Whatever becomes of the demo, its children go with it, and with them the namespaces.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.argv[1] == "ask":
         ask(Asking(**json.loads(sys.argv[2])))
     else:

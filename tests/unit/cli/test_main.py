@@ -1,0 +1,117 @@
+"""The command line: what it is called, its exit codes, and one sentence for whatever a person types wrong."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from tests.lab.command import PROGRAM, assert_one_sentence, conntrack_operator
+
+from conntrack_operator import __version__
+from conntrack_operator.cli import main as command_line
+
+GOOD = """
+apiVersion: conntrack-operator.io/v1alpha1
+kind: ConntrackPolicy
+metadata: {name: web}
+spec: {mode: Enforce, nodeSelector: {matchLabels: {role: web}}, table: {size: {maxEntries: 1048576}}}
+"""
+
+
+def test_version() -> None:
+    """--version is one line with the version, and no error."""
+    done = conntrack_operator("--version")
+    assert (done.returncode, done.stdout) == (0, f"conntrack-operator {__version__}\n")
+
+
+def test_help_names_every_command() -> None:
+    """A person who knows nothing finds all commands by --help, each with its own --help."""
+    done = conntrack_operator("--help")
+    assert done.returncode == 0
+    assert all(f"\n  {name} " in done.stdout for name in command_line.COMMANDS)
+
+
+@pytest.mark.parametrize("name", command_line.COMMANDS)
+def test_every_command_explains_its_options(name: str) -> None:
+    """Each command's module is there, and its help works."""
+    done = conntrack_operator(name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"usage: conntrack-operator {name} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ["COMMAND", "--help"]),
+        (("frobnicate",), ["'frobnicate'", "plan, apply, restore"]),
+        (("--frobnicate",), ["--help"]),
+        (("plan",), ["-f/--file", "conntrack-operator plan --help"]),
+        (("plan", "-f", "x.yaml", "-o", "xml"), ["-o", "'xml'"]),
+        (("plan", "-f", "x.yaml", "--stat", "y"), ["--stat"]),
+        (("top", "-n", "0"), ["-n", "from 1 to 1000"]),
+        (("top", "-n", "many"), ["-n", "'many'"]),
+        (("top", "--by", "weather"), ["--by", "'weather'"]),
+        (("apply", "-f", "x.yaml", "--trial", "60"), ["--trial", "trials come with a later version"]),
+        (("apply", "-f", "x.yaml", "--soak", "5"), ["--soak", "trials come with a later version"]),
+        (("apply", "-f", "x.yaml", "--probe", "a:1"), ["--probe", "trials come with a later version"]),
+        (("agent",), ["--node", "NODE_NAME", "--policy FILE"]),
+        (("agent", "--policy", "x.yaml", "--node", "n"), ["--policy", "--node"]),
+        (("agent", "--node", "n", "--metrics-address", ":9"), ["--metrics-address"]),
+        (("agent", "--node", "n", "--top-talkers", "-1"), ["--top-talkers", "from 0 to 20"]),
+        (("agent", "--policy", "/nowhere/x.yaml"), ["/nowhere/x.yaml", "No such file"]),
+        (("agent", "--node", "n", "--kubeconfig", "/nowhere/kubeconfig"), ["/nowhere/kubeconfig"]),
+        (("controller", "--metrics-address", ":9"), ["--metrics-address"]),
+        (("controller", "--kubeconfig", "/nowhere/kubeconfig"), ["/nowhere/kubeconfig"]),
+        (("demo", "--entries", "7"), ["--entries", "from 5000"]),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(
+    arguments: tuple[str, ...], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 1, never argparse's 2, which means changes here; one line that names the option; no traceback."""
+    monkeypatch.delenv("NODE_NAME", raising=False)
+    assert_one_sentence(conntrack_operator(*arguments), *words)
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    """`conntrack-operator crds | head -1` ends quietly."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*PROGRAM, "crds"], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (command_line.PIPE_CLOSED, b"")
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C ends with 130, as a shell expects of it."""
+
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("conntrack_operator.cli.crds.run", interrupted)
+    assert command_line.main(["crds"]) == command_line.INTERRUPTED
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no mistake of the person's must not look like one."""
+
+    def broken(_: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("conntrack_operator.cli.crds.run", broken)
+    with pytest.raises(ZeroDivisionError):
+        command_line.main(["crds"])
+
+
+def test_the_agent_imports_nothing_large() -> None:
+    """Its memory is counted: no terminal library, no framework, no client library, and no YAML without a policy file."""
+    script = (
+        "import sys; from conntrack_operator.cli.main import main\n"
+        "assert main(['agent', '--node', 'n']) == 1\n"
+        "print(sorted({'rich', 'yaml', 'kopf', 'kubernetes', 'aiohttp', 'asyncio'} & set(sys.modules)), file=sys.stderr)"
+    )
+    nowhere = {"PATH": os.environ["PATH"], "HOME": "/nowhere"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=nowhere)
+    assert done.stderr.splitlines()[0].startswith("conntrack-operator: no way to the API server"), done.stderr
+    assert done.stderr.splitlines()[1] == "[]"
