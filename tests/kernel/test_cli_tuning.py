@@ -110,7 +110,8 @@ def test_a_policy_that_observes_is_not_applied(node: Namespace, tmp_path: Path) 
     assert done.returncode == 2
 
 
-READ_ONLY = ("unshare", "--mount", "sh", "-c", 'mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"', "sh")  # fmt: skip
+_REMOUNT = 'mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"'
+READ_ONLY = ("unshare", "--mount", "sh", "-c", _REMOUNT, "sh")
 NO_ROOT = ("unshare", "--user")
 
 

@@ -22,12 +22,14 @@ from conntrack_operator.model.node import Result
 
 RULE_PREFIX = "notrack/"
 ABSENT = "absent"
+RIGHT = "Nothing to change: the machine is as it should be."
 
 
 def plan_view(plan: Plan, conflicts: Sequence[Conflict] = ()) -> RenderableType:
     """Return what a plan would do: changes, refusals with their remedies, who lost what to whom."""
     parts: list[RenderableType] = [*_plan_tables(plan.changes)]
-    parts.append(_count_line(len(plan.changes), "change", "Nothing to change: the machine is as it should be."))
+    right = "Nothing to change, but not everything is accepted." if plan.refused else RIGHT
+    parts.append(_count_line(len(plan.changes), "change", right))
     parts.extend(_refusals(plan.refused))
     parts.extend(_conflicts(conflicts))
     return _spaced(parts)

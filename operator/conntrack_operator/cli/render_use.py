@@ -132,7 +132,12 @@ def top_table(top: Top, by: By) -> Table:
         table.add_column("+/-", justify="right", no_wrap=True)
     for row in top.rows:
         about = "" if exact else "~"
-        cells: list[str | Text] = [row.key, f"{about}{row.entries:,}", f"{row.share:.1%}", _bar(row.share, "cyan", SHARE_COLUMNS)]
+        cells: list[str | Text] = [
+            row.key,
+            f"{about}{row.entries:,}",
+            f"{row.share:.1%}",
+            _bar(row.share, "cyan", SHARE_COLUMNS),
+        ]
         table.add_row(*cells, *([] if exact else [f"{row.error * 100:.1f}"]))
     return table
 
@@ -163,8 +168,8 @@ def _entries_words(use: Use) -> Text:
 def _chain_words(most: int, buckets: int) -> str:
     if not most or not buckets:
         return ""
-    each = most / buckets
-    return f", {each:.3g} {'entry' if each == 1 else 'entries'} in each when full, on average"
+    each = f"{most / buckets:.3g}"
+    return f", {each} {'entry' if each == '1' else 'entries'} in each when full, on average"
 
 
 def _bypassed_parts(bypassed: Sequence[Bypassed]) -> list[RenderableType]:

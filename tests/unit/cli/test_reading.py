@@ -18,6 +18,15 @@ def policy(name: str = "web", rest: str = "timeouts: {icmp: 30s}") -> str:
     return f"{HEAD}metadata: {{name: {name}}}\nspec: {{{SPEC}, {rest}}}\n"
 
 
+LISTED = f"""\
+apiVersion: v1
+kind: List
+items:
+- apiVersion: conntrack-operator.io/v1alpha1
+  kind: ConntrackPolicy
+  metadata: {{name: a, creationTimestamp: 2026-01-01T00:00:00Z}}
+  spec: {{{SPEC}}}
+"""
 FACTS = {"memoryBytes": 1 << 33, "cpus": 4, "kernel": "6.18.0", "sysctls": {}}
 
 BAD_FILES: dict[str, tuple[bytes, list[str]]] = {
@@ -75,10 +84,10 @@ def test_standard_input() -> None:
         (policy(), ["web"]),
         (policy("a") + "---\n---\n" + policy("b") + "---\n", ["a", "b"]),
         (json.dumps({"apiVersion": "v1", "kind": "List", "items": []}), None),
-        ('apiVersion: v1\nkind: List\nitems:\n- {apiVersion: conntrack-operator.io/v1alpha1, kind: ConntrackPolicy, metadata: {name: a, creationTimestamp: 2026-01-01T00:00:00Z}, spec: {' + SPEC + "}}\n", ["a"]),
+        (LISTED, ["a"]),
         ("\ufeff" + policy(), ["web"]),
     ],
-)  # fmt: skip
+)
 def test_documents(text: str, names: list[str] | None, tmp_path: Path) -> None:
     """Several documents, empty ones between, the List that kubectl prints, a byte order mark, an unquoted time."""
     file = tmp_path / "policies.yaml"

@@ -88,6 +88,12 @@ def test_nothing_to_do() -> None:
     assert text == "Nothing to change: the machine is as it should be.\n"
 
 
+def test_a_plan_that_only_refuses_does_not_say_all_is_well() -> None:
+    """A refused setting is not as it should be."""
+    text = plain(plan_view(Plan(changes=(), refused=REFUSED, wanted={}, rules=())), 80)
+    assert text.startswith("Nothing to change, but not everything is accepted.\n\nrefused  trial")
+
+
 def test_outcome() -> None:
     """What was read back counts: a failed write and a value that somebody else changed are told as such."""
     results = (
@@ -99,7 +105,9 @@ def test_outcome() -> None:
     assert plain(view, 80) == OUTCOME
 
 
-@pytest.mark.parametrize(("kept", "words"), [(1, "1 setting was right already."), (2, "2 settings were right already.")])
+@pytest.mark.parametrize(
+    ("kept", "words"), [(1, "1 setting was right already."), (2, "2 settings were right already.")]
+)
 def test_an_outcome_without_changes(kept: int, words: str) -> None:
     """Done again, nothing is changed, and that is said."""
     view = outcome_view((), [result(f"net.netfilter.key{number}") for number in range(kept)], facts())

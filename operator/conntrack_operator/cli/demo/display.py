@@ -15,6 +15,7 @@ from conntrack_operator.cli.terminal import plain
 
 COLUMNS_MAX = 100
 INDENT = 2
+BAR_COLUMNS = 24
 
 
 class Display:
@@ -42,15 +43,20 @@ class Display:
         self._write(Padding(what, (0, 0, 0, INDENT)))
 
     @contextlib.contextmanager
-    def bar(self, words: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show a bar while something runs; it is gone afterwards. Give the function that moves it."""
+    def bar(self, words: str, total: int) -> Iterator[Callable[[int, str], None]]:
+        """Show a bar while something runs; it is gone afterwards. Give what moves it, with a note beside it."""
         if not self._console.is_terminal:
-            yield lambda _: None
+            yield lambda _done, _note: None
             return
-        columns = (TextColumn(" " * (INDENT - 1) + "{task.description}"), BarColumn(), TaskProgressColumn())
+        columns = (
+            TextColumn(" " * INDENT + "{task.description}"),
+            BarColumn(BAR_COLUMNS),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         with Progress(*columns, console=self._console, transient=True) as progress:
-            task = progress.add_task(words, total=total)
-            yield lambda done: progress.update(task, completed=done)
+            task = progress.add_task(words, total=total, note="")
+            yield lambda done, note: progress.update(task, completed=done, note=note)
 
     def _write(self, what: RenderableType) -> None:
         if self._console.is_terminal:

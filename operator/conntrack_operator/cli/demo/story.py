@@ -119,9 +119,15 @@ class _Story:
         return restored and _as_told(before, after)
 
     def _run(self, words: str) -> Measured:
-        flows = self._limit - self._load.counters().entries
-        with self._display.bar(words, queries_in(flows)) as progress:
-            return self._load.run(flows, progress)
+        before = self._load.counters()
+        flows = self._limit - before.entries
+        with self._display.bar(words, queries_in(flows)) as move:
+
+            def moved(sent: int) -> None:
+                now = self._load.counters()
+                move(sent, f"{now.entries:,} entries, {now.drop - before.drop:,} dropped")
+
+            return self._load.run(flows, moved)
 
     def _show_top(self, by: By, rows: int) -> None:
         counters = self._load.counters()

@@ -1,0 +1,56 @@
+# One image for both halves: the controller runs it as it is, the agent's DaemonSet as uid 0 with NET_ADMIN.
+# The base is python:slim or any other Debian bookworm: what it lacks is installed.
+ARG BASE_IMAGE=python:3.13-slim-bookworm
+
+FROM ${BASE_IMAGE} AS base
+# In full, since a base that was imported from a file system sets no PATH. nft lies in /usr/sbin.
+ENV PATH=/opt/conntrack-operator/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+# nft must be older than 1.1.2: sets that a newer one writes crash older nft programs on the same node, kube-proxy's among
+# them (kubernetes #136786). Bookworm has 1.0.6; a base that brings a newer one is refused here and not on a node.
+RUN set -eu; export DEBIAN_FRONTEND=noninteractive; \
+    command -v python3 >/dev/null && python= || python=python3; \
+    apt-get update; \
+    apt-get install -y --no-install-recommends nftables iptables $python; \
+    dpkg --compare-versions "$(dpkg-query -W -f '${Version}' nftables)" lt 1.1.2; \
+    apt-get clean; \
+    rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/log/apt /var/log/dpkg.log /var/log/alternatives.log
+
+FROM base AS build
+RUN set -eu; export DEBIAN_FRONTEND=noninteractive; \
+    python3 -c 'import ensurepip, venv' 2>/dev/null || { apt-get update; apt-get install -y --no-install-recommends python3-venv; }; \
+    python3 -m venv /build/tools; \
+    python3 -m venv --without-pip /opt/conntrack-operator
+WORKDIR /build/source
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# Dependencies first: they change less often than the source.
+COPY operator/requirements.txt operator/requirements.txt
+RUN /build/tools/bin/pip --python /opt/conntrack-operator/bin/python install --require-hashes --only-binary :all: \
+      --no-compile -r operator/requirements.txt
+# A second, asynchronous client in the official client's package, as large as the first; nothing here imports it.
+RUN rm -r /opt/conntrack-operator/lib/python3*/site-packages/kubernetes/aio
+# setuptools comes with the lock of the tests, which says what builds the package; only its entry is taken.
+COPY tests/requirements.txt tests/requirements.txt
+RUN awk '/^[a-z]/ { wanted = /^setuptools==/ } wanted' tests/requirements.txt >setuptools.txt; \
+    /build/tools/bin/pip install --require-hashes -r setuptools.txt
+COPY pyproject.toml LICENSE README.md* ./
+COPY operator/conntrack_operator operator/conntrack_operator
+RUN /build/tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /build/wheel . && \
+    /build/tools/bin/pip --python /opt/conntrack-operator/bin/python install --no-deps --no-compile /build/wheel/*.whl
+# Everything is compiled but the official client's wrappers, one module for each call and kind, of which none is imported.
+RUN python3 -m compileall -q -x 'kubernetes/client/(api|models)/' /opt/conntrack-operator
+
+FROM base
+COPY --from=build /opt/conntrack-operator /opt/conntrack-operator
+# python:slim ships its library uncompiled, and on a read-only root every start would compile it anew. Importing both halves
+# compiles what they use of it, and shows that nothing is missing.
+RUN python3 -c 'import conntrack_operator.cli.agent, conntrack_operator.agent.run, conntrack_operator.controller.run' && \
+    conntrack-operator --version && nft --version
+ARG VERSION=unknown
+LABEL org.opencontainers.image.title="conntrack-operator" \
+      org.opencontainers.image.description="Keeps Linux connection tracking from filling up, on every node of a Kubernetes cluster" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
+# The controller needs no root. A number, so that runAsNonRoot can be checked.
+USER 65532:65532
+ENTRYPOINT ["conntrack-operator"]
+CMD ["--help"]
