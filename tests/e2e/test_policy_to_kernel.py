@@ -164,9 +164,9 @@ def test_of_two_policies_the_loser_names_field_winner_and_node(operator: Operato
             },
         )  # fmt: skip
         operator.wait_ready(name)
-    wait_until(lambda: host.value("nf_conntrack_max") == base + 70_000, 10, "the higher priority sizes the table")
-    wait_until(lambda: host.value("nf_conntrack_icmp_timeout") == 17, 10, "the lower priority's timeout is kept")
-    wait_until(lambda: operator.condition("lower", "Conflicted").get("status") == "True", 15, "lower is Conflicted")
+    wait_until(lambda: host.value("nf_conntrack_max") == base + 70_000, 40, "the higher priority sizes the table")
+    wait_until(lambda: host.value("nf_conntrack_icmp_timeout") == 17, 40, "the lower priority's timeout is kept")
+    wait_until(lambda: operator.condition("lower", "Conflicted").get("status") == "True", 40, "lower is Conflicted")
     message = operator.condition("lower", "Conflicted")["message"]
     assert all(part in message for part in ("table.size", "higher", NODE)), message
     assert operator.condition("higher", "Conflicted").get("status") != "True"

@@ -1,16 +1,27 @@
 """status and top as a person types them, on a table with entries that are known."""
 
+import fcntl
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.lab.command import PROGRAM, assert_one_sentence, conntrack_operator
 from tests.lab.entries import Entry, inject_many
+from tests.lab.host import LOCK
 from tests.lab.namespaces import Lab, Namespace
 
 BUSY = "10.7.0.1"
+
+
+@pytest.fixture(autouse=True)
+def _table_stands_still() -> Iterator[None]:
+    """Keep out tests of other runs that resize the table or lower its limit: both are one for all namespaces."""
+    with LOCK.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
 
 
 @pytest.fixture

@@ -137,9 +137,9 @@ def test_a_limit_too_high_is_lowered_and_put_back(host: Host, tmp_path: Path) ->
     assert not (tmp_path / "state" / "demo").exists()
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_leaves_nothing(host: Host, tmp_path: Path, number: signal.Signals, expected: int) -> None:
-    """Ctrl-C and SIGTERM in the middle of it: no traceback, the limit back, no namespace."""
+    """Ctrl-C, SIGTERM, a closed terminal: no traceback, the limit back, no namespace, no folder."""
     with Demo(tmp_path / "state", "--entries", FEW) as demo:
         wait_until(lambda: limit() == FEW)
         demo.process.send_signal(number)
@@ -147,6 +147,7 @@ def test_a_signal_leaves_nothing(host: Host, tmp_path: Path, number: signal.Sign
     assert (code, errors) == (expected, "")
     assert sysctls() == host.originals
     assert not (tmp_path / "state" / "demo").exists()
+    assert not list(tmp_path.glob("conntrack-operator-demo-*"))
     wait_until(demo.is_gone)
 
 

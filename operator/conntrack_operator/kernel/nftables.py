@@ -33,7 +33,7 @@ def read_table() -> dict[str, Any] | None:
         return listing
     if "No such file or directory" in done.stderr:
         return None
-    raise _error_of("list the table", done.stderr)
+    raise _error_of("list the table", done)
 
 
 def run_script(text: str) -> None:
@@ -44,7 +44,7 @@ def run_script(text: str) -> None:
     """
     done = _nft("-f", "-", text=text)
     if done.returncode != 0:
-        raise _error_of("load the rules", done.stderr)
+        raise _error_of("load the rules", done)
 
 
 def read_bypassed() -> tuple[Bypassed, ...]:
@@ -79,7 +79,14 @@ def _in_english(environment: Mapping[str, str]) -> dict[str, str]:
     return {**environment, "LANG": "C", "LC_ALL": "C"}
 
 
-def _error_of(what: str, complaint: str) -> Retry | Unsupported:
+def _error_of(what: str, done: "subprocess.CompletedProcess[str]") -> Retry | Unsupported:
+    if done.returncode < 0:
+        # Tried: 1.0.6 ends by SIGSEGV on sets that 1.1.3 wrote, whoever's they are (kubernetes #136786).
+        return Unsupported(
+            f"nft crashed (signal {-done.returncode}) when it was to {what}: a newer nft may have written sets that"
+            " this one cannot read; use the same version as the host's other programs"
+        )
+    complaint = done.stderr
     said = _first_sentence(complaint)
     if any(words in complaint for words in _NOT_PERMITTED):
         return Unsupported(f"nft may not {what}: {said}; run as root or with NET_ADMIN")

@@ -89,3 +89,11 @@ def test_only_our_table_is_ever_named(nft: Path, tmp_path: Path, monkeypatch: py
     nftables.read_table()
     nftables.run_script("some text")
     assert said.read_text().splitlines() == ["C -j list table inet conntrack_operator ", "C -f - some text"]
+
+
+def test_a_crash_is_said(nft: Path) -> None:
+    """An nft that cannot read a newer one's sets dies of a signal and says nothing; we say it (kubernetes #136786)."""
+    nft.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    for call in (nftables.read_table, lambda: nftables.run_script("add table inet x\n")):
+        with pytest.raises(Unsupported, match=r"crashed \(signal 11\).*newer nft"):
+            call()

@@ -30,6 +30,8 @@ WARM_UP_FLOWS = 20_000
 TCP_PORT = 8080
 ATTEMPTS = 200
 CONNECT_SECONDS = 1.5
+SILENCE_SECONDS = 1.0
+"""A name server that reads nothing for so long has nothing left to read."""
 STREAM_SECONDS = 2.2
 """A flow that goes on for longer than 2 s is a stream."""
 
@@ -96,7 +98,7 @@ class Load:
         began = time.monotonic()
         self._ask((("198.18.251.1", WARM_UP_FLOWS),), lambda _: None)
         seconds = time.monotonic() - began
-        self._settle()
+        self._settle(WARM_UP_FLOWS)
         self.forget_entries()
         return WARM_UP_FLOWS / seconds
 
@@ -118,11 +120,13 @@ class Load:
         clients, late = clients_for(flows), late_clients()
         before, received = self.counters(), self._received()
         self._ask(clients, progress)
+        # A busy machine answers late, and only what was answered and goes on for two seconds is a stream.
+        self._settle(received + flows)
         time.sleep(STREAM_SECONDS)
         self._ask(clients, lambda sent: progress(flows + sent))
-        answered = self._settle() - received
+        answered = self._settle(received + 2 * flows) - received
         self._ask(late, lambda sent: progress(2 * flows + sent))
-        late_answered = self._settle() - received - answered
+        late_answered = self._settle(received + answered + LATE_FLOWS) - received - answered
         connected = self._connect()
         after = self.counters()
         return Measured(
@@ -155,12 +159,14 @@ class Load:
         names, values = (line.split() for line in lines if line.startswith("Udp: "))
         return int(dict(zip(names, values, strict=True))["InDatagrams"])
 
-    def _settle(self) -> int:
-        """Wait until the name server has read what waits for it; return how many datagrams it has read."""
-        before, now = -1, self._received()
-        while now != before:
-            time.sleep(0.15)
+    def _settle(self, expected: int) -> int:
+        """Wait until the name server has read `expected` datagrams, or no more for a while; return how many."""
+        now, moved = self._received(), time.monotonic()
+        while now < expected and time.monotonic() - moved < SILENCE_SECONDS:
+            time.sleep(0.05)
             before, now = now, self._received()
+            if now != before:
+                moved = time.monotonic()
         return now
 
     def _connect(self) -> int:

@@ -31,7 +31,8 @@ from .stage import Stage, require_tools
 from .views import comparison
 
 STEPS = 6
-TERMINATED = 143
+SIGNALLED = 128
+"""Exit codes above this name the signal that ended the program, as in a shell."""
 SECONDS_FOR_ONE_PASS = 9
 """Queries are sent in four long passes; with this much for each, the whole ends in a minute."""
 
@@ -164,13 +165,14 @@ def _as_told(before: Measured, after: Measured) -> bool:
 
 @contextlib.contextmanager
 def _termination_as_exit() -> Iterator[None]:
-    """Let SIGTERM end the demo like an exception, so that everything is put back on the way out."""
+    """Let SIGTERM and a closed terminal end the demo like an exception: everything is put back on the way out."""
 
     def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature is Python's
-        raise SystemExit(TERMINATED)
+        raise SystemExit(SIGNALLED + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
