@@ -25,6 +25,7 @@ COMMANDS = {
     "restore": "put every original value back and remove the rules",
     "status": "how full the table is, and what it threw away",
     "top": "who fills the table",
+    "doctor": "why the table is full, and what to do about it",
     "crds": "print the CustomResourceDefinitions",
     "demo": "the story in one minute, in network namespaces, no cluster",
 }

@@ -136,7 +136,7 @@ def top_table(top: Top, by: By) -> Table:
             row.key,
             f"{about}{row.entries:,}",
             f"{row.share:.1%}",
-            _bar(row.share, "cyan", SHARE_COLUMNS),
+            bar(row.share, "cyan", SHARE_COLUMNS),
         ]
         table.add_row(*cells, *([] if exact else [f"{row.error * 100:.1f}"]))
     return table
@@ -161,7 +161,7 @@ def _entries_words(use: Use) -> Text:
     return Text.assemble(
         f"{counters.entries:,} of {counters.max_entries:,}  ",
         (f"{use.used_percent:.1f}%  ", style),
-        _bar(use.used_percent / 100, style.split()[1]),
+        bar(use.used_percent / 100, style.split()[1]),
     )
 
 
@@ -185,7 +185,8 @@ def _bypassed_parts(bypassed: Sequence[Bypassed]) -> list[RenderableType]:
     return ["", table]
 
 
-def _bar(share: float, style: str, columns: int = BAR_COLUMNS) -> Text:
+def bar(share: float, style: str, columns: int = BAR_COLUMNS) -> Text:
+    """Return a bar of so many columns that is filled to `share`, from 0 to 1."""
     filled = round(min(max(share, 0.0), 1.0) * columns)
     return Text.assemble(("█" * filled, style), ("░" * (columns - filled), "dim"))
 

@@ -36,6 +36,7 @@ _ENTRY: dict[int, Any] = {
     2: _tuple("reply"),
     3: "status",
     4: {1: {1: "tcp_state"}, 3: {1: "sctp_state"}},
+    7: "timeout",
     18: "zone",
 }
 

@@ -10,11 +10,16 @@ DEFAULT_STATE = Path("/var/lib/conntrack-operator")
 class Roots:
     """`proc` is the host's /proc; in a container it may hold sys/net alone, then the rest is read from /proc itself.
 
-    `state` is the one directory that is written: journal, confirmed settings, lock.
+    `state` is the one directory that is written: journal, confirmed settings, lock. Below `etc`, `usr`, `run` and `sys`
+    are what other programs of the machine configured and left; they are only read.
     """
 
     proc: Path = Path("/proc")
     state: Path = DEFAULT_STATE
+    etc: Path = Path("/etc")
+    usr: Path = Path("/usr")
+    run: Path = Path("/run")
+    sys: Path = Path("/sys")
 
     @property
     def netfilter(self) -> Path:
