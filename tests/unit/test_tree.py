@@ -17,10 +17,10 @@ TOP_LEVEL = {
 # Written in pieces, so that this file does not find itself. Registries come from the machine's own configuration.
 HOSTS = re.compile(
     "|".join(
-        re.escape(name + "." + end)
-        for name, end in (
-            ("pypi", "org"), ("pythonhosted", "org"), ("deb.debian", "org"), ("registry.npmjs", "org"),
-            ("proxy.golang", "org"), ("sum.golang", "org"), ("index.docker", "io"),
+        re.escape(".".join(pieces))
+        for pieces in (
+            ("pypi", "org"), ("pythonhosted", "org"), ("deb", "debian", "org"), ("registry", "npmjs", "org"),
+            ("proxy", "golang", "org"), ("sum", "golang", "org"), ("index", "docker", "io"),
         )
     )
 )  # fmt: skip
