@@ -8,9 +8,13 @@ from .base import API_VERSION, Model, Reported
 from .policy import ObjectMeta, Rollout, Settings
 from .reading import object_from
 from .status import Conditions
+from .surroundings import Service
 
 MAX_STATUS_BYTES = 4096
 """A status is at most this long as JSON; what is least needed is left out first."""
+
+SERVICES_MAX = 64
+"""Services named in a spec; one is enough to refuse a rule."""
 
 Phase = Literal["Current", "Trial", "RolledBack", "Refused", "Contended", "Restored"]
 
@@ -47,6 +51,8 @@ class NodeSpec(Model):
     """The merged policies. Sizes are still rules, since only the node knows its RAM and CPUs."""
     preview: Settings | None = None
     """The same with the Observe policies merged in, when there are some."""
+    services: Annotated[list[Service], Field(max_length=SERVICES_MAX)] = []
+    """Services that translate a port of these rules on this node. No part of the revision: they come and go."""
 
 
 class Result(Reported):
@@ -62,6 +68,17 @@ class Result(Reported):
     """Applied, or why not (ShrinkNotAllowed, BelowUse, Unsupported, WriteFailed ...)."""
     message: str = ""
     """The remedy, when it was not applied."""
+
+
+class Warned(Reported):
+    """Something that was done as asked and may surprise somebody."""
+
+    setting: str
+    """A sysctl's full dotted name, or notrack/<rule>."""
+    reason: str
+    """Why, as one word for programs."""
+    message: str
+    """What will happen, and what to write instead."""
 
 
 class Usage(Reported):
@@ -162,6 +179,8 @@ class NodeStatus(Reported):
     """Values read back from the kernel: entries, buckets and the like."""
     results: list[Result] = []
     """What became of each setting."""
+    warnings: list[Warned] = []
+    """What was done as asked and may surprise somebody."""
     preview: Preview | None = None
     usage: Usage | None = None
     top_talkers: list[Talker] = []
