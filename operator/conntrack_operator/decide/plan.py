@@ -130,7 +130,7 @@ def _rules_and_changes(
 def _possible_rules(draft: Draft, settings: Settings, table: TableState) -> Iterator[NotrackRule]:
     for rule in (settings.notrack and settings.notrack.rules) or ():
         if rule.ports is None:
-            continue  # Pods have no ports yet; refused as a later field.
+            continue  # It follows pods, and outside a cluster there are none; refused by name in decide.later.
         if table.problem:
             draft.refuse(f"notrack/{rule.name}", "Unsupported", table.problem)
         elif problem := notrack.problem_with(rule):

@@ -4,7 +4,7 @@ from typing import Any
 
 from conntrack_operator.cluster.objects import Listing
 from conntrack_operator.controller.sights import Unreadable
-from conntrack_operator.controller.store import Key, Store
+from conntrack_operator.controller.store import Key, Lists, Store
 
 
 def policy(version: int, name: str = "p", role: str = "web", **changes: Any) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def test_a_deletion_outlives_older_sights() -> None:
     store.put_node(node(9), deleted=True)
     store.put_node(node(8))
     assert store.node("n") is None
-    store.replace(Listing(7, ()), Listing(8, (node(2),)), Listing(7, ()))
+    store.replace(Lists(Listing(7, ()), Listing(8, (node(2),)), Listing(7, ())))
     assert store.node("n") is None
     store.put_node(node(10, uid="another"))
     assert store.node("n") is not None
@@ -62,7 +62,7 @@ def test_a_list_replaces_all_that_is_older() -> None:
     """What a full list lacks is gone, unless it was seen after the list was made."""
     store = filled()
     store.put_node(node(50, name="newer"))
-    store.replace(Listing(20, (policy(1),)), Listing(20, ()), Listing(20, ()))
+    store.replace(Lists(Listing(20, (policy(1),)), Listing(20, ()), Listing(20, ())))
     assert [each.name for each in store.nodes()] == ["newer"]
     assert store.node_conntrack("n") is None
     assert store.policy("p") is not None
