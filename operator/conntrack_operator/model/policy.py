@@ -105,7 +105,7 @@ class PodPorts(Model):
 
     What the containers of such pods declare in ports counts, for the protocol of the rule, from the moment a pod is
     bound to the node until it has ended; a port stays 20 s longer, so that a pod that is replaced does not withdraw its
-    rule. A node without such a pod does not get the rule. Needs a cluster: a policy read from a file cannot follow pods.
+    rule. A node without such a pod does not get the rule. Needs a cluster: a policy in a file cannot follow pods.
     """
 
     namespace: Annotated[str, Field(min_length=1, max_length=63)]
