@@ -36,6 +36,8 @@ class HostPods:
 
     def replace(self, listing: Listing) -> list[HostPod]:
         """Take in a full list."""
+        for node in list(self._leaving):
+            self.on(node)  # nobody asks any more about a node that is gone itself
         return self._take_in(self._shelf.replace(listing))
 
     def on(self, node: str) -> tuple[list[HostPod], float]:

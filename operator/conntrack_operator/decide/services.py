@@ -16,7 +16,7 @@ agent reads there at once, and the API server cannot pick the pods that have one
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from itertools import chain, islice, zip_longest
+from itertools import chain, zip_longest
 from typing import Literal
 
 from conntrack_operator.model.node import SERVICES_MAX
@@ -107,9 +107,12 @@ class Concern:
 
     def on(self, addresses: Iterable[str]) -> list[Service]:
         """Return what meets the rules on the node with these addresses: at most SERVICES_MAX, in a settled order."""
-        local = {_order(service): service for address in addresses for service in self.at.get(address, ())}
+        by_port: dict[PortKey, dict[tuple[str, ...], Service]] = {}
+        for address in addresses:
+            for service in self.at.get(address, ()):
+                _note(by_port.setdefault((service.protocol, service.port), {}), service)
         # The node's own first: half of the room is kept for what is the same on all nodes.
-        first = [local[key] for key in sorted(local)][: SERVICES_MAX // 2]
+        first = _in_turn(by_port[key] for key in sorted(by_port))[: SERVICES_MAX // 2]
         return sorted([*first, *self.everywhere[: SERVICES_MAX - len(first)]], key=_order)
 
 
@@ -133,10 +136,8 @@ def concern_of(reaches: Sequence[Reach], translations: Iterable[Translation]) ->
             elif addresses:
                 # Endpoints come and go; that there are some is what matters to a router, and which must not make news.
                 _note(found, _service(translation, []))
-    in_turn = chain.from_iterable(zip_longest(*([found[key] for key in sorted(found)] for found in by_rule)))
-    unique = {_order(service): service for service in in_turn if service is not None}
     return Concern(
-        tuple(islice(unique.values(), SERVICES_MAX)),
+        tuple(_in_turn(by_rule)[:SERVICES_MAX]),
         {address: tuple(found[key] for key in sorted(found)) for address, found in at.items()},
     )
 
@@ -162,6 +163,13 @@ def _endpoints(translations: Iterable[Translation]) -> dict[tuple[str, int, str]
         if each.kind == "TargetPort":
             found.setdefault((each.protocol, each.port, each.service), set()).update(each.addresses)
     return found
+
+
+def _in_turn(groups: Iterable[Mapping[tuple[str, ...], Service]]) -> list[Service]:
+    """Return the first of every group, then the second of every group and so on, each Service once."""
+    ordered = ([group[key] for key in sorted(group)] for group in groups)
+    in_turn = chain.from_iterable(zip_longest(*ordered))
+    return list({_order(service): service for service in in_turn if service is not None}.values())
 
 
 def _service(translation: Translation, addresses: list[str]) -> Service:

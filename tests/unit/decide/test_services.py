@@ -98,6 +98,9 @@ def test_there_is_room_for_every_rule() -> None:
     concern = concern_of([reach_of(rule(80)), reach_of(rule(30080)), reach_of(rule(8080))], [*many, *ALL])
     services = concern.on(MINE)
     assert len(services) == SERVICES_MAX
+    locals_ = [Translation("TCP", 80, "TargetPort", f"a/{number:04}", MINE) for number in range(1000)]
+    crowded = concern_of([reach_of(rule(80)), reach_of(rule(8080))], [*locals_, TARGET]).on(MINE)
+    assert {service.port for service in crowded} == {80, 8080}
     assert {"NodePort", "TargetPort"} < {service.kind for service in services}
 
 
