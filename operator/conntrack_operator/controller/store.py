@@ -18,8 +18,9 @@ from conntrack_operator.cluster.objects import (
     Kind,
     Listing,
 )
-from conntrack_operator.decide.pods import HostPod, follows_pods
-from conntrack_operator.decide.services import Reach, Translation, reach_of
+from conntrack_operator.decide.asking import Asking, asking_of
+from conntrack_operator.decide.pods import HostPod
+from conntrack_operator.decide.services import Translation
 from conntrack_operator.decide.targeting import Node, policies_for
 from conntrack_operator.decide.targets import Local
 from conntrack_operator.model.node import NodeConntrack
@@ -40,15 +41,6 @@ class Key(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}".rstrip()
-
-
-@dataclass(frozen=True)
-class _Asking:
-    """One policy with NOTRACK rules: what they take in, and the namespaces whose pods they follow."""
-
-    policy: ConntrackPolicy
-    reaches: tuple[Reach, ...]
-    namespaces: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -75,7 +67,7 @@ class Store:
         self._host_pods = HostPods()
         self._translations = Translations()
         self._refused: Mapping[str, str] = {}
-        self._asking: list[_Asking] | None = None
+        self._asking: list[Asking] | None = None
         self.puts: Mapping[Kind, Callable[..., set[Key]]] = {
             POLICIES: self.put_policy,
             NODES: self.put_node,
@@ -235,35 +227,13 @@ class Store:
         yield from (Key("node", pod.node) for pod in pods if pod.namespace in followed)
 
     def _touched_by_translations(self, changed: Sequence[Translation]) -> Iterator[Key]:
-        """Yield the nodes that have a rule which `changed` may meet.
-
-        Most changes of Services and endpoints are about ports no rule names, and end here. An endpoint concerns the one
-        node whose address it has, unless a router is asked about it.
-        """
         for asking in self._policies_with_rules() if changed else ():
-            met = [(reach, each) for reach in asking.reaches for each in changed if self._may_meet(reach, each)]
-            if not met:
-                continue
-            at_home = all(reach.side == "Server" and each.kind == "TargetPort" for reach, each in met)
-            addresses = {address for _, each in met for address in each.addresses}
-            for node in self._nodes.values():
-                if at_home and addresses.isdisjoint(node.addresses):
-                    continue
-                if policies_for(node.labels, [asking.policy]):
-                    yield Key("node", node.name)
+            touched = asking.touched_by(changed, self._nodes.values(), self._host_pods.ports)
+            yield from (Key("node", name) for name in touched)
 
-    def _may_meet(self, reach: Reach, translation: Translation) -> bool:
-        if reach.ports is None and translation.key not in self._host_pods.ports():
-            return False
-        return reach.meets(translation) is not None
-
-    def _policies_with_rules(self) -> list[_Asking]:
+    def _policies_with_rules(self) -> list[Asking]:
         if self._asking is None:
-            self._asking = [
-                _Asking(policy, tuple(reach_of(rule) for rule in rules), follows_pods(policy.spec))
-                for policy in self._readable_policies()
-                if policy.spec.notrack and (rules := policy.spec.notrack.rules)
-            ]
+            self._asking = asking_of(self._readable_policies())
         return self._asking
 
     def _policies_of(self, node: Node) -> Iterator[Key]:
