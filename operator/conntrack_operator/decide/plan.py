@@ -18,7 +18,7 @@ from .draft import BUCKETS, MAX, RETURNED, Draft, put_back, want_sizes, want_val
 from .later import refusals_of_later_fields
 from .refusal import Refusal
 
-__all__ = ["BUCKETS", "MAX", "Change", "Plan", "TableState", "plan_for"]
+__all__ = ["BUCKETS", "MAX", "Change", "Plan", "TableState", "ordered", "plan_for"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def plan_for(
     want_values(draft, settings)
     originals = journal.originals if journal else {}
     put_back(draft, originals)
-    sysctl_changes = _ordered(
+    sysctl_changes = ordered(
         Change(name, facts.sysctls.get(name), value, draft.reasons[name])
         for name, value in draft.wanted.items()
         if facts.sysctls.get(name) != value
@@ -99,8 +99,8 @@ def plan_for(
     )
 
 
-def _ordered(changes: Iterable[Change]) -> list[Change]:
-    """Return the harmless changes first: growing buckets before max; then what lowers, max before buckets."""
+def ordered(changes: Iterable[Change]) -> list[Change]:
+    """Return the changes of sysctls in the order to make them: the harmless changes first: growing buckets before max; then what lowers, max before buckets."""
 
     def rank(change: Change) -> tuple[int, str]:
         lowers = isinstance(change.from_, int) and isinstance(change.to, int) and change.to < change.from_
