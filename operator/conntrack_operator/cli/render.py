@@ -59,6 +59,15 @@ def outcome_view(
     return _spaced(parts)
 
 
+def rolled_back_view(results: Sequence[Result]) -> RenderableType:
+    """Return what became of a change that was tried and taken back: why first, then what had been refused anyway."""
+    head, *rest = results
+    parts: list[RenderableType] = [Text.assemble(("rolled back  ", "bold red"), (head.reason, "red"))]
+    parts = [Group(*parts, Padding(Text(head.message), (0, 0, 0, 2)))]
+    parts.extend(_refusals(Refusal(result.setting, result.reason, result.message) for result in rest))
+    return _spaced(parts)
+
+
 def _plan_tables(changes: Sequence[Change]) -> list[Table]:
     sysctls, rules = _kinds(changes)
     tables = []

@@ -100,7 +100,7 @@ def plan_for(
 
 
 def ordered(changes: Iterable[Change]) -> list[Change]:
-    """Return the changes of sysctls in the order to make them: the harmless changes first: growing buckets before max; then what lowers, max before buckets."""
+    """Return changes of sysctls, harmless ones first: growing buckets, then max; what lowers last, max first."""
 
     def rank(change: Change) -> tuple[int, str]:
         lowers = isinstance(change.from_, int) and isinstance(change.to, int) and change.to < change.from_

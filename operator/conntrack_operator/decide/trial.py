@@ -86,7 +86,10 @@ class Undo:
     message: str
 
 
-def verdict(budget: Budget, required: Collection[str], rounds: Sequence[Round], now: float) -> Wait | Confirm | Undo:
+Decision = Wait | Confirm | Undo
+
+
+def verdict(budget: Budget, required: Collection[str], rounds: Sequence[Round], now: float) -> Decision:
     """Return what to do at `now`, after `rounds`, with the probes in `required` that passed before the change.
 
     A probe that fails does not end the trial: it must pass again, and keep passing for the soak, while there is time.
@@ -128,8 +131,8 @@ def _undo(budget: Budget, rounds: Sequence[Round], now: float) -> Undo:
     steadily = "" if bad is rounds[-1] else " steadily"
     return Undo(
         PROBE_FAILED,
-        f"{names} answered before the change and did not{steadily} within {now:.0f} s after it; change what cuts it off,"
-        " or give trial.timeoutSeconds more if it only needs longer",
+        f"{names} answered before the change and did not{steadily} within {now:.0f} s after it; change what cuts it"
+        " off, or give trial.timeoutSeconds more if it only needs longer",
     )
 
 

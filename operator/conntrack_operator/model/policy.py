@@ -219,8 +219,8 @@ class Trial(Model):
             ),
             holds=_leaves_margin,
             sentence=(
-                "soakSeconds must be at least 10 less than timeoutSeconds (60 when absent), which the change, its probes"
-                " and the confirmation need; lower soakSeconds or raise timeoutSeconds"
+                "soakSeconds must be at least 10 less than timeoutSeconds (60 when absent), which the change, its"
+                " probes and the confirmation need; lower soakSeconds or raise timeoutSeconds"
             ),
             field=".soakSeconds",
         ),
