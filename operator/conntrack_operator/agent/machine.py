@@ -5,7 +5,7 @@ What to try, and when to keep it, is `agent.trial`'s; nothing is decided in this
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,14 +27,14 @@ from conntrack_operator.decide.trial import (
     withdrawn_rules,
 )
 from conntrack_operator.errors import ConntrackOperatorError, Unsupported
-from conntrack_operator.kernel import nftables
+from conntrack_operator.kernel import flow_editing, nftables
 from conntrack_operator.kernel.clock import read_boottime
 from conntrack_operator.kernel.facts import read_boot_id, read_facts
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.kernel.sysctl import write_sysctl
 from conntrack_operator.model.facts import Facts
-from conntrack_operator.model.journal import Confirmed, Journal
+from conntrack_operator.model.journal import Confirmed, Journal, TrialRecord
 from conntrack_operator.model.node import NodeSpec, Phase, PolicyUse, Result
 from conntrack_operator.model.policy import NotrackRule, Settings
 
@@ -116,14 +116,14 @@ class Machine:
         originals could not be kept safely; then nothing was written to the kernel either.
         """
         plan, facts, table = sight.plan, sight.facts, sight.table
-        before = confirmed_rules(journal)
+        withdrawn = withdrawn_rules(journal, plan.rules)
         journal = journal_before(plan, journal, facts, uses)
         state.write_journal(journal)
         failed: Failed = {}
         if plan.changes:
             failed = self.write_sysctls(plan.changes)
             if rules_named(plan):
-                failed |= self.write_rules(plan.rules, withdrawn_rules(before, plan.rules), rules_named(plan))
+                failed |= self.write_rules(plan.rules, withdrawn, rules_named(plan))
             facts, table = self.facts(), read_table_state()
         state.write_journal(journal_after(plan, journal, failed))
         results = results_for(plan, facts, table, failed)
@@ -161,20 +161,11 @@ class Machine:
         Returns the error under each of `settings` when it failed.
         """
         try:
-            self.seed(withdrawn)
+            flow_editing.seed(withdrawn, self.roots)
             nftables.write_rules(rules)
         except ConntrackOperatorError as error:
             return dict.fromkeys(settings, error)
         return {}
-
-    def seed(self, rules: Sequence[NotrackRule]) -> None:
-        """Give the live flows of rules that are about to go entries of their own, so that they survive it."""
-
-    def make_liberal(self, rules: Sequence[NotrackRule]) -> None:
-        """Mark the live entries that `rules` match, so that they survive if the rules go away again."""
-
-    def drop_stale(self, rules: Sequence[NotrackRule]) -> None:
-        """Delete the entries that `rules` make stale."""
 
     def read_confirmed(self, state: StateDirectory) -> Confirmed | None:
         """Return what was confirmed last; None too when its file is damaged, which costs a second trial at most."""
@@ -212,6 +203,13 @@ class Machine:
             " evicted)",
         )
 
+    def _spare_new_flows(self, record: TrialRecord) -> None:
+        # As well as it goes: a few new connections are not worth keeping rules that cut something off.
+        try:
+            flow_editing.seed(record.new_rules, self.roots)
+        except ConntrackOperatorError as error:
+            log.warning("%s; connections that came about during the trial may break", error)
+
     def undo(
         self, state: StateDirectory, journal: Journal, reason: str, message: str, *, counted: bool = True
     ) -> Outcome:
@@ -226,7 +224,8 @@ class Machine:
         way = undoing(record, self.facts())
         failed = self.write_sysctls(way.changes)
         if record.touches_rules:
-            failed |= self.write_rules(list(confirmed_rules(journal).values()), (), ["notrack"])
+            self._spare_new_flows(record)
+            failed |= self.write_rules(confirmed_rules(journal), (), ["notrack"])
         facts = self.facts()
         wrong = [change.setting for change in way.changes if facts.sysctls.get(change.setting) != change.to]
         said = [message, *way.left]
@@ -251,9 +250,9 @@ class Machine:
         return Outcome("RolledBack", (result,), (), facts)
 
 
-def confirmed_rules(journal: Journal) -> Mapping[str, NotrackRule]:
-    """Return the rules that are confirmed, by name."""
-    return {name: applied.rule for name, applied in journal.applied_rules.items()}
+def confirmed_rules(journal: Journal) -> list[NotrackRule]:
+    """Return the rules that are confirmed."""
+    return [applied.rule for applied in journal.applied_rules.values()]
 
 
 def read_table_state() -> TableState:

@@ -54,8 +54,8 @@ def run_on_file(
 ) -> int:
     """Obey the policy in `path`, watched, with no cluster, until SIGTERM or SIGINT. Returns the exit code.
 
-    After a change the default gateway and `probes` must be reachable as they were before it. `read` turns the file into a wish and raises a ConntrackOperatorError when it is wrong; the first reading may not
-    fail, later ones are logged.
+    `read` turns the file into a wish and raises a ConntrackOperatorError when it is wrong; the first reading may not
+    fail, later ones are logged. After a change the default gateway and `probes` must be reachable as before it.
     """
     read(path)
 

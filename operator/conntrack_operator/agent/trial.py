@@ -26,17 +26,17 @@ from conntrack_operator.decide.trial import (
     Wait,
     budget_for,
     needs_trial,
+    new_rules,
     rules_named,
     verdict,
     withdrawn_rules,
 )
 from conntrack_operator.errors import ConntrackOperatorError, Refused, Unsupported
-from conntrack_operator.kernel import nftables
+from conntrack_operator.kernel import flow_editing, nftables
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Journal
 from conntrack_operator.model.node import NodeSpec, Result
-from conntrack_operator.model.policy import NotrackRule
 
 from .machine import Failed, Machine, Outcome, Sight, confirmed_rules, read_table_state
 from .probes import Probe, passing
@@ -158,14 +158,6 @@ class Trial:
     def _is_on_trial(self, result: Result) -> bool:
         return result.setting.startswith("notrack/") and result.reason == "ReadBackDiffers"
 
-    @property
-    def _new_rules(self) -> list[NotrackRule]:
-        return withdrawn_rules({rule.name: rule for rule in self._sight.plan.rules}, self._rules_before)
-
-    @property
-    def _rules_before(self) -> list[NotrackRule]:
-        return list(confirmed_rules(self._journal).values())
-
     def _tested(self, journal: Journal) -> Journal:
         """Return `journal` with the answer to whether this kernel can let rules expire, asked once a boot."""
         if not rules_named(self._sight.plan) or journal.timed_elements is not None:
@@ -179,8 +171,6 @@ class Trial:
 
     def _made(self) -> Failed:
         plan, rules = self._sight.plan, rules_named(self._sight.plan)
-        if rules and self._journal.timed_elements:
-            self._machine.make_liberal(self._new_rules)
         failed = self._machine.write_sysctls(plan.changes)
         if rules:
             try:
@@ -197,17 +187,19 @@ class Trial:
                 "timed elements of nftables sets do not expire on this kernel, so a trial of rules could not end by"
                 " itself; use a newer kernel, or settings without notrack"
             )
+        # The entries of flows that are tracked now fall behind, and must live on if the rules go again.
+        flow_editing.make_liberal(new_rules(self._sight.plan, self._journal))
         left = self.budget.timeout_seconds - self.elapsed
         if left <= 0:
             raise Refused(EXPIRED, "the time for the trial was over before its rules could be loaded")
-        nftables.begin_trial(self._rules_before, self._sight.plan.rules, left)
+        nftables.begin_trial(confirmed_rules(self._journal), self._sight.plan.rules, left)
 
     def _confirmed(self) -> Outcome:
         plan, rules = self._sight.plan, rules_named(self._sight.plan)
         try:
             if rules and not rules & self._failed.keys():
-                self._machine.seed(withdrawn_rules(confirmed_rules(self._journal), plan.rules))
-                nftables.confirm_trial(self._rules_before, plan.rules)
+                flow_editing.seed(withdrawn_rules(self._journal, plan.rules), self._machine.roots)
+                nftables.confirm_trial(confirmed_rules(self._journal), plan.rules)
             if self.elapsed > self.budget.timeout_seconds:
                 raise Refused(EXPIRED, "the confirmation was not through by the deadline; see what held the agent up")
             facts, table = self._machine.facts(), read_table_state()
@@ -226,10 +218,10 @@ class Trial:
         return outcome
 
     def _drop_stale(self) -> None:
-        notrack = self.spec.settings.notrack
-        if notrack is not None and notrack.drop_existing is not False and self._new_rules:
+        notrack, rules = self.spec.settings.notrack, new_rules(self._sight.plan, self._journal)
+        if notrack is not None and notrack.drop_existing is not False and rules:
             try:
-                self._machine.drop_stale(self._new_rules)
+                flow_editing.drop_stale(rules)
             except ConntrackOperatorError as error:
                 log.warning("%s; entries that no packet reaches any more stay until they time out", error)
 

@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_probes(parser)
     add_roots(parser)
     parser.epilog = (
-        "What answers before the change must answer after it, or all is put back: the default gateway, and each --probe."
-        "\nexit codes: 0 all is as the policy says, 1 something was refused or rolled back, or an error"
+        "What answers before the change must answer after it, or all is put back: the default gateway, and every"
+        " --probe.\nexit codes: 0 all is as the policy says, 1 something was refused or rolled back, or an error"
     )
 
 
@@ -110,7 +110,9 @@ def _tried(machine: Machine, state: StateDirectory, spec: NodeSpec, probes: Sequ
     if undone is not None and machine.journal(state).trial is not None:
         raise Refused("NotRestored", undone.message)
     interrupted = threading.Event()
-    handlers = {number: signal.signal(number, lambda *_: interrupted.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {
+        number: signal.signal(number, lambda *_: interrupted.set()) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         begun = begin(machine, state, spec, lambda: [*gateway_probes(), *probes])
         if isinstance(begun, Outcome):

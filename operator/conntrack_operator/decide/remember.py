@@ -12,7 +12,7 @@ from conntrack_operator.model.journal import AppliedRule, Failures, Journal, Ori
 from conntrack_operator.model.node import NodeSpec, PolicyUse
 
 from .plan import BUCKETS, MAX, Plan
-from .trial import Wishing, failed_again, rules_named
+from .trial import Wishing, failed_again, new_rules, rules_named
 
 OURS_KEPT = 4
 """Values of ours to remember for one key: more than can be in flight between two journal writes."""
@@ -63,6 +63,7 @@ def journal_on_trial(plan: Plan, journal: Journal, facts: Facts, spec: NodeSpec,
         before={name: facts.sysctls[name] for name in writes},
         written=writes,
         touches_rules=bool(rules_named(plan)),
+        new_rules=new_rules(plan, journal),
         new_originals=sorted(noted.originals.keys() - journal.originals.keys()),
     )
     return noted.model_copy(update={"applied_rules": journal.applied_rules, "trial": record})

@@ -8,7 +8,7 @@ for every pair of them that are allowed that no round and no confirmation can ou
 Times here are seconds since the trial began.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from conntrack_operator.model.facts import Facts
@@ -235,6 +235,12 @@ def rules_named(plan: Plan) -> frozenset[str]:
     return frozenset(change.setting for change in plan.changes if change.setting.startswith("notrack/"))
 
 
-def withdrawn_rules(before: Mapping[str, NotrackRule], wanted: Sequence[NotrackRule]) -> list[NotrackRule]:
-    """Return the rules of `before` that are not among `wanted` as they were: flows they let by may meet tracking."""
-    return [rule for rule in before.values() if rule not in wanted]
+def new_rules(plan: Plan, journal: Journal) -> list[NotrackRule]:
+    """Return the rules of `plan` that are not confirmed as they are: flows that are tracked now will not be."""
+    confirmed = [applied.rule for applied in journal.applied_rules.values()]
+    return [rule for rule in plan.rules if rule not in confirmed]
+
+
+def withdrawn_rules(journal: Journal, wanted: Sequence[NotrackRule]) -> list[NotrackRule]:
+    """Return the confirmed rules that are not `wanted` as they are: flows they let by will meet tracking."""
+    return [applied.rule for applied in journal.applied_rules.values() if applied.rule not in wanted]

@@ -46,6 +46,8 @@ class TrialRecord(Model):
     """The same sysctls with the values this trial gives them; any other value found there is somebody else's."""
     touches_rules: bool = False
     """Whether NOTRACK rules are on trial too. Those confirmed before are the journal's `applied_rules`."""
+    new_rules: list[NotrackRule] = []
+    """The rules on trial that were not confirmed before as they are now."""
     new_originals: list[str] = []
     """Sysctls we had not written before this trial: their originals are forgotten with it."""
 
