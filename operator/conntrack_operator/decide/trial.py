@@ -100,17 +100,14 @@ def verdict(budget: Budget, required: Collection[str], rounds: Sequence[Round], 
     if not required:
         return Confirm()
     passed = _passed_last(rounds)
-    since = passed[0].began if passed else now
-    if passed and passed[-1].ended - since >= budget.soak_seconds:
+    if passed and passed[-1].ended - passed[0].began >= budget.soak_seconds:
         return Confirm()
-    deciding = max(now, since + budget.soak_seconds)
-    if deciding > budget.last_round:
+    soonest = rounds[-1].ended + PAUSE_SECONDS if rounds else now
+    soaked = (passed[0].began if passed else max(now, soonest)) + budget.soak_seconds
+    if max(now, soaked) > budget.last_round:
         return _undo(budget, rounds, now)
-    if not rounds:
-        return Wait(now)
     # The round that ends the soak is not put off by the pause.
-    soaked = since + budget.soak_seconds if passed else rounds[-1].ended + PAUSE_SECONDS
-    return Wait(max(rounds[-1].ended, min(rounds[-1].ended + PAUSE_SECONDS, soaked)))
+    return Wait(max(rounds[-1].ended, min(soonest, soaked)) if rounds and passed else max(now, soonest))
 
 
 def _passed_last(rounds: Sequence[Round]) -> Sequence[Round]:

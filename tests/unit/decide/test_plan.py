@@ -153,12 +153,10 @@ def test_values_and_order():
     ("document", "setting"),
     [
         ({"tracking": "Disabled"}, "tracking"),
-        ({"trial": {"timeoutSeconds": 60}}, "trial"),
         ({"notrack": {"acceptUntracked": "Replies"}}, "notrack.acceptUntracked"),
         ({"notrack": {"acceptUntracked": "Both"}}, "notrack.acceptUntracked"),
         ({"notrack": {"onConflict": "Force"}}, "notrack.onConflict"),
         ({"notrack": {"onConflict": "Refuse"}}, "notrack.onConflict"),
-        ({"notrack": {"dropExisting": True}}, "notrack.dropExisting"),
         (
             {
                 "notrack": {
