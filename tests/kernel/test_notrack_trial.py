@@ -349,7 +349,11 @@ def test_whatever_somebody_did_is_put_right(node: Namespace, script: str) -> Non
 def test_confirmation_repairs_too(node: Namespace) -> None:
     """Somebody's hands in the table during a trial do not keep it from being confirmed."""
     confirmed, wanted = RULES["web"], RULES["every side"]
-    for script in ("insert rule inet {t} prerouting accept", "add counter inet {t} extra", "flush chain inet {t} learn"):
+    for script in (
+        "insert rule inet {t} prerouting accept",
+        "add counter inet {t} extra",
+        "flush chain inet {t} learn",
+    ):
         _write(node, confirmed)
         _begin(node, confirmed, wanted)
         node.nft(script.format(t=TABLE))
