@@ -1,4 +1,4 @@
-"""Connections that go out from a port which a Server rule leaves untracked: they work, and the server stays untracked."""
+"""Connections that go out from a port which Server rules leave untracked: they work, the server stays untracked."""
 
 import contextlib
 import re
@@ -53,7 +53,7 @@ def site(netns: Lab) -> Site:
 
 
 @contextlib.contextmanager
-def _talking(site: Site, source: Namespace, address: str, listener: socket.socket) -> Iterator[Callable[[], None]]:
+def _talking(source: Namespace, address: str, listener: socket.socket) -> Iterator[Callable[[], None]]:
     """Hold a connection from `source` to the far end; what is yielded says something each way."""
     near = source.connect(address, listener.getsockname()[1])
     far, _ = listener.accept()
@@ -86,7 +86,7 @@ def test_thousands_of_connections_go_out_from_served_ports(site: Site, family: s
         for source in (site.node, site.pod):
             for _ in range(2000 // HELD):
                 with contextlib.ExitStack() as held:
-                    exchanges = [held.enter_context(_talking(site, source, address, listener)) for _ in range(HELD)]
+                    exchanges = [held.enter_context(_talking(source, address, listener)) for _ in range(HELD)]
                     with tcp(site.node, site.far, mine, 8080):
                         assert tracked(site.node, "dport=8080", "sport=8080") == []
                     for exchange in exchanges:
@@ -132,7 +132,7 @@ def test_connections_that_were_there_before_go_on(site: Site, family: str, sourc
     address = getattr(site.far_end, family)
     with site.far.listen(address, 443) as listener, contextlib.ExitStack() as held:
         namespace = getattr(site, source)
-        exchanges = [held.enter_context(_talking(site, namespace, address, listener)) for _ in range(40)]
+        exchanges = [held.enter_context(_talking(namespace, address, listener)) for _ in range(40)]
         with site.node.inside():
             nftables.begin_trial([], [SERVER], 600)
         assert len(_learned(site, family)) == 40
@@ -159,7 +159,7 @@ def test_an_end_is_remembered_for_a_short_time_only(site: Site) -> None:
     load(site.node, SERVER)
     with site.far.listen(site.far_end.ipv4, 443) as listener:
         for reset in (False, True):
-            with _talking(site, site.node, site.far_end.ipv4, listener):
+            with _talking(site.node, site.far_end.ipv4, listener):
                 assert _longest_life(site) > SHORT_SECONDS
                 if reset:
                     site.node.nft(f"flush set inet {TABLE} exempt4")

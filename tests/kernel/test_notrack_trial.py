@@ -1,4 +1,4 @@
-"""A trial in the real kernel: ends by itself, whole; is confirmed or not at all; and never touches what is confirmed."""
+"""A trial in the real kernel ends by itself, is confirmed or not at all, and never touches what is confirmed."""
 
 import contextlib
 import itertools
