@@ -116,6 +116,17 @@ class Wall:
         saved = [namespace.run(f"{program}-{self._kind}-save").stdout for program in _PROGRAMS.values()]
         return _CHANGING.sub("", "".join(saved))
 
+    def insert_second(self, namespace: Namespace, hook: Hook) -> None:
+        """Put the second rule of `hook` right behind the first, which is there already."""
+        second = self.rules[hook][1]
+        if self.tool == "nftables":
+            handle = str(self._handles(namespace)[hook][0])
+            namespace.run("nft", "add", "rule", "inet", "wall", hook, "handle", handle, *second.nft().split())
+            return
+        for program in _PROGRAMS.values():
+            for words in second.iptables():
+                namespace.run(f"{program}-{self._kind}", "-I", hook.upper(), "2", *words.split())
+
     def flush(self, namespace: Namespace, hook: Hook) -> None:
         """Do what an administrator does who empties a chain."""
         if self.tool == "nftables":
