@@ -66,7 +66,8 @@ def _listed(table: TableName, gathering: Gathering) -> None:
     sets: dict[str, Sequence[Any]] = {}
     with output_of(["nft", "-j", "list", "table", table.family, table.name]) as stream:
         for kind, found in objects(stream.read, _keeper(gathering.interest)):
-            if kind in ("set", "map") and "dynamic" not in _flags(found):
+            # What is put in for a time may be another thing a moment later. 1.0.6 does not print `dynamic` (tried).
+            if kind in ("set", "map") and not {"dynamic", "timeout"} & {*_flags(found)}:
                 sets[found["name"]] = found.get("elem", ())
             elif kind == "chain":
                 gathering.chain(found["name"])
