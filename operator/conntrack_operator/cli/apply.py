@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     if outcome.phase == "RolledBack":
         terminal.show(rolled_back_view(outcome.results))
     else:
-        terminal.show(outcome_view(outcome.changes, outcome.results, outcome.facts, merge.conflicts))
+        terminal.show(outcome_view(outcome.changes, outcome.results, outcome.facts, merge.conflicts, outcome.warnings))
     return 0 if outcome.phase == "Current" else 1
 
 

@@ -12,11 +12,14 @@ from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import AppliedRule, Journal
 from conntrack_operator.model.node import PolicyUse
 from conntrack_operator.model.policy import NotrackRule, Settings
+from conntrack_operator.model.surroundings import Surroundings
 
 from . import notrack
 from .draft import BUCKETS, MAX, RETURNED, Draft, put_back, want_sizes, want_values
 from .later import refusals_of_later_fields
+from .preflight import judge
 from .refusal import Refusal
+from .timeouts import warnings_of
 
 __all__ = ["BUCKETS", "MAX", "Change", "Plan", "TableState", "ordered", "plan_for"]
 
@@ -47,13 +50,18 @@ class Plan:
     """Every rule that should be in force, the kept ones of past policies among them."""
     released: tuple[str, ...] = ()
     """Journal entries to drop once the changes are made: put back, or taken over by somebody else."""
+    warnings: tuple[Refusal, ...] = ()
+    """What will be had as asked and may surprise somebody; the same form as a refusal."""
 
     def document(self) -> dict[str, Any]:
-        """Return the plan as `plan -o json` prints it."""
-        return {
+        """Return the plan as `plan -o json` prints it; `warnings` only where there are some."""
+        document = {
             "changes": [change.document() for change in self.changes],
             "refused": [refusal.document() for refusal in self.refused],
         }
+        if self.warnings:
+            document["warnings"] = [warning.document() for warning in self.warnings]
+        return document
 
 
 @dataclass(frozen=True)
@@ -64,19 +72,22 @@ class TableState:
     problem: str = ""
 
 
-def plan_for(
+def plan_for(  # noqa: PLR0913, PLR0917 - all that a plan is a function of
     settings: Settings,
     facts: Facts,
     table: TableState | None = None,
     journal: Journal | None = None,
     uses: Sequence[PolicyUse] = (),
+    surroundings: Surroundings | None = None,
 ) -> Plan:
     """Return what must change on the machine of `facts` to make `settings` true.
 
     `table` is our nftables table as it is, `journal` what was written before; without them nothing was. `uses` are the
-    policies the settings were merged from.
+    policies the settings were merged from, `surroundings` what else on the machine looks at the same packets: without
+    them rules are judged by what every node lives by alone. A rule that preflight refuses is not in force: one that is
+    installed already is withdrawn by the plan.
     """
-    draft = Draft(facts)
+    draft = Draft(facts, surroundings)
     draft.refused.extend(refusals_of_later_fields(settings, uses))
     want_sizes(draft, settings)
     want_values(draft, settings)
@@ -89,6 +100,7 @@ def plan_for(
     )
     applied = journal.applied_rules if journal else {}
     rules, rule_changes = _rules_and_changes(draft, settings, table or TableState(), applied)
+    draft.warned.extend(warnings_of(settings, draft.wanted, facts, surroundings))
     returned = {name for name in draft.wanted if draft.reasons[name] == RETURNED}
     return Plan(
         changes=(*sysctl_changes, *rule_changes),
@@ -96,6 +108,7 @@ def plan_for(
         wanted={name: value for name, value in draft.wanted.items() if name not in returned},
         rules=rules,
         released=(*draft.released, *sorted(returned)),
+        warnings=tuple(draft.warned),
     )
 
 
@@ -114,8 +127,13 @@ def ordered(changes: Iterable[Change]) -> list[Change]:
 def _rules_and_changes(
     draft: Draft, settings: Settings, table: TableState, applied: Mapping[str, AppliedRule]
 ) -> tuple[tuple[NotrackRule, ...], list[Change]]:
-    asked = list(_possible_rules(draft, settings, table))
-    names = {rule.name for rule in asked}
+    possible = list(_possible_rules(draft, settings, table))
+    verdicts = judge(possible, draft.surroundings, settings.notrack)
+    draft.refused.extend(verdicts.refused)
+    draft.warned.extend(verdicts.warned)
+    asked = [rule for rule in possible if verdicts.allow(rule)]
+    # A kept rule of a past policy does not stand in for one of its name that was refused today.
+    names = {rule.name for rule in possible}
     rules = (*asked, *(kept.rule for name, kept in applied.items() if kept.keep and name not in names))
     if table.problem:
         return rules, []
@@ -123,7 +141,7 @@ def _rules_and_changes(
     if ruleset.expected == table.installed:
         return rules, []
     missing = ruleset.missing_from(table.installed)
-    changes = list(_rule_changes(rules, missing, applied))
+    changes = list(_rule_changes(draft, rules, missing, applied))
     return rules, changes or [Change("notrack/*", "changed by somebody else", "as the policies say", "our own table")]
 
 
@@ -140,7 +158,7 @@ def _possible_rules(draft: Draft, settings: Settings, table: TableState) -> Iter
 
 
 def _rule_changes(
-    rules: Sequence[NotrackRule], missing: Collection[str], applied: Mapping[str, AppliedRule]
+    draft: Draft, rules: Sequence[NotrackRule], missing: Collection[str], applied: Mapping[str, AppliedRule]
 ) -> Iterator[Change]:
     for rule in rules:
         before = applied.get(rule.name)
@@ -149,5 +167,6 @@ def _rule_changes(
             was = notrack.description_of(before.rule) if before and edited else "absent"
             yield Change(f"notrack/{rule.name}", was, notrack.description_of(rule), "notrack.rules")
     for name in applied.keys() - {rule.name for rule in rules}:
-        was = notrack.description_of(applied[name].rule)
-        yield Change(f"notrack/{name}", was, "absent", "no policy has it any more")
+        setting, was = f"notrack/{name}", notrack.description_of(applied[name].rule)
+        refusal = next((refusal for refusal in draft.refused if refusal.setting == setting), None)
+        yield Change(setting, was, "absent", refusal.reason if refusal else "no policy has it any more")
