@@ -11,16 +11,20 @@ from conntrack_operator.decide import notrack
 from conntrack_operator.decide.outcome import phase_of, results_for
 from conntrack_operator.decide.plan import Change, Plan, TableState, plan_for
 from conntrack_operator.decide.remember import journal_after, journal_before, judged_anew, without_keeps
+from conntrack_operator.decide.tracking import SETTING as TRACKING
+from conntrack_operator.decide.tracking_off import journal_after_loading, journal_before_unloading
 from conntrack_operator.errors import ConntrackOperatorError, Unsupported
-from conntrack_operator.kernel import nftables
+from conntrack_operator.kernel import modules, nftables
 from conntrack_operator.kernel.facts import read_boot_id, read_facts
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.kernel.sysctl import write_sysctl
+from conntrack_operator.kernel.tracking import read_tracking
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Journal
 from conntrack_operator.model.node import Phase, PolicyUse, Result
 from conntrack_operator.model.policy import Settings
+from conntrack_operator.model.surroundings import Surroundings
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,15 @@ class Machine:
     def __init__(self, roots: Roots) -> None:
         self.roots = roots
 
-    def facts(self) -> Facts:
-        """Return what the machine is now. Raises Unsupported when connection tracking is not loaded."""
-        return read_facts(self.roots)
+    def facts(self, *, tracking_needed: bool = True) -> Facts:
+        """Return what the machine is now. Raises Unsupported when tracking is needed and nf_conntrack not loaded."""
+        return read_facts(self.roots, tracking_needed=tracking_needed)
+
+    def surroundings(self, settings: Settings) -> Surroundings | None:
+        """Return what else here looks at packets, as far as `settings` make it matter."""
+        if settings.tracking != "Disabled":
+            return None
+        return Surroundings(tracking=read_tracking(self.roots))
 
     def journal(self) -> Journal:
         """Return what was written since this boot, without taking the lock."""
@@ -51,7 +61,8 @@ class Machine:
         """Return what `settings` would change here; with `facts` of another machine, what they would change there."""
         if facts is not None:
             return plan_for(settings, facts, uses=uses)
-        return plan_for(settings, self.facts(), read_table_state(), self.journal(), uses)
+        facts = self.facts(tracking_needed=settings.tracking != "Disabled")
+        return plan_for(settings, facts, read_table_state(), self.journal(), uses, self.surroundings(settings))
 
     def apply(
         self,
@@ -86,13 +97,20 @@ class Machine:
         journal: Journal,
         mode: Literal["Apply", "Restore"],
     ) -> Outcome:
-        facts, table = self.facts(), read_table_state()
-        plan = plan_for(settings, facts, table, journal, uses)
+        # Where nf_conntrack is not loaded there is nothing to put back, and nothing to switch off.
+        needed = mode == "Apply" and settings.tracking != "Disabled"
+        if journal.unloaded and settings.tracking != "Disabled":
+            modules.load(self.roots)
+            journal = journal_after_loading(journal, self.facts())
+        facts, table = self.facts(tracking_needed=needed), read_table_state()
+        plan = plan_for(settings, facts, table, journal, uses, self.surroundings(settings))
         journal = journal_before(plan, journal, facts, uses)
+        if plan.off and plan.off.unload:
+            journal = journal_before_unloading(journal, facts, plan.off.unload)
         state.write_journal(journal)
         failed = self._write(plan)
         if plan.changes:
-            facts, table = self.facts(), read_table_state()
+            facts, table = self.facts(tracking_needed=needed), read_table_state()
         state.write_journal(journal_after(plan, journal, failed))
         results = results_for(plan, facts, table, failed)
         return Outcome(phase_of(results, mode), results, plan.changes, facts)
@@ -101,7 +119,7 @@ class Machine:
         failed: dict[str, ConntrackOperatorError] = {}
         rules = [change for change in plan.changes if change.setting.startswith("notrack/")]
         for change in plan.changes:
-            if change not in rules:
+            if change not in rules and change.setting != TRACKING:
                 try:
                     write_sysctl(self.roots, change.setting, int(change.to))
                 except ConntrackOperatorError as error:
@@ -111,6 +129,12 @@ class Machine:
                 nftables.run_script(notrack.ruleset_for(plan.rules).script())
             except ConntrackOperatorError as error:
                 failed.update((change.setting, error) for change in rules)
+        if plan.off and not failed:
+            try:
+                for name in plan.off.unload:
+                    modules.unload(name)
+            except ConntrackOperatorError as error:
+                failed[TRACKING] = error
         return failed
 
 

@@ -16,8 +16,6 @@ REASON = "Unsupported"
 
 def refusals_of_later_fields(settings: Settings, uses: Sequence[PolicyUse] = ()) -> Iterator[Refusal]:
     """Yield one refusal for every field in `settings` and in the policies' rollouts that does nothing yet."""
-    if settings.tracking == "Disabled":
-        yield Refusal("tracking", REASON, "this version cannot switch tracking off; remove tracking, or write Enabled")
     if settings.trial is not None:
         yield Refusal("trial", REASON, "this version makes changes without a trial; remove trial")
     if settings.notrack is not None:

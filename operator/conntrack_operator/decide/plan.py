@@ -10,20 +10,23 @@ from typing import Any
 
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import AppliedRule, Journal
-from conntrack_operator.model.node import PolicyUse
+from conntrack_operator.model.node import PolicyUse, Warned
 from conntrack_operator.model.policy import NotrackRule, Settings
+from conntrack_operator.model.surroundings import Surroundings
 
 from . import notrack
 from .draft import BUCKETS, MAX, RETURNED, Draft, put_back, want_sizes, want_values
 from .later import refusals_of_later_fields
 from .refusal import Refusal
+from .tracking import SETTING as TRACKING
+from .tracking_off import Off, judged, settings_while_off, warnings_while_off
 
 __all__ = ["BUCKETS", "MAX", "Change", "Plan", "TableState", "plan_for"]
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing to write. `setting` is a sysctl's full dotted name or `notrack/<rule>`."""
+    """One thing to write. `setting` is a sysctl's full dotted name, `notrack/<rule>` or `tracking`."""
 
     setting: str
     from_: int | str | None
@@ -47,6 +50,10 @@ class Plan:
     """Every rule that should be in force, the kept ones of past policies among them."""
     released: tuple[str, ...] = ()
     """Journal entries to drop once the changes are made: put back, or taken over by somebody else."""
+    warnings: tuple[Warned, ...] = ()
+    """What is done as asked and may surprise somebody."""
+    off: Off | None = None
+    """With `tracking: Disabled`, when nobody needs tracking: what that comes to here."""
 
     def document(self) -> dict[str, Any]:
         """Return the plan as `plan -o json` prints it."""
@@ -64,24 +71,32 @@ class TableState:
     problem: str = ""
 
 
-def plan_for(
+def plan_for(  # noqa: PLR0913, PLR0917 - what is known of a machine comes from as many places
     settings: Settings,
     facts: Facts,
     table: TableState | None = None,
     journal: Journal | None = None,
     uses: Sequence[PolicyUse] = (),
+    surroundings: Surroundings | None = None,
 ) -> Plan:
     """Return what must change on the machine of `facts` to make `settings` true.
 
     `table` is our nftables table as it is, `journal` what was written before; without them nothing was. `uses` are the
-    policies the settings were merged from.
+    policies the settings were merged from, `surroundings` what else on the machine looks at packets; without them
+    nothing can be said about `tracking: Disabled`, and it is refused.
     """
     draft = Draft(facts)
     draft.refused.extend(refusals_of_later_fields(settings, uses))
+    off, refusals = judged(settings, facts, surroundings)
+    draft.refused.extend(refusals)
+    warnings = tuple(warnings_while_off(settings, off)) if off else ()
+    if off:
+        settings = settings_while_off(settings, off)
     want_sizes(draft, settings)
     want_values(draft, settings)
-    originals = journal.originals if journal else {}
-    put_back(draft, originals)
+    if off is None or off.loaded:
+        # Without the module there are no values; what they were stays in the journal until it is back.
+        put_back(draft, journal.originals if journal else {})
     sysctl_changes = _ordered(
         Change(name, facts.sysctls.get(name), value, draft.reasons[name])
         for name, value in draft.wanted.items()
@@ -91,12 +106,20 @@ def plan_for(
     rules, rule_changes = _rules_and_changes(draft, settings, table or TableState(), applied)
     returned = {name for name in draft.wanted if draft.reasons[name] == RETURNED}
     return Plan(
-        changes=(*sysctl_changes, *rule_changes),
+        changes=(*sysctl_changes, *rule_changes, *_unloading(off)),
         refused=tuple(draft.refused),
         wanted={name: value for name, value in draft.wanted.items() if name not in returned},
         rules=rules,
         released=(*draft.released, *sorted(returned)),
+        warnings=warnings,
+        off=off,
     )
+
+
+def _unloading(off: Off | None) -> Iterator[Change]:
+    # Last: a rule of ours that is about to go holds the module too.
+    if off and off.unload:
+        yield Change(TRACKING, "nf_conntrack is loaded", f"unloaded: {', '.join(off.unload)}", "tracking: Disabled")
 
 
 def _ordered(changes: Iterable[Change]) -> list[Change]:

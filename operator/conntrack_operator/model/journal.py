@@ -42,6 +42,8 @@ class Journal(Model):
     """By full dotted sysctl name."""
     applied_rules: dict[str, AppliedRule] = {}
     """By rule name."""
+    unloaded: list[str] = []
+    """Kernel modules that `tracking: Disabled` unloaded, in the order in which they went."""
 
 
 class Confirmed(Model):

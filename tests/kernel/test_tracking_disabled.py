@@ -1,0 +1,160 @@
+"""`tracking: Disabled` on a real kernel: refused while something needs tracking, shown where nothing does, watched."""
+
+import shutil
+
+import pytest
+
+from conntrack_operator.agent.machine import Machine
+from conntrack_operator.kernel.journal import StateDirectory
+from conntrack_operator.kernel.modules import presence_of_conntrack
+from conntrack_operator.kernel.roots import Roots
+from conntrack_operator.kernel.tracking import read_tracking, tracked_families
+from conntrack_operator.model.policy import Settings
+
+DISABLED = {"tracking": "Disabled"}
+TABLE = "table {family} t {{\n chain c {{ {rule}\n }}\n}}\n"
+INPUT = "type filter hook input priority filter;"
+
+NFT_TRACKS = {
+    "state": ("inet", f"{INPUT} ct state new counter;", {4, 6}),
+    "one family": ("ip", f"{INPUT} ct state new counter;", {4}),
+    "the other": ("ip6", f"{INPUT} ct state new counter;", {6}),
+    "no packet gets there": ("inet", "ct state new counter;", {4, 6}),
+    "mark": ("inet", f"{INPUT} ct mark 1 counter;", {4, 6}),
+    "nat": ("inet", 'type nat hook postrouting priority srcnat; oifname "none" masquerade;', {4, 6}),
+    "nat without a rule": ("inet", "type nat hook postrouting priority srcnat;", set()),
+    "notrack": ("inet", "type filter hook prerouting priority raw; notrack;", set()),
+    "no state": ("inet", f"{INPUT} tcp dport 1 drop;", set()),
+}
+IPTABLES_TRACKS = {
+    "state": ("-A INPUT -m state --state NEW", {4}),
+    "untracked alone": ("-A INPUT -p udp -m conntrack --ctstate UNTRACKED", {4}),
+    "nat": ("-t nat -A POSTROUTING -o none -j MASQUERADE", {4}),
+    "connmark": ("-t mangle -A INPUT -m connmark --mark 1", {4}),
+    "notrack": ("-t raw -A PREROUTING -p udp -j CT --notrack", set()),
+}
+
+
+@pytest.fixture
+def node(netns):
+    """Return a fresh namespace: nothing in it tracks."""
+    return netns.namespace()
+
+
+@pytest.fixture
+def roots(tmp_path):
+    """Return the real /proc and a state directory of our own."""
+    return Roots(state=tmp_path)
+
+
+def families(node):
+    """Return the IP versions that are tracked in the namespace."""
+    with node.inside():
+        return tracked_families()
+
+
+def apply(node, roots, document):
+    """Apply settings in the namespace."""
+    with node.inside(), StateDirectory(roots) as state:
+        return Machine(roots).apply(Settings.model_validate(document), (), state)
+
+
+@pytest.mark.parametrize(("family", "rule", "tracked"), NFT_TRACKS.values(), ids=NFT_TRACKS)
+def test_what_switches_tracking_on(node, family, rule, tracked):
+    """One connection over loopback tells which IP versions are tracked, and that it is over when the rule goes."""
+    assert families(node) == set()
+    node.nft(TABLE.format(family=family, rule=rule))
+    assert families(node) == tracked
+    node.nft(f"delete table {family} t\n")
+    assert families(node) == set()
+
+
+@pytest.mark.parametrize("program", ["iptables-nft", "iptables-legacy"])
+@pytest.mark.parametrize(("rule", "tracked"), IPTABLES_TRACKS.values(), ids=IPTABLES_TRACKS)
+def test_what_iptables_switches_on(node, program, rule, tracked):
+    """Both iptables do as nftables does."""
+    if shutil.which(program) is None:
+        pytest.skip(f"not installed: {program}")
+    node.run(program, *rule.split())
+    assert families(node) == tracked
+    node.run(program, *rule.replace("-A ", "-D ").split())
+    assert families(node) == set()
+
+
+def test_a_firewall_on_loopback_is_no_proof(node):
+    """Where the connection cannot be made, the answer is that it is not known."""
+    node.nft(TABLE.format(family="inet", rule=f"{INPUT} tcp flags syn drop;"))
+    assert families(node) is None
+
+
+def test_nothing_is_tracked_under_traffic(netns, roots):
+    """Applied where nothing needs tracking, and real connections between two nodes leave not one entry."""
+    node, peer = netns.namespace(), netns.namespace()
+    end, _ = netns.link(node, peer)
+    outcome = apply(node, roots, DISABLED)
+    assert outcome.phase == "Current"
+    (result,) = outcome.results
+    assert (result.setting, result.wanted, result.reason) == ("tracking", "Disabled", "Applied")
+    assert result.observed.startswith("nothing is tracked; nf_conntrack ")
+    assert outcome.changes == () or outcome.changes[-1].setting == "tracking"
+    listener = node.listen(end.ipv4)
+    for _ in range(20):
+        peer.connect(end.ipv4, listener.getsockname()[1]).close()
+    listener.close()
+    assert node.sysctl("net.netfilter.nf_conntrack_count") == "0"
+
+
+def test_switched_on_again(netns, roots):
+    """Whoever switches tracking on later is found by the same audit; the node says Refused until it is gone."""
+    node = netns.namespace()
+    assert apply(node, roots, DISABLED).phase == "Current"
+    node.track()
+    outcome = apply(node, roots, DISABLED)
+    assert outcome.phase == "Refused"
+    assert {(result.setting, result.reason) for result in outcome.results} == {("tracking", "TrackingNeeded")}
+    node.nft("delete table inet lab_tracking\n")
+    assert apply(node, roots, DISABLED).phase == "Current"
+
+
+def test_notrack_rules_wait(node, roots):
+    """NOTRACK rules have nothing to do while nothing is tracked, go in when something tracks, and go when it ends."""
+    wish = {**DISABLED, "notrack": {"rules": [{"name": "web", "ports": [80]}]}}
+    tables = ("nft", "list", "tables")
+    apply(node, roots, wish)
+    assert node.run(*tables).stdout == ""
+    node.track()
+    assert {(result.setting, result.reason) for result in apply(node, roots, wish).results} == {
+        ("tracking", "TrackingNeeded"),
+        ("notrack/web", "Applied"),
+    }
+    assert "conntrack_operator" in node.run(*tables).stdout
+    node.nft("delete table inet lab_tracking\n")
+    assert apply(node, roots, wish).phase == "Current"
+    assert node.run(*tables).stdout == ""
+
+
+def test_timeouts_stay_ready(node, roots):
+    """Timeouts are in the kernel all the same: they count the moment somebody switches tracking on."""
+    outcome = apply(node, roots, {**DISABLED, "timeouts": {"udp": {"stream": 60}}})
+    assert outcome.phase == "Current"
+    assert node.sysctl("net.netfilter.nf_conntrack_udp_timeout_stream") == "60"
+
+
+def test_where_the_module_is(node):
+    """The kernel's nf_conntrack is found, built in or as a module, and a module is never without its line."""
+    with node.inside():
+        presence = presence_of_conntrack(Roots())
+        tracking = read_tracking(Roots())
+    assert presence in ("built in", "loaded")
+    assert ("nf_conntrack" in {module.name for module in tracking.modules}) == (presence == "loaded")
+
+
+def test_without_the_module(node, tmp_path):
+    """Fault 11: no nf_conntrack is success for `tracking: Disabled`, and a restore has nothing to do."""
+    roots = Roots(proc=tmp_path / "proc", state=tmp_path / "state")
+    roots.proc.mkdir()
+    outcome = apply(node, roots, {**DISABLED, "timeouts": {"udp": {"stream": 60}}})
+    assert outcome.phase == "Current"
+    assert [result.observed for result in outcome.results] == ["nothing is tracked; nf_conntrack is not loaded"]
+    with node.inside(), StateDirectory(roots) as state:
+        assert Machine(roots).restore(state).phase == "Restored"
