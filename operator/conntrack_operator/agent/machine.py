@@ -126,7 +126,7 @@ class Machine:
                     failed[change.setting] = error
         if rules:
             try:
-                nftables.run_script(notrack.ruleset_for(plan.rules).script())
+                nftables.write_rules(plan.rules)
             except ConntrackOperatorError as error:
                 failed.update((change.setting, error) for change in rules)
         if plan.off and not failed:

@@ -163,8 +163,12 @@ class Ruleset:
         return True
 
 
-def ruleset_for(rules: Sequence[NotrackRule]) -> Ruleset:
-    """Return the table for `rules`, in whatever order they come. Raises Refused for a rule `problem_with` names."""
+def ruleset_for(confirmed: Sequence[NotrackRule], wanted: Sequence[NotrackRule] | None = None) -> Ruleset:
+    """Return the table for rules in whatever order they come. Raises Refused for a rule `problem_with` names.
+
+    With `wanted` it is the table during a trial whose result would be `wanted`.
+    """
+    rules = confirmed if wanted is None else wanted
     for rule in rules:
         if problem := problem_with(rule):
             raise Refused("NothingToMatch", problem)

@@ -144,14 +144,16 @@ class Netlink:
         """Close the socket; a dump that is under way stops in the kernel too."""
         self._socket.close()
 
-    def messages(self, kind: int, *, dump: bool = False, family: int = 0, payload: bytes = b"") -> Iterator[bytes]:
+    def messages(
+        self, kind: int, *, dump: bool = False, family: int = 0, payload: bytes = b"", subsystem: int = CTNETLINK
+    ) -> Iterator[bytes]:
         """Send one request and yield the messages of the answer, each with its header.
 
-        `kind` is the message type of ctnetlink, `dump` asks for all objects. Raises errors.Unsupported (no module,
+        `kind` is the message type of `subsystem`, `dump` asks for all objects. Raises errors.Unsupported (no module,
         no permission) and errors.Retry (interrupted, cut short, no answer within 5 seconds).
         """
         flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else NLM_F_ACK)
-        for datagram in self.datagrams(message(CTNETLINK << 8 | kind, flags, self.next_sequence(), family, payload)):
+        for datagram in self.datagrams(message(subsystem << 8 | kind, flags, self.next_sequence(), family, payload)):
             at = 0
             while at < len(datagram):
                 if ends(datagram, at):

@@ -7,13 +7,31 @@ go in by standard input; the arguments are constants.
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from conntrack_operator.decide.notrack import TABLE, Bypassed, bypassed_from
+from conntrack_operator.decide.notrack import TABLE, Bypassed, bypassed_from, ruleset_for
 from conntrack_operator.errors import Retry, Unsupported
+from conntrack_operator.model.policy import NotrackRule
+
+from .netlink import BODY, Netlink, attributes
 
 TIMEOUT_SECONDS = 30
+
+SCRATCH_TABLE = f"{TABLE}_test"
+"""Where `self_test` looks; it is there for a fraction of a second."""
+
+_SCRATCH_SECONDS = 2
+_SCRATCH = (
+    f"add table inet {SCRATCH_TABLE}\ndelete table inet {SCRATCH_TABLE}\ntable inet {SCRATCH_TABLE} {{\n"
+    "\tset timed {\n\t\ttype inet_service\n\t\tflags interval, timeout\n\t\telements = { 80 timeout 100ms }\n\t}\n}\n"
+)
+
+# include/uapi/linux/netfilter/nf_tables.h and nfnetlink.h
+_NFTABLES = 10  # NFNL_SUBSYS_NFTABLES
+_GETGEN = 16  # NFT_MSG_GETGEN
+_GEN_ID = 1  # NFTA_GEN_ID
 
 _NOT_PERMITTED = ("Operation not permitted", "you must be root", "Permission denied")
 _PASSING = ("Device or resource busy", "Resource temporarily unavailable", "Interrupted system call", "No buffer space")
@@ -51,6 +69,69 @@ def read_bypassed() -> tuple[Bypassed, ...]:
     """Return what each of our rules has let by untracked since it was loaded; nothing when there is no table."""
     listing = read_table()
     return bypassed_from(listing) if listing is not None else ()
+
+
+def begin_trial(confirmed: Sequence[NotrackRule], wanted: Sequence[NotrackRule], seconds: float) -> None:
+    """Put the table in place for a trial of `wanted` that ends by itself after `seconds`; `confirmed` stays in force.
+
+    Raises Unsupported and Retry as `run_script` does, Refused for a rule that can match nothing.
+    """
+    run_script(ruleset_for(confirmed, wanted).script())
+
+
+def confirm_trial(confirmed: Sequence[NotrackRule], wanted: Sequence[NotrackRule]) -> None:
+    """Make the trial of `wanted` last, in one transaction.
+
+    Raises Refused("TrialExpired") when the trial has ended already, in which case nothing is changed; Unsupported and
+    Retry as `run_script` does.
+    """
+    write_rules(wanted)
+
+
+def write_rules(rules: Sequence[NotrackRule]) -> None:
+    """Make our table what `rules` ask for, whatever is there; no rules, no table. Raises as `run_script` does."""
+    run_script(ruleset_for(rules).script())
+
+
+def generation() -> int:
+    """Return the number that changes with every change to any nftables rule of this network namespace.
+
+    Elements that expire or that packets add do not change it. Kernel function nf_tables_getgen, Linux 3.19; 73 µs.
+    """
+    with Netlink() as netlink:
+        for answer in netlink.messages(_GETGEN, subsystem=_NFTABLES):
+            for found in attributes(answer, BODY, len(answer)):
+                if found.type == _GEN_ID:
+                    return int.from_bytes(answer[found.start : found.end], "big")
+    raise Retry("the kernel did not tell its nftables generation; ask again")
+
+
+def self_test() -> None:
+    """Prove, in a scratch table that no packet meets, that a timed element expires on this kernel; about 0.2 s.
+
+    Raises Unsupported when it does not within 2 s: trials could not end by themselves here.
+    """
+    run_script(_SCRATCH)
+    try:
+        deadline = time.monotonic() + _SCRATCH_SECONDS
+        while _is_there(f"get element inet {SCRATCH_TABLE} timed {{ 80 }}"):
+            if time.monotonic() > deadline:
+                raise Unsupported(
+                    "timed elements of nftables sets do not expire on this kernel, so that a trial of notrack rules"
+                    " could not end by itself; use a newer kernel, or settings without notrack"
+                )
+            time.sleep(0.05)
+    finally:
+        run_script(f"delete table inet {SCRATCH_TABLE}\n")
+
+
+def _is_there(command: str) -> bool:
+    done = _nft("-f", "-", text=f"{command}\n")
+    if done.returncode == 0:
+        return True
+    if "No such file or directory" in done.stderr:
+        return False
+    raise _error_of("look for a set's element", done)
 
 
 def _nft(*arguments: str, text: str = "") -> "subprocess.CompletedProcess[str]":
