@@ -1,10 +1,14 @@
 """`tracking: Disabled` on a real kernel: refused while something needs tracking, shown where nothing does, watched."""
 
 import shutil
+import signal
+import sys
+import time
 
 import pytest
 
 from conntrack_operator.agent.machine import Machine
+from conntrack_operator.errors import Unsupported
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.modules import presence_of_conntrack
 from conntrack_operator.kernel.roots import Roots
@@ -152,9 +156,50 @@ def test_where_the_module_is(node):
 def test_without_the_module(node, tmp_path):
     """Fault 11: no nf_conntrack is success for `tracking: Disabled`, and a restore has nothing to do."""
     roots = Roots(proc=tmp_path / "proc", state=tmp_path / "state")
-    roots.proc.mkdir()
+    (roots.proc / "sys/net").mkdir(parents=True)
     outcome = apply(node, roots, {**DISABLED, "timeouts": {"udp": {"stream": 60}}})
     assert outcome.phase == "Current"
     assert [result.observed for result in outcome.results] == ["nothing is tracked; nf_conntrack is not loaded"]
     with node.inside(), StateDirectory(roots) as state:
         assert Machine(roots).restore(state).phase == "Restored"
+
+
+def test_a_wrong_path_is_no_absence(node, tmp_path):
+    """A --proc-root that is no /proc is refused: it must not pass for a machine without tracking."""
+    roots = Roots(proc=tmp_path / "proc", state=tmp_path / "state")
+    with pytest.raises(Unsupported, match="--proc-root"):
+        apply(node, roots, DISABLED)
+
+
+POLICY = """\
+apiVersion: conntrack-operator.io/v1alpha1
+kind: ConntrackPolicy
+metadata: {{name: a}}
+spec: {{mode: Enforce, nodeSelector: {{matchLabels: {{a: b}}}}, {wish}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("wish", "phase", "words"),
+    [("timeouts: {udp: {stream: 60s}}", "Refused", "modprobe nf_conntrack"), ("tracking: Disabled", "Current", "")],
+)
+def test_agent_without_the_module(node, tmp_path, wish, phase, words):
+    """Fault 11: the agent says once what is missing and how to get it, and stays; it ends well when asked to."""
+    (tmp_path / "proc/sys/net").mkdir(parents=True)
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(POLICY.format(wish=wish))
+    places = ("--proc-root", str(tmp_path / "proc"), "--state-dir", str(tmp_path / "state"))
+    agent = node.start(sys.executable, "-m", "conntrack_operator", "agent", "--policy", str(policy), *places)
+    assert agent.stderr is not None
+    lines = []
+    deadline = time.monotonic() + 30
+    while not any(f" INFO {phase}" in line for line in lines) and time.monotonic() < deadline:
+        lines.append(agent.stderr.readline())
+    time.sleep(1)
+    assert agent.poll() is None
+    agent.send_signal(signal.SIGTERM)
+    assert agent.wait(timeout=30) == 0
+    said = "".join(lines) + agent.stderr.read()
+    assert f" INFO {phase}" in said
+    assert words in said
+    assert "Traceback" not in said

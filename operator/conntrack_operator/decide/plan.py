@@ -92,7 +92,7 @@ def plan_for(  # noqa: PLR0913, PLR0917 - what is known of a machine comes from 
     warnings = tuple(warnings_while_off(settings, off)) if off else ()
     if off:
         settings = settings_while_off(settings, off)
-    want_sizes(draft, settings)
+    want_sizes(draft, settings, journal.originals if journal else {})
     want_values(draft, settings)
     if off is None or off.loaded:
         # Without the module there are no values; what they were stays in the journal until it is back.

@@ -24,6 +24,9 @@ def read_facts(roots: Roots, *, tracking_needed: bool = True) -> Facts:
         raise Unsupported(
             f"connection tracking is not loaded (no {roots.netfilter}/nf_conntrack_count); run: modprobe nf_conntrack"
         )
+    if COUNT not in sysctls and not (roots.proc / "sys/net").is_dir():
+        # Every Linux with a network has it: a wrong path must not pass for a machine without tracking.
+        raise Unsupported(f"{roots.proc / 'sys/net'} is not there; point --proc-root at a /proc of Linux")
     kernel = os.uname()
     return Facts(
         memory_bytes=_memory_bytes(roots.file("meminfo")),

@@ -75,8 +75,8 @@ SENTENCES = {
         Drift(MAX, 1048576, 65536),
         (FILE,),
         (
-            "nf_conntrack_max was changed from 1048576 to 65536, likely by sysctl.d (/etc/sysctl.d/90-x.conf:3); remove it"
-            " from /etc/sysctl.d/90-x.conf:3"
+            "nf_conntrack_max was changed from 1048576 to 65536, likely by sysctl.d (/etc/sysctl.d/90-x.conf:3); remove"
+            " it from /etc/sysctl.d/90-x.conf:3"
         ),
     ),
     "unknown": (
