@@ -108,14 +108,65 @@ def test_nothing_is_tracked_under_traffic(netns, roots):
     assert node.sysctl("net.netfilter.nf_conntrack_count") == "0"
 
 
-def test_switched_on_again(netns, roots):
-    """Whoever switches tracking on later is found by the same audit; the node says Refused until it is gone."""
-    node = netns.namespace()
+def refusals(outcome):
+    """Return the messages of TrackingNeeded."""
+    assert {(result.setting, result.reason) for result in outcome.results} == {("tracking", "TrackingNeeded")}
+    return [result.message for result in outcome.results]
+
+
+NAMED = {
+    "state": (
+        f"table inet t {{\n chain c {{ {INPUT} ct state new counter;\n }}\n}}\n",
+        "nftables inet t c",
+        "ct state new",
+    ),
+    "nat": (
+        'table ip t {\n chain c { type nat hook postrouting priority srcnat; oifname "none" masquerade;\n }\n}\n',
+        "nftables ip t c",
+        "masquerade",
+    ),
+    "no packet gets there": ("table ip6 t {\n chain c { ct mark 1 counter;\n }\n}\n", "nftables ip6 t c", "ct mark"),
+}
+
+
+@pytest.mark.parametrize(("script", "place", "text"), NAMED.values(), ids=NAMED)
+def test_refused_with_place_and_text(node, roots, script, place, text):
+    """A rule that needs tracking is named with its table, chain and text, and when it is gone tracking is off."""
+    node.nft(script)
+    outcome = apply(node, roots, DISABLED)
+    assert outcome.phase == "Refused"
+    (message,) = refusals(outcome)
+    assert message.startswith(f"{place}: ")
+    assert text in message
+    assert message.endswith("needs connection tracking; remove it")
+    node.nft("flush ruleset\n")
+    assert apply(node, roots, DISABLED).phase == "Current"
+
+
+@pytest.mark.parametrize("program", ["iptables-nft", "iptables-legacy"])
+def test_refused_for_iptables(node, roots, program):
+    """Rules of either iptables refuse it; legacy ones are named too, or at least told by their effect."""
+    if shutil.which(program) is None:
+        pytest.skip(f"not installed: {program}")
+    rule = ("INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT")
+    node.run(program, "-A", *rule)
+    outcome = apply(node, roots, DISABLED)
+    assert outcome.phase == "Refused"
+    (message,) = refusals(outcome)
+    assert ("filter INPUT" in message and "established" in message.lower()) or message.startswith("IPv4: ")
+    node.run(program, "-D", *rule)
+    assert apply(node, roots, DISABLED).phase == "Current"
+
+
+def test_switched_on_again(node, roots):
+    """Whoever switches tracking on later is named by the same audit; the node says Refused until it is gone."""
     assert apply(node, roots, DISABLED).phase == "Current"
     node.track()
     outcome = apply(node, roots, DISABLED)
     assert outcome.phase == "Refused"
-    assert {(result.setting, result.reason) for result in outcome.results} == {("tracking", "TrackingNeeded")}
+    assert sorted(message.split(":")[0] for message in refusals(outcome)) == [
+        f"nftables inet lab_tracking {chain}" for chain in ("forward", "input", "output")
+    ]
     node.nft("delete table inet lab_tracking\n")
     assert apply(node, roots, DISABLED).phase == "Current"
 

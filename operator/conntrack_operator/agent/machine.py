@@ -16,10 +16,11 @@ from conntrack_operator.decide.tracking_off import journal_after_loading, journa
 from conntrack_operator.errors import ConntrackOperatorError, Unsupported
 from conntrack_operator.kernel import modules, nftables
 from conntrack_operator.kernel.facts import read_boot_id, read_facts
+from conntrack_operator.kernel.firewall import read_firewall
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.kernel.sysctl import write_sysctl
-from conntrack_operator.kernel.tracking import read_tracking
+from conntrack_operator.kernel.tracking import kube_proxy_runs, read_tracking
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Journal
 from conntrack_operator.model.node import Phase, PolicyUse, Result
@@ -51,7 +52,11 @@ class Machine:
         """Return what else here looks at packets, as far as `settings` make it matter."""
         if settings.tracking != "Disabled":
             return None
-        return Surroundings(tracking=read_tracking(self.roots))
+        return Surroundings(
+            firewall=read_firewall(),
+            kube_proxy=kube_proxy_runs(self.roots),
+            tracking=read_tracking(self.roots),
+        )
 
     def journal(self) -> Journal:
         """Return what was written since this boot, without taking the lock."""

@@ -5,6 +5,7 @@ Tracking is on demand: a kernel tracks in a network namespace from the first rul
 audit.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ MOST_NAMED = 8
 LONGEST_TEXT = 120
 """Characters of a rule's text."""
 
+_COUNTED = re.compile(r"counter packets \d+ bytes \d+")
 NAT = frozenset({"dnat", "redirect", "snat", "masquerade"})
 
 OWNERS: Mapping[str, tuple[str, str]] = {
@@ -103,7 +105,8 @@ def _unseen(tracking: TrackingState) -> Iterator[Blocker]:
         yield Blocker(
             versions,
             "something that shows in no rule (a connection over loopback was tracked)",
-            "look for tc or Open vSwitch ct actions, and for enable_hooks=1 among nf_conntrack's module options",
+            "look for dormant nftables tables, for ct actions of tc or Open vSwitch, and for enable_hooks=1 among"
+            " nf_conntrack's module options",
         )
 
 
@@ -152,7 +155,8 @@ def _owner_of(chain: FirewallChain) -> str:
 
 
 def _shown(rule: FirewallRule) -> str:
-    text = " ".join(rule.text.split())
+    # Without what it counted: a status must not change with every packet.
+    text = _COUNTED.sub("counter", " ".join(rule.text.split()))
     return f'"{text}"' if len(text) <= LONGEST_TEXT else f'"{text[: LONGEST_TEXT - 3]}..."'
 
 

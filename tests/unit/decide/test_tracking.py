@@ -161,3 +161,9 @@ def test_a_long_rule_is_cut():
     ((_, text, _),) = blockers(chain(rule("ct state new " * 50, tracks=True)))
     assert len(text) <= 122
     assert text.endswith('..."')
+
+
+def test_counters_are_left_out():
+    """What a rule counted would change the status with every packet."""
+    ((_, text, _),) = blockers(chain(rule("ct state new counter packets 7 bytes 99 accept", tracks=True)))
+    assert text == '"ct state new counter accept"'
