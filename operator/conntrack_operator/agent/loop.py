@@ -108,7 +108,7 @@ class Agent:
             return _Act(_key(spec), Deed("Refused", (result,)), time.monotonic())
         sysctls = outcome.facts.sysctls
         observed = {"buckets": sysctls[BUCKETS]} if BUCKETS in sysctls else {}
-        deed = Deed(outcome.phase, outcome.results, observed, preview)
+        deed = Deed(outcome.phase, outcome.results, observed, preview, outcome.warnings)
         return _Act(_key(spec), deed, time.monotonic(), len(outcome.changes))
 
     def _resume(self) -> None:

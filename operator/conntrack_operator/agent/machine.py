@@ -10,6 +10,7 @@ from typing import Literal
 from conntrack_operator.decide import notrack
 from conntrack_operator.decide.outcome import phase_of, results_for
 from conntrack_operator.decide.plan import Change, Plan, TableState, plan_for
+from conntrack_operator.decide.refusal import Refusal
 from conntrack_operator.decide.remember import journal_after, journal_before, judged_anew, without_keeps
 from conntrack_operator.decide.tracking import SETTING as TRACKING
 from conntrack_operator.decide.tracking_off import journal_after_loading, journal_before_unloading
@@ -36,6 +37,7 @@ class Outcome:
     results: tuple[Result, ...]
     changes: tuple[Change, ...]
     facts: Facts
+    warnings: tuple[Refusal, ...] = ()
 
 
 class Machine:
@@ -62,12 +64,19 @@ class Machine:
         """Return what was written since this boot, without taking the lock."""
         return StateDirectory(self.roots).read_journal(read_boot_id(self.roots))
 
-    def plan(self, settings: Settings, uses: Sequence[PolicyUse] = (), facts: Facts | None = None) -> Plan:
+    def plan(
+        self,
+        settings: Settings,
+        uses: Sequence[PolicyUse] = (),
+        facts: Facts | None = None,
+        surroundings: Surroundings | None = None,
+    ) -> Plan:
         """Return what `settings` would change here; with `facts` of another machine, what they would change there."""
         if facts is not None:
             return plan_for(settings, facts, uses=uses)
         facts = self.facts(tracking_needed=settings.tracking != "Disabled")
-        return plan_for(settings, facts, read_table_state(), self.journal(), uses, self.surroundings(settings))
+        around = surroundings or self.surroundings(settings)
+        return plan_for(settings, facts, read_table_state(), self.journal(), uses, around)
 
     def apply(
         self,
@@ -75,6 +84,7 @@ class Machine:
         uses: Sequence[PolicyUse],
         state: StateDirectory,
         mode: Literal["Apply", "Restore"] = "Apply",
+        surroundings: Surroundings | None = None,
     ) -> Outcome:
         """Make `settings` true and tell what became of each. `state` must be locked by the caller.
 
@@ -82,7 +92,7 @@ class Machine:
         originals could not be kept safely; then nothing was written to the kernel either.
         """
         journal = state.read_journal(read_boot_id(self.roots))
-        return self._carry_out(settings, uses, state, journal, mode)
+        return self._carry_out(settings, uses, state, journal, mode, surroundings)
 
     def restore(self, state: StateDirectory, uses: Sequence[PolicyUse] = (), *, kept_too: bool = False) -> Outcome:
         """Put every original value back and remove the rules.
@@ -94,13 +104,14 @@ class Machine:
             journal = without_keeps(journal)
         return self._carry_out(Settings(), (), state, journal, "Restore")
 
-    def _carry_out(
+    def _carry_out(  # noqa: PLR0913, PLR0917 - as plan_for
         self,
         settings: Settings,
         uses: Sequence[PolicyUse],
         state: StateDirectory,
         journal: Journal,
         mode: Literal["Apply", "Restore"],
+        surroundings: Surroundings | None = None,
     ) -> Outcome:
         # Where nf_conntrack is not loaded there is nothing to put back, and nothing to switch off.
         needed = mode == "Apply" and settings.tracking != "Disabled"
@@ -108,7 +119,7 @@ class Machine:
             modules.load(self.roots)
             journal = journal_after_loading(journal, self.facts())
         facts, table = self.facts(tracking_needed=needed), read_table_state()
-        plan = plan_for(settings, facts, table, journal, uses, self.surroundings(settings))
+        plan = plan_for(settings, facts, table, journal, uses, surroundings or self.surroundings(settings))
         journal = journal_before(plan, journal, facts, uses)
         if plan.off and plan.off.unload:
             journal = journal_before_unloading(journal, facts, plan.off.unload)
@@ -118,7 +129,7 @@ class Machine:
             facts, table = self.facts(tracking_needed=needed), read_table_state()
         state.write_journal(journal_after(plan, journal, failed))
         results = results_for(plan, facts, table, failed)
-        return Outcome(phase_of(results, mode), results, plan.changes, facts)
+        return Outcome(phase_of(results, mode), results, plan.changes, facts, plan.warnings)
 
     def _write(self, plan: Plan) -> dict[str, ConntrackOperatorError]:
         failed: dict[str, ConntrackOperatorError] = {}

@@ -42,5 +42,5 @@ def run(arguments: argparse.Namespace) -> int:
     require_writable(roots, (change.setting for change in machine.plan(merge.settings, merge.uses).changes))
     with StateDirectory(roots) as state:
         outcome = machine.apply(merge.settings, merge.uses, state)
-    terminal.show(outcome_view(outcome.changes, outcome.results, outcome.facts, merge.conflicts))
+    terminal.show(outcome_view(outcome.changes, outcome.results, outcome.facts, merge.conflicts, outcome.warnings))
     return 0 if outcome.phase == "Current" else 1

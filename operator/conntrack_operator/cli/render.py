@@ -26,17 +26,22 @@ RIGHT = "Nothing to change: the machine is as it should be."
 
 
 def plan_view(plan: Plan, conflicts: Sequence[Conflict] = ()) -> RenderableType:
-    """Return what a plan would do: changes, refusals with their remedies, who lost what to whom."""
+    """Return what a plan would do: changes, refusals with their remedies, warnings, who lost what to whom."""
     parts: list[RenderableType] = [*_plan_tables(plan.changes)]
     right = "Nothing to change, but not everything is accepted." if plan.refused else RIGHT
     parts.append(_count_line(len(plan.changes), "change", right))
-    parts.extend(_refusals(plan.refused))
+    parts.extend(_sayings("refused", "red", plan.refused))
+    parts.extend(_sayings("warning", "yellow", plan.warnings))
     parts.extend(_conflicts(conflicts))
     return _spaced(parts)
 
 
 def outcome_view(
-    changes: Sequence[Change], results: Sequence[Result], facts: Facts, conflicts: Sequence[Conflict] = ()
+    changes: Sequence[Change],
+    results: Sequence[Result],
+    facts: Facts,
+    conflicts: Sequence[Conflict] = (),
+    warnings: Sequence[Refusal] = (),
 ) -> RenderableType:
     """Return what an apply or a restore has done, as read back from the kernel."""
     failed = {result.setting: result for result in results if result.reason != APPLIED}
@@ -54,7 +59,9 @@ def outcome_view(
     right = len({result.setting for result in results} - changed - failed.keys())
     if right:
         parts.append(Text(f"{_counted(right, 'setting')} {'was' if right == 1 else 'were'} right already."))
-    parts.extend(_refusals(Refusal(result.setting, result.reason, result.message) for result in failed.values()))
+    refused = [Refusal(result.setting, result.reason, result.message) for result in failed.values()]
+    parts.extend(_sayings("refused", "red", refused))
+    parts.extend(_sayings("warning", "yellow", warnings))
     parts.extend(_conflicts(conflicts))
     return _spaced(parts)
 
@@ -121,11 +128,11 @@ def _table() -> Table:
     return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, header_style="bold")
 
 
-def _refusals(refused: Iterable[Refusal]) -> list[RenderableType]:
+def _sayings(word: str, colour: str, sayings: Iterable[Refusal]) -> list[RenderableType]:
     parts: list[RenderableType] = []
-    for refusal in refused:
-        head = Text.assemble(("refused  ", "bold red"), refusal.setting, "  ", (refusal.reason, "red"))
-        parts.append(Group(head, Padding(Text(refusal.message), (0, 0, 0, 2))))
+    for saying in sayings:
+        head = Text.assemble((f"{word}  ", f"bold {colour}"), saying.setting, "  ", (saying.reason, colour))
+        parts.append(Group(head, Padding(Text(saying.message), (0, 0, 0, 2))))
     return parts
 
 

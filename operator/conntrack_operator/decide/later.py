@@ -28,17 +28,6 @@ def refusals_of_later_fields(settings: Settings, uses: Sequence[PolicyUse] = ())
 
 
 def _of_notrack(notrack: Notrack) -> Iterator[Refusal]:
-    if notrack.accept_untracked in ("Replies", "Both"):
-        yield Refusal(
-            "notrack.acceptUntracked",
-            REASON,
-            "this version adds no accept rules to firewalls; write Never, and let the firewall accept untracked packets"
-            " of these ports itself",
-        )
-    if notrack.on_conflict is not None:
-        yield Refusal(
-            "notrack.onConflict", REASON, "this version does not look for NAT on the ports of rules; remove onConflict"
-        )
     if notrack.drop_existing:
         yield Refusal(
             "notrack.dropExisting",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from conntrack_operator.model import catalogue
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Journal, Original
-from conntrack_operator.model.node import Result, Warned
+from conntrack_operator.model.node import Result
 from conntrack_operator.model.policy import Settings
 from conntrack_operator.model.surroundings import LoadedModule, Surroundings, TrackingState
 
@@ -104,21 +104,21 @@ def settings_while_off(settings: Settings, off: Off) -> Settings:
     return settings.model_copy(update=dropped)
 
 
-def warnings_while_off(settings: Settings, off: Off) -> Iterator[Warned]:
+def warnings_while_off(settings: Settings, off: Off) -> Iterator[Refusal]:
     """Yield one warning for each field that does nothing while tracking is off."""
     for rule in (settings.notrack and settings.notrack.rules) or ():
         message = (
             "nothing is tracked with tracking: Disabled, so this rule is not installed; remove it, or write tracking:"
             " Enabled"
         )
-        yield Warned(setting=f"notrack/{rule.name}", reason=POINTLESS, message=message)
+        yield Refusal(f"notrack/{rule.name}", POINTLESS, message)
     for field in _FIELDS:
         if getattr(settings, field) is not None:
             when = "works only once tracking is on again" if off.loaded else "cannot be set while the module is away"
             message = (
                 f"nothing is tracked with tracking: Disabled, so {field} {when}; remove it, or write tracking: Enabled"
             )
-            yield Warned(setting=field, reason=POINTLESS, message=message)
+            yield Refusal(field, POINTLESS, message)
 
 
 def journal_before_unloading(journal: Journal, facts: Facts, modules: Iterable[str]) -> Journal:

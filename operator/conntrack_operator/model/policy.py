@@ -87,7 +87,8 @@ class Table(Model):
     size: Size | None = None
     entries_per_bucket: Annotated[int, Field(strict=True, ge=1, le=64)] | None = None
     """Hash buckets = entries / this. 1 is what kernels since 5.15 do themselves, 8 the classic chain length:
-    fewer buckets save 8 bytes each and cost time in every lookup. Absent: 1 when the size is set here."""
+    fewer buckets save 8 bytes each and cost time in every lookup. Written, it is followed exactly; a change halts
+    packets for a moment. Absent: 1 when the size is set here, but what is within a factor of two stays."""
     allow_shrink: StrictBool | None = None
     """Let the size go below the node's current value. Without it a smaller size is refused (ShrinkNotAllowed);
     with it, never below 1.25 times the entries in use (BelowUse). Absent: false."""
@@ -156,15 +157,20 @@ class Notrack(Model):
     """
 
     accept_untracked: Literal["Never", "Replies", "Both"] | None = None
-    """Which untracked packets to accept in firewalls that accept by state: Replies, Both (requests too) or Never.
+    """Which untracked packets of the rules to let through firewalls that accept by connection state.
 
-    This version adds no accept rules: Replies and Both are refused by the node, absent means Never. Behind a firewall
-    that accepts by state, let it accept untracked packets of these ports itself."""
+    Replies: those from the serving end, so that requests still pass the firewall's own rules and nobody gets in who
+    was kept out before. Both: requests too. Never: none. Exactly the ports, addresses, peers and interfaces of the
+    rules are accepted, only where the firewall would drop them. A rule whose requests are accepted by state alone is
+    refused (StatefulAccept) unless Both is written, or the firewall accepts the port whatever its state.
+    Absent: Replies."""
     on_conflict: Literal["Refuse", "Force"] | None = None
-    """What to do when NAT or a Service uses a port of a rule: Refuse the rule, or Force it in.
+    """What to do with a rule that would break something on the node. Refuse: leave it out, also when the conflict
+    appears later, and say why. Force: install it and warn.
 
-    This version does not look for such conflicts: the node refuses this field. Keep ports that are translated (DNAT,
-    masquerade, NodePort, LoadBalancer) out of the rules."""
+    Conflicts are NAT or a Service on a port of the rule (NATConflict), source ports that may fall into it
+    (SourcePortOverlap) and a firewall that accepts by state alone (StatefulAccept). Force does not override what would
+    cost the node (FailsafePort) or what cannot be done or seen. Absent: Refuse."""
     drop_existing: StrictBool | None = None
     """Delete the entries that the rules make stale.
 

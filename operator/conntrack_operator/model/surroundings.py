@@ -163,7 +163,12 @@ class Surroundings:
     services: tuple[Service, ...] = ()
     failsafe: tuple[FailsafePort, ...] = ()
     translated: Mapping[tuple[str, int], str] = field(default_factory=dict)
-    """Live entries that NAT has changed, one example in words for each (protocol, serving port)."""
+    """Live entries that NAT has changed, one example in words for each (protocol, serving port): those whose serving
+    end is an address of this node, before or after the translation."""
+    translated_elsewhere: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    """The same for entries that this node only routes, such as masqueraded ones on their way to others."""
+    local_addresses: tuple[str, ...] | None = None
+    """Addresses of this node in this network namespace; None where nobody looked, and then any may be its own."""
     local_port_range: tuple[int, int] = (32768, 60999)
     """net.ipv4.ip_local_port_range: where the node's own connections take their source ports from."""
     other_entries: int = 0
