@@ -8,11 +8,13 @@ import time
 import pytest
 
 from conntrack_operator.agent.machine import Machine
+from conntrack_operator.agent.trial import begin, finished
 from conntrack_operator.errors import Unsupported
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.modules import presence_of_conntrack
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.kernel.tracking import read_tracking, tracked_families
+from conntrack_operator.model.node import NodeSpec
 from conntrack_operator.model.policy import Settings
 
 DISABLED = {"tracking": "Disabled"}
@@ -60,7 +62,8 @@ def families(node):
 def apply(node, roots, document):
     """Apply settings in the namespace."""
     with node.inside(), StateDirectory(roots) as state:
-        return Machine(roots).apply(Settings.model_validate(document), (), state)
+        spec = NodeSpec(revision="r", mode="Apply", node_uid="", settings=Settings.model_validate(document))
+        return finished(begin(Machine(roots), state, spec, list))
 
 
 @pytest.mark.parametrize(("family", "rule", "tracked"), NFT_TRACKS.values(), ids=NFT_TRACKS)

@@ -66,6 +66,15 @@ def outcome_view(
     return _spaced(parts)
 
 
+def rolled_back_view(results: Sequence[Result]) -> RenderableType:
+    """Return what became of a change that was tried and taken back: why first, then what had been refused anyway."""
+    head, *rest = results
+    parts: list[RenderableType] = [Text.assemble(("rolled back  ", "bold red"), (head.reason, "red"))]
+    parts = [Group(*parts, Padding(Text(head.message), (0, 0, 0, 2)))]
+    parts.extend(_sayings("refused", "red", [Refusal(each.setting, each.reason, each.message) for each in rest]))
+    return _spaced(parts)
+
+
 def _plan_tables(changes: Sequence[Change]) -> list[Table]:
     sysctls, rules = _kinds(changes)
     tables = []

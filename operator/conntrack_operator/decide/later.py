@@ -16,8 +16,6 @@ REASON = "Unsupported"
 
 def refusals_of_later_fields(settings: Settings, uses: Sequence[PolicyUse] = ()) -> Iterator[Refusal]:
     """Yield one refusal for every field in `settings` and in the policies' rollouts that does nothing yet."""
-    if settings.trial is not None:
-        yield Refusal("trial", REASON, "this version makes changes without a trial; remove trial")
     if settings.notrack is not None:
         yield from _of_notrack(settings.notrack)
     for use in uses:
@@ -28,12 +26,6 @@ def refusals_of_later_fields(settings: Settings, uses: Sequence[PolicyUse] = ())
 
 
 def _of_notrack(notrack: Notrack) -> Iterator[Refusal]:
-    if notrack.drop_existing:
-        yield Refusal(
-            "notrack.dropExisting",
-            REASON,
-            "this version leaves existing entries to their timeouts; write dropExisting: false",
-        )
     for rule in notrack.rules or ():
         if rule.pods is not None:
             yield Refusal(

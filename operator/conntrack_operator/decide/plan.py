@@ -23,7 +23,7 @@ from .timeouts import warnings_of
 from .tracking import SETTING as TRACKING
 from .tracking_off import Off, judged, settings_while_off, warnings_while_off
 
-__all__ = ["BUCKETS", "MAX", "Change", "Plan", "TableState", "plan_for"]
+__all__ = ["BUCKETS", "MAX", "Change", "Plan", "TableState", "ordered", "plan_for"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def plan_for(  # noqa: PLR0913, PLR0917 - all that a plan is a function of
     if off is None or off.loaded:
         # Without the module there are no values; what they were stays in the journal until it is back.
         put_back(draft, journal.originals if journal else {})
-    sysctl_changes = _ordered(
+    sysctl_changes = ordered(
         Change(name, facts.sysctls.get(name), value, draft.reasons[name])
         for name, value in draft.wanted.items()
         if facts.sysctls.get(name) != value
@@ -129,8 +129,8 @@ def _unloading(off: Off | None) -> Iterator[Change]:
         yield Change(TRACKING, "nf_conntrack is loaded", f"unloaded: {', '.join(off.unload)}", "tracking: Disabled")
 
 
-def _ordered(changes: Iterable[Change]) -> list[Change]:
-    """Return the harmless changes first: growing buckets before max; then what lowers, max before buckets."""
+def ordered(changes: Iterable[Change]) -> list[Change]:
+    """Return changes of sysctls, harmless ones first: growing buckets, then max; what lowers last, max first."""
 
     def rank(change: Change) -> tuple[int, str]:
         lowers = isinstance(change.from_, int) and isinstance(change.to, int) and change.to < change.from_

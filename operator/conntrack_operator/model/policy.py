@@ -172,9 +172,9 @@ class Notrack(Model):
     (SourcePortOverlap) and a firewall that accepts by state alone (StatefulAccept). Force does not override what would
     cost the node (FailsafePort) or what cannot be done or seen. Absent: Refuse."""
     drop_existing: StrictBool | None = None
-    """Delete the entries that the rules make stale.
+    """Delete the entries that the rules make stale, once they are confirmed; entries that NAT has changed stay.
 
-    This version leaves them to their timeouts: the node refuses true, absent means false."""
+    With false they stay until their timeouts, though no packet reaches them any more. Absent: true."""
     rules: Annotated[list[NotrackRule], Field(min_length=1, max_length=16)] | None = None
     """The rules: at most 16, each with at most 1024 ports or ranges, and a name of its own."""
 
@@ -190,16 +190,47 @@ class Notrack(Model):
     )
 
 
-class Trial(Model):
-    """How a change is tried before it is kept.
+TRIAL_SECONDS = 60
+"""What an absent trial.timeoutSeconds means."""
+SOAK_SECONDS = 5
+"""What an absent trial.soakSeconds means, where the timeout leaves room for it."""
+TRIAL_MARGIN_SECONDS = 10
+"""What a trial needs besides its soak: making the change, two rounds of probes, and confirming before the deadline."""
 
-    This version makes changes without a trial: the node refuses this field.
+
+def _leaves_margin(trial: "Trial") -> bool:
+    timeout = TRIAL_SECONDS if trial.timeout_seconds is None else trial.timeout_seconds
+    return trial.soak_seconds is None or trial.soak_seconds + TRIAL_MARGIN_SECONDS <= timeout
+
+
+class Trial(Model):
+    """How a change is tried before it is kept: made, watched by probes on fresh connections, then confirmed or undone.
+
+    What answered before the change must answer after it: in a cluster the API server, its ClusterIP, DNS and the
+    kubelet. Until the change is confirmed the kernel itself lets NOTRACK rules expire at the deadline, so that they go
+    even if the agent is gone.
     """
 
     timeout_seconds: Annotated[int, Field(strict=True, ge=10, le=3600)] | None = None
-    """Seconds after which an unconfirmed change is undone."""
+    """Seconds after which an unconfirmed change is undone. Absent: 60."""
     soak_seconds: Annotated[int, Field(strict=True, ge=0, le=600)] | None = None
-    """Seconds the probes must keep passing before the change is confirmed."""
+    """Seconds the probes must keep passing before the change is confirmed; at least 10 less than timeoutSeconds.
+    Absent: 5, or 0 where timeoutSeconds is 10."""
+
+    api_rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel=(
+                "!has(self.soakSeconds) || self.soakSeconds + 10 <= (has(self.timeoutSeconds) ? self.timeoutSeconds"
+                " : 60)"
+            ),
+            holds=_leaves_margin,
+            sentence=(
+                "soakSeconds must be at least 10 less than timeoutSeconds (60 when absent), which the change, its"
+                " probes and the confirmation need; lower soakSeconds or raise timeoutSeconds"
+            ),
+            field=".soakSeconds",
+        ),
+    )
 
 
 class Rollout(Model):

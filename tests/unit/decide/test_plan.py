@@ -205,8 +205,6 @@ def test_values_and_order():
     ("document", "setting"),
     [
         ({"tracking": "Disabled"}, "tracking"),
-        ({"trial": {"timeoutSeconds": 60}}, "trial"),
-        ({"notrack": {"dropExisting": True}}, "notrack.dropExisting"),
         (
             {
                 "notrack": {
