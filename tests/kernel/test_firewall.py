@@ -1,6 +1,9 @@
 """Firewalls of other people, loaded by their own tools, come out as what they do."""
 
+import shlex
+import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +13,7 @@ from tests.lab.programs import wait_until
 
 from conntrack_operator.decide.notrack import TABLE
 from conntrack_operator.kernel.firewall import read_firewall
+from conntrack_operator.kernel.firewall_gathering import CROWD
 from conntrack_operator.model.surroundings import Firewall, FirewallChain, FirewallRule, Match
 
 IPV4, IPV6 = frozenset({4}), frozenset({6})
@@ -274,3 +278,184 @@ def test_only_what_is_at_work_is_told_and_nothing_of_ours(node: Namespace) -> No
     finally:
         holder.kill()
         holder.communicate()
+
+
+# Arguments for iptables, and what must be known of the rule; the text is what the save program prints.
+IPTABLES: tuple[tuple[str, str, str, dict[str, Any], dict[str, Any]], ...] = (
+    ("filter", "INPUT", "-m state --state RELATED,ESTABLISHED -j ACCEPT",
+     {"states": frozenset({"established", "related"})}, {"verdict": "accept", "tracks": True}),
+    ("filter", "INPUT", '-p tcp -m multiport --dports 80,443,8000:8100 -m comment --comment "a -b c" -j ACCEPT',
+     {"protocols": TCP, "destination_ports": ((80, 80), (443, 443), (8000, 8100))},
+     {"verdict": "accept", "comment": "a -b c"}),
+    ("filter", "INPUT", "-s 10.0.0.0/8 -p tcp -m tcp --dport 22 -j ACCEPT",
+     {"sources": ("10.0.0.0/8",), "protocols": TCP, "destination_ports": ((22, 22),)}, {"verdict": "accept"}),
+    ("filter", "INPUT", "-i eth+ -p tcp -m tcp ! --dport 22 -j DROP",
+     {"in_interfaces": ("eth*",), "protocols": TCP, "destination_ports": ((0, 21), (23, 65535))}, {"verdict": "drop"}),
+    ("filter", "INPUT", "-m conntrack --ctstate NEW,DNAT -j ACCEPT",
+     {"states": frozenset({"new", "dnat"})}, {"verdict": "accept", "tracks": True}),
+    ("filter", "INPUT", "-m conntrack --ctstate NEW --ctorigdst 10.0.0.1 -j ACCEPT",
+     {"states": frozenset({"new"}), "other": True}, {"verdict": "accept", "tracks": True}),
+    ("filter", "INPUT", "! -s 10.0.0.0/8 -p udp -m udp --sport 53 -j ACCEPT",
+     {"protocols": frozenset({"udp"}), "source_ports": ((53, 53),), "other": True}, {"verdict": "accept"}),
+    ("filter", "INPUT", "-p tcp -m tcp --tcp-flags SYN,RST SYN -j ACCEPT",
+     {"protocols": TCP, "other": True}, {"verdict": "accept"}),
+    ("filter", "INPUT", "-j REJECT --reject-with icmp-port-unreachable", {}, {"verdict": "reject"}),
+    ("filter", "INPUT", "-j MINE", {}, {"verdict": "jump", "target": "MINE"}),
+    ("filter", "INPUT", "-g MINE", {}, {"verdict": "goto", "target": "MINE"}),
+    ("filter", "INPUT", "-j LOG", {}, {"verdict": "none"}),
+    ("filter", "MINE", "-j RETURN", {}, {"verdict": "return"}),
+    ("nat", "PREROUTING", "-p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8080",
+     {"protocols": TCP, "destination_ports": ((80, 80),)},
+     {"verdict": "dnat", "tracks": True, "to_ports": ((8080, 8080),), "to_addresses": ("10.0.0.1/32",)}),
+    ("nat", "PREROUTING", "-p tcp -m addrtype --dst-type LOCAL -j DNAT --to-destination 10.0.0.1",
+     {"protocols": TCP, "other": True}, {"verdict": "dnat", "tracks": True, "to_addresses": ("10.0.0.1/32",)}),
+    ("nat", "PREROUTING", "-p tcp -m tcp --dport 82 -j REDIRECT --to-ports 83",
+     {"protocols": TCP, "destination_ports": ((82, 82),)},
+     {"verdict": "redirect", "tracks": True, "to_ports": ((83, 83),)}),
+    ("nat", "POSTROUTING", "-o eth0 -j MASQUERADE --random-fully",
+     {"out_interfaces": ("eth0",)}, {"verdict": "masquerade", "tracks": True, "fully_random": True}),
+    ("nat", "POSTROUTING", "-p tcp -j SNAT --to-source 192.0.2.1:1000-2000",
+     {"protocols": TCP},
+     {"verdict": "snat", "tracks": True, "to_ports": ((1000, 2000),), "to_addresses": ("192.0.2.1/32",)}),
+    ("raw", "PREROUTING", "-p tcp -m tcp --dport 21 -j CT --helper ftp",
+     {"protocols": TCP, "destination_ports": ((21, 21),)}, {"verdict": "helper", "tracks": True}),
+    ("raw", "PREROUTING", "-p tcp -m tcp --dport 23 -j CT --notrack",
+     {"protocols": TCP, "destination_ports": ((23, 23),)}, {"verdict": "notrack"}),
+    ("mangle", "PREROUTING", "-j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff",
+     {}, {"verdict": "none", "tracks": True}),
+    ("mangle", "PREROUTING", "-p tcp -j TPROXY --on-port 90 --on-ip 0.0.0.0 --tproxy-mark 0x0/0x0",
+     {"protocols": TCP}, {"verdict": "tproxy"}),
+    ("mangle", "PREROUTING", "-p tcp -j NFQUEUE --queue-num 1", {"protocols": TCP}, {"verdict": "queue"}),
+)  # fmt: skip
+IPTABLES_PLACES = {
+    ("filter", "INPUT"): ("filter", "input", 0, "drop"),
+    ("filter", "MINE"): ("", "", 0, ""),
+    ("nat", "PREROUTING"): ("nat", "prerouting", -100, "accept"),
+    ("nat", "POSTROUTING"): ("nat", "postrouting", 100, "accept"),
+    ("raw", "PREROUTING"): ("filter", "prerouting", -300, "accept"),
+    ("mangle", "PREROUTING"): ("filter", "prerouting", -150, "accept"),
+}
+
+
+@pytest.fixture(params=["nft", "legacy"])
+def variant(request: pytest.FixtureRequest) -> str:
+    """Give each variant of iptables that is installed."""
+    if shutil.which(f"iptables-{request.param}") is None:
+        pytest.skip(f"not installed: iptables-{request.param}")
+    return str(request.param)
+
+
+def test_every_shape_of_iptables_rule_is_told(node: Namespace, variant: str) -> None:
+    """The same chains and rules of either variant, each as its own save program prints it."""
+    program = f"iptables-{variant}"
+    node.run(program, "-N", "MINE")
+    node.run(program, "-P", "INPUT", "DROP")
+    for table, name, arguments, *_ in IPTABLES:
+        node.run(program, "-t", table, "-A", name, *shlex.split(arguments))
+    found = firewall(node)
+    for (table, name), place in IPTABLES_PLACES.items():
+        read = chain(found, "ip", table, name)
+        assert read.tool == program
+        assert (read.type, read.hook, read.priority, read.policy) == place
+        rules = [(f"-A {name} {text}", match, rule) for where, which, text, match, rule in IPTABLES
+                 if (where, which) == (table, name)]  # fmt: skip
+        assert [told(rule) for rule in read.rules] == [told(expected(*each, IPV4)) for each in rules]
+        assert [rule.handle for rule in read.rules] == list(range(1, len(rules) + 1))
+    assert {each.tool for each in found.chains} == {program}
+
+
+def test_ipv6_has_tables_of_its_own(node: Namespace, variant: str) -> None:
+    """ip6tables is read by its own program, a translation to an address in brackets included."""
+    destination = "[fd00::1]:8080"
+    node.run(f"ip6tables-{variant}", "-A", "INPUT", "-s", "fe80::/10", "-p", "ipv6-icmp", "-j", "ACCEPT")
+    arguments = ("-p", "tcp", "--dport", "80", "-j", "DNAT", "--to-destination", destination)
+    node.run(f"ip6tables-{variant}", "-t", "nat", "-A", "PREROUTING", *arguments)
+    found = firewall(node)
+    (accepted,) = chain(found, "ip6", "filter", "INPUT").rules
+    assert accepted.match == Match(IPV6, frozenset({"icmpv6"}), sources=("fe80::/10",))
+    (translated,) = chain(found, "ip6", "nat", "PREROUTING").rules
+    assert (translated.to_addresses, translated.to_ports) == (("fd00::1/128",), ((8080, 8080),))
+
+
+def test_reading_leaves_no_table_behind(node: Namespace) -> None:
+    """Where there is no firewall none is made: running iptables-legacy would make tables, so it is not run."""
+    assert firewall(node) == Firewall()
+    assert node.run("nft", "list", "tables").stdout == ""
+    for names in ("ip_tables_names", "ip6_tables_names"):
+        assert node.run("cat", f"/proc/net/{names}", check=False).stdout == ""
+
+
+def test_legacy_tables_without_net_raw_are_a_problem_and_not_nothing(node: Namespace) -> None:
+    """A process with NET_ADMIN alone says that it cannot see them, and how it could."""
+    if shutil.which("iptables-legacy") is None:
+        pytest.skip("not installed: iptables-legacy")
+    node.run("iptables-legacy", "-A", "INPUT", "-j", "DROP")
+    code = "from conntrack_operator.kernel.firewall import read_firewall; print(read_firewall().problems)"
+    bounded = ("setpriv", "--bounding-set", "-all,+net_admin", "--inh-caps", "-all,+net_admin")
+    done = node.run(*bounded, sys.executable, "-c", code)
+    assert "LegacyIptablesNeedsNetRaw" in done.stdout
+    assert "agent.iptablesLegacy" in done.stdout
+
+
+def test_foreign_chains_in_an_iptables_table_are_seen(node: Namespace) -> None:
+    """iptables-nft-save shows such a table as empty or refuses it; nft tells what is in it."""
+    node.run("iptables-nft", "-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW", "-j", "DROP")
+    node.nft("table ip filter { chain mine { type filter hook input priority 5; tcp dport 80 accept; }; }")
+    found = firewall(node)
+    assert chain(found, "ip", "filter", "mine").rules[0].match.destination_ports == ((80, 80),)
+    (dropped,) = chain(found, "ip", "filter", "INPUT").rules
+    assert dropped.verdict == "drop"
+    assert dropped.tracks
+    assert dropped.match.other
+
+
+def test_only_translations_of_other_ports_are_left_out(node: Namespace) -> None:
+    """Asked about port 80, the filter is told whole, of the translations those that can concern port 80."""
+    node.nft(
+        """table ip fw {
+        map services { type ipv4_addr . inet_proto . inet_service : verdict; elements = {
+            10.0.0.1 . tcp . 80 : goto web, 10.0.0.2 . tcp . 81 : goto other } }
+        chain filter { type filter hook input priority 0; tcp dport 22 accept; tcp dport 80 accept; }
+        chain backend { meta l4proto tcp dnat to 10.1.0.1:8080; }
+        chain web { jump backend; }
+        chain other { meta l4proto tcp dnat to 10.1.0.2:8081; }
+        chain stray { meta l4proto tcp dnat to 10.1.0.3:80; meta l4proto tcp dnat to 10.1.0.3:82; }
+        chain pre {
+            type nat hook prerouting priority -100;
+            ip daddr . meta l4proto . th dport vmap @services
+            tcp dport 90 redirect to :91
+            udp dport 79-80 redirect to :91
+            tcp dport 90 redirect to :80
+            masquerade
+        }
+        }""".replace("            masquerade\n", "")
+    )
+    found = firewall(node, ((80, 80),))
+    assert len(chain(found, "ip", "fw", "filter").rules) == 2
+    assert [rule.match.destination_ports for rule in chain(found, "ip", "fw", "pre").rules] == [
+        ((80, 80),), ((79, 80),), ((90, 90),),
+    ]  # fmt: skip
+    assert [rule.to_ports for rule in chain(found, "ip", "fw", "backend").rules] == [((8080, 8080),)]
+    assert [rule.to_ports for rule in chain(found, "ip", "fw", "stray").rules] == [((80, 80),)]
+    assert {each.name for each in found.chains} == {"filter", "pre", "web", "backend", "stray"}
+
+
+def test_a_crowd_of_services_at_one_port_is_told_by_its_first_and_the_rest_together(node: Namespace) -> None:
+    """Every address is still there, and the number of rules is bounded."""
+    addresses = [f"10.96.0.{number}" for number in range(1, 101)]
+    elements = ", ".join(f"{address} . tcp . 80 : goto web" for address in addresses)
+    node.nft(f"""table ip fw {{
+        map services {{ type ipv4_addr . inet_proto . inet_service : verdict; elements = {{ {elements} }}
+        }}
+        chain web {{ meta l4proto tcp dnat to 10.1.0.1:8080; }}
+        chain pre {{
+            type nat hook prerouting priority -100;
+            ip daddr . meta l4proto . th dport vmap @services
+        }}
+        }}""")
+    rules = chain(firewall(node, ((80, 80),)), "ip", "fw", "pre").rules
+    assert len(rules) == CROWD + 1
+    assert {each for rule in rules for each in rule.match.destinations or ()} == {f"{each}/32" for each in addresses}
+    assert rules[-1].target == "web"
+    assert rules[-1].text.endswith(f"(and {100 - CROWD - 1} more like it)")
+    assert len(chain(firewall(node), "ip", "fw", "pre").rules) == 100

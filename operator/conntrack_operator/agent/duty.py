@@ -146,7 +146,7 @@ class Duty:
             if not self._is_waiting(spec):
                 self._finish(spec, Deed("RolledBack", outcome.results), RETRY_SECONDS)
             return
-        preview = self.machine.plan(spec.preview) if spec.preview is not None else None
+        preview = self.machine.plan(spec.preview, services=spec.services) if spec.preview is not None else None
         deed = Deed(outcome.phase, outcome.results, self._observed(outcome.facts.sysctls), preview, outcome.warnings)
         self._refusals = self._refusals + 1 if outcome.phase == "Refused" and outcome.changes else 0
         pause = min(RETRY_SECONDS * 2 ** max(0, self._refusals - 1), LONGEST_RETRY_SECONDS)
@@ -169,8 +169,9 @@ class Duty:
         journal = self.machine.journal(self.state)
         sight = self.machine.look(confirmed.settings, confirmed.uses, journal)
         plan = known_part(sight.plan, confirmed)
-        if plan.changes:
-            self.machine.settle(replace(sight, plan=plan), journal, self.state, confirmed.uses)
+        sight = replace(sight, plan=plan)
+        if sight.changes_anything:
+            self.machine.settle(sight, journal, self.state, confirmed.uses)
         return len(plan.changes), confirmed.revision
 
 

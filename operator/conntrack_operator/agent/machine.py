@@ -6,10 +6,11 @@ What to try, and when to keep it, is `agent.trial`'s; nothing is decided in this
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from conntrack_operator.decide import notrack
+from conntrack_operator.decide.accepts import Accepts, AcceptUntracked, accepts_for
 from conntrack_operator.decide.outcome import phase_of, results_for
 from conntrack_operator.decide.plan import Change, Plan, TableState, plan_for
 from conntrack_operator.decide.refusal import Refusal
@@ -30,7 +31,7 @@ from conntrack_operator.decide.trial import (
     withdrawn_rules,
 )
 from conntrack_operator.errors import ConntrackOperatorError, Unsupported
-from conntrack_operator.kernel import flow_editing, modules, nftables
+from conntrack_operator.kernel import accepts, flow_editing, modules, nftables
 from conntrack_operator.kernel.clock import read_boottime
 from conntrack_operator.kernel.facts import read_boot_id, read_facts
 from conntrack_operator.kernel.firewall import read_firewall
@@ -42,7 +43,7 @@ from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Confirmed, Journal, TrialRecord
 from conntrack_operator.model.node import NodeSpec, Phase, PolicyUse, Result
 from conntrack_operator.model.policy import NotrackRule, Settings
-from conntrack_operator.model.surroundings import Surroundings
+from conntrack_operator.model.surroundings import Service, Surroundings, TrackingState
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Outcome:
         return next((result.message for result in self.results if result.setting == NODE), "")
 
 
+ACCEPT_UNTRACKED = "notrack.acceptUntracked"
 NODE = "node"
 """The setting of a result that is about the node as a whole."""
 
@@ -76,6 +78,15 @@ class Sight:
     facts: Facts
     table: TableState
     plan: Plan
+    accepts: Accepts | None = None
+    """What has to stand in other people's firewalls for the rules; None where there are and were none."""
+    accepts_differ: bool = False
+    """Whether something else stands there."""
+
+    @property
+    def changes_anything(self) -> bool:
+        """Whether there is anything to write."""
+        return bool(self.plan.changes) or self.accepts_differ
 
 
 Failed = dict[str, ConntrackOperatorError]
@@ -94,32 +105,49 @@ class Machine:
         """Return what the machine is now. Raises Unsupported when tracking is needed and nf_conntrack not loaded."""
         return read_facts(self.roots, tracking_needed=tracking_needed)
 
-    def surroundings(self, settings: Settings) -> Surroundings | None:
-        """Return what else here looks at packets, as far as `settings` make it matter."""
-        if settings.tracking != "Disabled":
-            return None
-        return Surroundings(
-            firewall=read_firewall(),
-            kube_proxy=kube_proxy_runs(self.roots),
-            tracking=read_tracking(self.roots),
-        )
-
     def journal(self, state: StateDirectory | None = None) -> Journal:
         """Return what was written since this boot; without `state` without taking the lock."""
         return (state or StateDirectory(self.roots)).read_journal(read_boot_id(self.roots))
 
-    def plan(self, settings: Settings, uses: Sequence[PolicyUse] = (), facts: Facts | None = None) -> Plan:
+    def plan(
+        self,
+        settings: Settings,
+        uses: Sequence[PolicyUse] = (),
+        facts: Facts | None = None,
+        services: Sequence[Service] = (),
+    ) -> Plan:
         """Return what `settings` would change here; with `facts` of another machine, what they would change there."""
         if facts is not None:
             return plan_for(settings, facts, uses=uses)
-        return self.look(settings, uses, self.journal()).plan
+        return self.look(settings, uses, self.journal(), services).plan
 
-    def look(self, settings: Settings, uses: Sequence[PolicyUse], journal: Journal) -> Sight:
-        """Return what the machine is and what `settings` would change on it."""
+    def look(
+        self, settings: Settings, uses: Sequence[PolicyUse], journal: Journal, services: Sequence[Service] = ()
+    ) -> Sight:
+        """Return what the machine is and what `settings` would change on it.
+
+        Firewalls are looked at only where there are rules, or were: it takes longer than all the rest.
+        """
+        off = settings.tracking == "Disabled"
         # Without nf_conntrack there is nothing to switch off, and nothing to put back for settings that ask nothing.
-        needed = settings.tracking != "Disabled" and settings != Settings()
+        needed = not off and settings != Settings()
         facts, table = self.facts(tracking_needed=needed), read_table_state()
-        return Sight(facts, table, plan_for(settings, facts, table, journal, uses, self.surroundings(settings)))
+        asks = settings.notrack is not None and bool(settings.notrack.rules)
+        if not off and (table.problem or not (asks or journal.applied_rules)):
+            return Sight(facts, table, plan_for(settings, facts, table, journal, uses))
+        firewall = read_firewall()
+        surroundings = Surroundings(
+            firewall=firewall,
+            services=tuple(services),
+            timed_elements=journal.timed_elements is not False,
+            kube_proxy=off and kube_proxy_runs(self.roots),
+            tracking=read_tracking(self.roots) if off else TrackingState(),
+        )
+        plan = plan_for(settings, facts, table, journal, uses, surroundings)
+        wanted = accepts_for(plan.rules, accept_mode(settings), firewall)
+        unplaced = (Refusal(ACCEPT_UNTRACKED, reason, f"{place}: {words}") for reason, place, words in wanted.refused)
+        plan = replace(plan, warnings=(*plan.warnings, *unplaced))
+        return Sight(facts, table, plan, wanted, wanted.standing != accepts.read_accepts())
 
     def load_again(self, settings: Settings, state: StateDirectory) -> None:
         """Load nf_conntrack if `tracking: Disabled` unloaded it and `settings` no longer ask for that.
@@ -151,10 +179,10 @@ class Machine:
             journal = journal_before_unloading(journal, facts, plan.off.unload)
         state.write_journal(journal)
         failed: Failed = {}
-        if plan.changes:
+        if sight.changes_anything:
             failed = self.write_sysctls(plan.changes)
-            if rules_named(plan):
-                failed |= self.write_rules(plan.rules, withdrawn, rules_named(plan))
+            if rules_named(plan) or sight.accepts_differ:
+                failed |= self.write_rules(plan.rules, withdrawn, rules_named(plan), sight.accepts)
             if not failed:
                 failed = self.unload(plan)
             facts, table = self.facts(tracking_needed=False), read_table_state()
@@ -197,18 +225,30 @@ class Machine:
         return failed
 
     def write_rules(
-        self, rules: Sequence[NotrackRule], withdrawn: Sequence[NotrackRule], settings: Iterable[str]
+        self,
+        rules: Sequence[NotrackRule],
+        withdrawn: Sequence[NotrackRule],
+        settings: Iterable[str],
+        beside: Accepts | None,
     ) -> Failed:
-        """Make `rules` the lasting ones; flows of the `withdrawn` ones are made known to the table first.
+        """Make `rules` the lasting ones, and `beside` what stands in firewalls for them.
 
-        Returns the error under each of `settings` when it failed.
+        Flows of the `withdrawn` rules are made known to the table first, and accepts go last: they match nothing but
+        what rules leave untracked. Returns the error under each of `settings` when it failed.
         """
         try:
-            flow_editing.seed(withdrawn, self.roots)
+            if withdrawn:
+                flow_editing.seed(withdrawn, self.roots)
             nftables.write_rules(rules)
+            if beside is not None:
+                accepts.write_accepts(beside)
         except ConntrackOperatorError as error:
-            return dict.fromkeys(settings, error)
+            return dict.fromkeys(settings or [ACCEPT_UNTRACKED], error)
         return {}
+
+    def accepts_of(self, rules: Sequence[NotrackRule], mode: AcceptUntracked) -> Accepts:
+        """Return what has to stand in the firewalls, as they are now, for `rules`."""
+        return accepts_for(rules, mode, read_firewall())
 
     def read_confirmed(self, state: StateDirectory) -> Confirmed | None:
         """Return what was confirmed last; None too when its file is damaged, which costs a second trial at most."""
@@ -246,6 +286,15 @@ class Machine:
             " evicted)",
         )
 
+    def _rules_as_confirmed(self, state: StateDirectory, rules: Sequence[NotrackRule]) -> Failed:
+        confirmed = self.read_confirmed(state)
+        try:
+            beside = self.accepts_of(rules, accept_mode(confirmed.settings if confirmed else Settings()))
+        except ConntrackOperatorError as error:
+            # They match nothing but what rules leave untracked; the rules go back all the same.
+            return self.write_rules(rules, (), ["notrack"], None) | {ACCEPT_UNTRACKED: error}
+        return self.write_rules(rules, (), ["notrack"], beside)
+
     def _spare_new_flows(self, record: TrialRecord) -> None:
         # As well as it goes: a few new connections are not worth keeping rules that cut something off.
         try:
@@ -268,7 +317,7 @@ class Machine:
         failed = self.write_sysctls(way.changes)
         if record.touches_rules:
             self._spare_new_flows(record)
-            failed |= self.write_rules(confirmed_rules(journal), (), ["notrack"])
+            failed |= self._rules_as_confirmed(state, confirmed_rules(journal))
         facts = self.facts()
         wrong = [change.setting for change in way.changes if facts.sysctls.get(change.setting) != change.to]
         said = [message, *way.left]
@@ -296,6 +345,11 @@ class Machine:
 def confirmed_rules(journal: Journal) -> list[NotrackRule]:
     """Return the rules that are confirmed."""
     return [applied.rule for applied in journal.applied_rules.values()]
+
+
+def accept_mode(settings: Settings) -> AcceptUntracked:
+    """Return which untracked packets to accept; absent means Replies."""
+    return (settings.notrack and settings.notrack.accept_untracked) or "Replies"
 
 
 def read_table_state() -> TableState:

@@ -32,13 +32,13 @@ from conntrack_operator.decide.trial import (
     withdrawn_rules,
 )
 from conntrack_operator.errors import ConntrackOperatorError, Refused, Unsupported
-from conntrack_operator.kernel import flow_editing, nftables
+from conntrack_operator.kernel import accepts, flow_editing, nftables
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Journal
 from conntrack_operator.model.node import NodeSpec, Result
 
-from .machine import Failed, Machine, Outcome, Sight, confirmed_rules, read_table_state
+from .machine import ACCEPT_UNTRACKED, Failed, Machine, Outcome, Sight, accept_mode, confirmed_rules, read_table_state
 from .probes import Probe, passing
 
 log = logging.getLogger(__name__)
@@ -54,8 +54,12 @@ def begin(
     """
     machine.load_again(spec.settings, state)
     journal = machine.journal(state)
-    sight = machine.look(spec.settings, spec.policies, journal)
-    if not needs_trial(sight.plan, machine.read_confirmed(state)):
+    sight = machine.look(spec.settings, spec.policies, journal, spec.services)
+    confirmed = machine.read_confirmed(state)
+    # Accepts that somebody removed are put back at once; others than were confirmed are tried.
+    same_accepts = confirmed is not None and accept_mode(confirmed.settings) == accept_mode(spec.settings)
+    accepts_tried = sight.accepts_differ and bool(sight.plan.rules) and not same_accepts
+    if not needs_trial(sight.plan, confirmed) and not accepts_tried:
         outcome = machine.settle(sight, journal, state, spec.policies)
         machine.keep_confirmed(spec, outcome, sight.plan, state)
         return outcome
@@ -92,6 +96,9 @@ class Trial:
         self._began = machine.clock()
         deadline = self._began + self.budget.timeout_seconds
         self._journal = journal_on_trial(sight.plan, journal, sight.facts, spec, deadline)
+        if self._touches_rules and self._journal.trial is not None:
+            record = self._journal.trial.model_copy(update={"touches_rules": True})
+            self._journal = self._journal.model_copy(update={"trial": record})
         state.write_journal(self._journal)
         try:
             self._failed = self._made()
@@ -159,9 +166,13 @@ class Trial:
     def _is_on_trial(self, result: Result) -> bool:
         return result.setting.startswith("notrack/") and result.reason == "ReadBackDiffers"
 
+    @property
+    def _touches_rules(self) -> bool:
+        return bool(rules_named(self._sight.plan)) or self._sight.accepts_differ
+
     def _tested(self, journal: Journal) -> Journal:
         """Return `journal` with the answer to whether this kernel can let rules expire, asked once a boot."""
-        if not rules_named(self._sight.plan) or journal.timed_elements is not None:
+        if not self._touches_rules or journal.timed_elements is not None:
             return journal
         try:
             nftables.self_test()
@@ -171,13 +182,12 @@ class Trial:
         return journal.model_copy(update={"timed_elements": True})
 
     def _made(self) -> Failed:
-        plan, rules = self._sight.plan, rules_named(self._sight.plan)
-        failed = self._machine.write_sysctls(plan.changes)
-        if rules:
+        failed = self._machine.write_sysctls(self._sight.plan.changes)
+        if self._touches_rules:
             try:
                 self._begin_rules()
             except ConntrackOperatorError as error:
-                failed.update(dict.fromkeys(rules, error))
+                failed.update(dict.fromkeys(rules_named(self._sight.plan) or [ACCEPT_UNTRACKED], error))
         for setting, problem in failed.items():
             log.warning("%s: %s", setting, problem)
         return failed
@@ -188,18 +198,24 @@ class Trial:
                 "timed elements of nftables sets do not expire on this kernel, so a trial of rules could not end by"
                 " itself; use a newer kernel, or settings without notrack"
             )
+        plan, before = self._sight.plan, confirmed_rules(self._journal)
+        # Accepts for both, as both are in force; they match nothing but what rules leave untracked.
+        both = {f"{rule.name} {rule.model_dump_json()}": rule for rule in (*before, *plan.rules)}
+        accepts.write_accepts(self._machine.accepts_of(list(both.values()), accept_mode(self.spec.settings)))
         # The entries of flows that are tracked now fall behind, and must live on if the rules go again.
-        flow_editing.make_liberal(new_rules(self._sight.plan, self._journal))
+        flow_editing.make_liberal(new_rules(plan, self._journal))
         left = self.budget.timeout_seconds - self.elapsed
         if left <= 0:
             raise Refused(EXPIRED, "the time for the trial was over before its rules could be loaded")
-        nftables.begin_trial(confirmed_rules(self._journal), self._sight.plan.rules, left)
+        nftables.begin_trial(before, plan.rules, left)
 
     def _confirmed(self) -> Outcome:
-        plan, rules = self._sight.plan, rules_named(self._sight.plan)
+        plan = self._sight.plan
+        rules_failed = any(setting.startswith("notrack") for setting in self._failed)
         try:
-            if rules and not rules & self._failed.keys():
-                flow_editing.seed(withdrawn_rules(self._journal, plan.rules), self._machine.roots)
+            if self._touches_rules and not rules_failed:
+                if withdrawn := withdrawn_rules(self._journal, plan.rules):
+                    flow_editing.seed(withdrawn, self._machine.roots)
                 nftables.confirm_trial(confirmed_rules(self._journal), plan.rules)
             if self.elapsed > self.budget.timeout_seconds:
                 raise Refused(EXPIRED, "the confirmation was not through by the deadline; see what held the agent up")
@@ -215,10 +231,16 @@ class Trial:
         results = results_for(plan, facts, table, self._failed)
         outcome = Outcome(phase_of(results, "Apply"), results, plan.changes, facts, plan.warnings)
         self._machine.keep_confirmed(self.spec, outcome, plan, self._state)
-        self._drop_stale()
+        if self._touches_rules and not rules_failed:
+            self._tidy()
         return outcome
 
-    def _drop_stale(self) -> None:
+    def _tidy(self) -> None:
+        """Take away what the confirmed rules leave behind; what cannot be taken away harms nobody."""
+        try:
+            accepts.write_accepts(self._machine.accepts_of(self._sight.plan.rules, accept_mode(self.spec.settings)))
+        except ConntrackOperatorError as error:
+            log.warning("%s; accepts of rules that are gone stay for now, and match nothing", error)
         notrack, rules = self.spec.settings.notrack, new_rules(self._sight.plan, self._journal)
         if notrack is not None and notrack.drop_existing is not False and rules:
             try:

@@ -74,7 +74,9 @@ def rolled_back_view(results: Sequence[Result]) -> RenderableType:
     head, *rest = results
     parts: list[RenderableType] = [Text.assemble(("rolled back  ", "bold red"), (head.reason, "red"))]
     parts = [Group(*parts, Padding(Text(head.message), (0, 0, 0, 2)))]
-    parts.extend(_sayings("refused", "red", [Refusal(each.setting, each.reason, each.message) for each in rest]))
+    parts.extend(
+        _sayings("refused", "red", (Refusal(result.setting, result.reason, result.message) for result in rest))
+    )
     return _spaced(parts)
 
 

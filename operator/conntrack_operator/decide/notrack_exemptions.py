@@ -2,8 +2,10 @@
 
 A masqueraded connection, or one of the node's own, can get a source port inside a Server rule's range. Untracked, its
 replies would skip their translation (tried on 6.18, ports 8000-16000 behind `masquerade fully-random`: 177 of 200
-connections). So packets teach two sets: a bare SYN that leaves from such a port, after translation, is not a server's,
-and its far address and both ports are remembered. TCP alone says who begins; for UDP such an overlap is refused.
+connections). So packets teach two sets: a bare SYN that leaves from such a port is not a server's, and its far address
+and both ports are remembered: behind translation, as its replies will come in, and for the node's own also before it,
+as its next packets will go out (masquerading gives them another port, a ClusterIP has another far end).
+TCP alone says who begins; for UDP such an overlap is refused.
 
 An exemption lives as long as its connection shows life, and a little longer than its end:
 - the SYN gives it `SHORT_SECONDS`, enough for the next SYN to be tried;
@@ -62,8 +64,8 @@ def set_name(version: int) -> str:
 def exempting(hook: Hook, families: Sequence[int]) -> Iterator[tuple[str, str]]:
     """Yield conditions and actions that let exempted packets be tracked, for packets whose port has matched."""
     if hook == "output":
-        # No server begins a connection: it is being learned a few hooks further.
-        yield "tcp flags & (syn | ack) == syn", "accept"
+        # No server begins a connection. Learned here too: translation may change what is seen from here on.
+        yield "tcp flags & (syn | ack) == syn", f"goto {LEARN}"
     for version in families:
         yield f"{_ends(hook, version)} @{set_name(version)}", f"goto {_CHAIN[hook]}{version}"
 

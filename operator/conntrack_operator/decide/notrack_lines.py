@@ -55,7 +55,7 @@ _FAMILY = {4: "ip", 6: "ip6"}
 
 
 @dataclass(frozen=True)
-class _Quote:
+class Quote:
     """Where the fields of a quoted packet lie, in bits from the start of the ICMP header, which is 8 bytes long."""
 
     protocol: int
@@ -64,11 +64,12 @@ class _Quote:
     ports: int
 
     def port(self, direction: Direction) -> int:
+        """Return where the port lies that is the rule's in a packet of this direction."""
         return self.ports + (16 if direction == "request" else 0)
 
 
 # 64 bits of ICMP, then an IPv4 header of 20 bytes or an IPv6 header of 40.
-_QUOTES = {4: _Quote(64 + 72, 64 + 128, 32, 64 + 160), 6: _Quote(64 + 48, 64 + 192, 128, 64 + 320)}
+QUOTES = {4: Quote(64 + 72, 64 + 128, 32, 64 + 160), 6: Quote(64 + 48, 64 + 192, 128, 64 + 320)}
 
 # (type, code): destination-unreachable 3/1, time-exceeded 11/3, parameter-problem 12/4; RFC 792 and RFC 4443.
 _LOCAL_DELIVERY = {4: "3 . 2, 3 . 3, 11 . 1", 6: "1 . 4, 3 . 1"}
@@ -187,7 +188,7 @@ def _not_opening(protocol: str) -> Iterator[str]:
         yield "@th,96,8 != 1"  # the first chunk's type; 1 is INIT, RFC 9260
 
 
-def _quote_not_opening(protocol: str, quote: _Quote) -> Iterator[str]:
+def _quote_not_opening(protocol: str, quote: Quote) -> Iterator[str]:
     if protocol == "tcp":
         yield f"@th,{quote.ports + 104},8 & 0x12 != 0x02"  # 0x10 ACK, 0x02 SYN
     elif protocol == "sctp":
@@ -213,7 +214,7 @@ def _interface_conditions(target: Target, hook: Hook) -> Iterator[tuple[str, ...
 
 
 def _error_conditions(target: Target, hook: Hook, direction: Direction, version: int) -> Iterator[str]:
-    quote = _QUOTES[version]
+    quote = QUOTES[version]
     words = [] if hook == "prerouting" else [_codes(target.side, version)]
     words.append(f"@th,{quote.protocol},8 {PROTOCOL_NUMBERS[target.protocol]}")
     words.append(f"@th,{quote.port(direction)},16 {_constants(target.ports)}")

@@ -23,7 +23,7 @@ _NET = Path("/proc/thread-self/net")
 
 
 def live_exemptions(ports: Intervals) -> list[Exemption]:
-    """Return the tracked TCP connections that began here and whose replies come to one of `ports`.
+    """Return the tracked TCP connections that began here and whose packets come to or go out from one of `ports`.
 
     At most half of what the sets hold, for each IP version. A dump of the table: about 4 s for 1,000,000 entries.
     Raises errors.Unsupported (no permission, no module) and errors.Retry (an interrupted or broken answer).
@@ -43,14 +43,14 @@ def _found(wanted: bytearray, own: set[bytes]) -> Iterator[Exemption]:
             layout = layout_among(layouts.setdefault(entry[:PREFIX], []), entry)
             if len(layouts) > PREFIXES_MAX:
                 layouts.clear()
-            if layout.protocol != _TCP or not wanted[layout.number(entry, "reply.destination_port") or 0]:
+            if layout.protocol != _TCP:
                 continue
-            if layout.value(entry, "reply.destination") in own:
-                yield Exemption(
-                    str(ip_address(layout.value(entry, "reply.source"))),
-                    layout.number(entry, "reply.source_port") or 0,
-                    layout.number(entry, "reply.destination_port") or 0,
-                )
+            # As replies come in, and as packets of the node's own go out before they are translated.
+            for far, near in (("reply.source", "reply.destination"), ("original.destination", "original.source")):
+                port = layout.number(entry, f"{near}_port") or 0
+                if wanted[port] and layout.value(entry, near) in own:
+                    address = str(ip_address(layout.value(entry, far)))
+                    yield Exemption(address, layout.number(entry, f"{far}_port") or 0, port)
 
 
 def _own_addresses() -> set[bytes]:

@@ -5,7 +5,7 @@ that packets to these ports can come to, and a crowd of rules that differ in not
 ones and one rule for the rest.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from conntrack_operator.model.surroundings import FirewallRule, PortRanges
@@ -14,6 +14,8 @@ from .firewall_match import NAT, intersection
 
 CROWD = 16
 """Rules alike that are told one by one."""
+PASSES_MAX = 8
+"""Each pass follows jumps that go on in the listing; kube-proxy's take one or two."""
 TEXT_MAX = 400
 """Characters of a rule's text; an anonymous set can be of any length."""
 _LEADING = NAT | {"jump", "goto"}
@@ -74,12 +76,13 @@ class Gathering:
             return
         if stray and (self.interest is None or not leads_to(rule, self.interest)):
             return
+        rules = self._chains.setdefault(chain, [])
+        if self.interest is not None and rule.verdict in _LEADING and self._crowded(chain, rule, len(rules), stray):
+            return
+        rules.append(rule)
         if rule.target and rule.target not in self.wanted:
             self.wanted.add(rule.target)
             self.complete = self.complete and rule.target not in self._skipped
-        rules = self._chains.setdefault(chain, [])
-        if self.interest is None or rule.verdict not in _LEADING or not self._crowded(chain, rule, len(rules), stray):
-            rules.append(rule)
 
     def _crowded(self, chain: str, rule: FirewallRule, place: int, stray: bool) -> bool:  # noqa: FBT001
         where = "" if stray else chain
@@ -102,6 +105,18 @@ class Gathering:
                 rules = self._chains[str(chain)]
                 rules[crowd.place] = _all_of(crowd, crowd.first)
         yield from ((name, tuple(rules)) for name, rules in self._chains.items())
+
+
+def gathered(
+    wanted: set[str], interest: PortRanges | None, read_into: Callable[[Gathering], None], *, thin: bool
+) -> Gathering:
+    """Read a table until every chain that the wanted ones lead to is in it; once is enough where all is kept."""
+    for _ in range(PASSES_MAX):
+        gathering = Gathering(wanted, interest, thin=thin)
+        read_into(gathering)
+        if gathering.complete:
+            break
+    return gathering
 
 
 def _all_of(crowd: _Crowd, first: FirewallRule) -> FirewallRule:

@@ -11,7 +11,7 @@ from typing import Any
 
 from conntrack_operator.model.surroundings import FirewallChain, FirewallRule, PortRanges
 
-from .firewall_gathering import Gathering, shortened
+from .firewall_gathering import Gathering, gathered, shortened
 from .firewall_match import intersection
 from .firewall_names import BaseChain, TableName
 from .firewall_nft_match import ports_in_element
@@ -19,8 +19,6 @@ from .firewall_nft_rules import Outcome, outcomes
 from .json_stream import objects
 from .programs import output_of
 
-PASSES_MAX = 8
-"""A chain of jumps is at most 16 long (NFT_JUMP_STACK_SIZE), and most of it is found in one pass."""
 _HANDLE = re.compile(r"^\s*(.*?) # handle (\d+)$")
 
 
@@ -31,11 +29,7 @@ def read_table(table: TableName, bases: Sequence[BaseChain], interest: PortRange
     """
     thin = interest is not None and any(base.type == "nat" for base in bases)
     wanted = {base.name for base in bases}
-    for _ in range(PASSES_MAX):
-        gathering = Gathering(wanted, interest, thin=thin)
-        _listed(table, gathering)
-        if gathering.complete:
-            break
+    gathering = gathered(wanted, interest, lambda into: _listed(table, into), thin=thin)
     chains = dict(gathering.chains())
     texts = _texts(table, {rule.handle for rules in chains.values() for rule in rules})
     places = {base.name: base for base in bases}

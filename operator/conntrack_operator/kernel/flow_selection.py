@@ -25,7 +25,7 @@ _PEEKS = {width: struct.Struct(f">{BODY + 4 + 4 + 2 * (4 + width) + 4 + 4}xB7xH6
 _WIDTHS = {2: 4, 10: 16}  # AF_INET, AF_INET6
 _TUPLE_ORIGINAL, _TUPLE_REPLY, _ID, _ZONE = 1, 2, 12, 18
 
-_ENDS = ("source", "source_port", "destination", "destination_port")
+_ENDS = ("source", "destination", "source_port", "destination_port")  # in the kernel's order
 _Peek = Callable[[bytes, int], tuple[int, int, int]]
 
 
@@ -143,12 +143,12 @@ def _reader(layout: Layout) -> Callable[[bytes], Entry]:
     )
 
     def read(found: bytes) -> Entry:
-        values = unpack(found)
+        source, destination, source_port, destination_port, *back, status = unpack(found)
         return Entry(
             found[HEADER.size],
-            Path(protocol, *values[:4]),
-            Path(protocol, *values[4:8]),
-            int.from_bytes(values[8], "big"),
+            Path(protocol, source, source_port, destination, destination_port),
+            Path(protocol, back[0], back[2], back[1], back[3]),
+            int.from_bytes(status, "big"),
             int.from_bytes(found[zone], "big") if zone is not None else 0,
             b"".join([found[place] for place in identity]),
             found[number],

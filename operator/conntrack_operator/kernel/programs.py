@@ -19,13 +19,21 @@ class Gone(Retry):
     """What was to be listed is not there any more."""
 
 
+class NotInstalled(Unsupported):
+    """There is no such program."""
+
+
+class NotPermitted(Unsupported):
+    """The program may not do it."""
+
+
 @contextlib.contextmanager
 def output_of(command: Sequence[str]) -> Iterator[IO[str]]:
     """Run a program with constant arguments and give its standard output; it is over when the block is left.
 
     Leaving the block before the output's end ends the program. Raises, at the end of the block, Gone when the program
-    says there is no such thing, Unsupported when it is not installed, not permitted or fails, Retry when it takes
-    longer than 60 seconds.
+    says there is no such thing, NotInstalled, NotPermitted, errors.Unsupported when it fails otherwise, and Retry when
+    it takes longer than 60 seconds.
     """
     with os.fdopen(os.memfd_create("complaint"), "w+b") as complaint:
         try:
@@ -39,7 +47,7 @@ def output_of(command: Sequence[str]) -> Iterator[IO[str]]:
                 env={**os.environ, "LANG": "C", "LC_ALL": "C"},  # messages are matched below
             )
         except FileNotFoundError as error:
-            raise Unsupported(f"{command[0]} is not installed") from error
+            raise NotInstalled(f"{command[0]} is not installed") from error
         except OSError as error:
             raise Unsupported(f"{command[0]} cannot be run: {error.strerror}") from error
         watch = threading.Timer(TIMEOUT_SECONDS, process.kill)
@@ -66,5 +74,5 @@ def _error_of(program: str, status: int, complaint: str) -> Retry | Unsupported:
     if "No such file or directory" in complaint:
         return Gone(f"{program}: {said}")
     if any(words in complaint for words in _NOT_PERMITTED):
-        return Unsupported(f"{program} is not permitted: {said}")
+        return NotPermitted(f"{program} is not permitted: {said}")
     return Unsupported(f"{program} failed: {said}")
