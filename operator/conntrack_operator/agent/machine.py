@@ -21,6 +21,8 @@ from conntrack_operator.decide.remember import (
     judged_anew,
     without_keeps,
 )
+from conntrack_operator.decide.tracking import SETTING as TRACKING
+from conntrack_operator.decide.tracking_off import journal_after_loading, journal_before_unloading
 from conntrack_operator.decide.trial import (
     Wishing,
     failed_again,
@@ -29,18 +31,19 @@ from conntrack_operator.decide.trial import (
     withdrawn_rules,
 )
 from conntrack_operator.errors import ConntrackOperatorError, Unsupported
-from conntrack_operator.kernel import accepts, flow_editing, nftables
+from conntrack_operator.kernel import accepts, flow_editing, modules, nftables
 from conntrack_operator.kernel.clock import read_boottime
 from conntrack_operator.kernel.facts import read_boot_id, read_facts
 from conntrack_operator.kernel.firewall import read_firewall
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.kernel.sysctl import write_sysctl
+from conntrack_operator.kernel.tracking import kube_proxy_runs, read_tracking
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Confirmed, Journal, TrialRecord
 from conntrack_operator.model.node import NodeSpec, Phase, PolicyUse, Result
 from conntrack_operator.model.policy import NotrackRule, Settings
-from conntrack_operator.model.surroundings import Service, Surroundings
+from conntrack_operator.model.surroundings import Service, Surroundings, TrackingState
 
 log = logging.getLogger(__name__)
 
@@ -98,9 +101,9 @@ class Machine:
         self.clock = clock
         """Seconds on CLOCK_BOOTTIME."""
 
-    def facts(self) -> Facts:
-        """Return what the machine is now. Raises Unsupported when connection tracking is not loaded."""
-        return read_facts(self.roots)
+    def facts(self, *, tracking_needed: bool = True) -> Facts:
+        """Return what the machine is now. Raises Unsupported when tracking is needed and nf_conntrack not loaded."""
+        return read_facts(self.roots, tracking_needed=tracking_needed)
 
     def journal(self, state: StateDirectory | None = None) -> Journal:
         """Return what was written since this boot; without `state` without taking the lock."""
@@ -125,19 +128,36 @@ class Machine:
 
         Firewalls are looked at only where there are rules, or were: it takes longer than all the rest.
         """
-        facts, table = self.facts(), read_table_state()
+        off = settings.tracking == "Disabled"
+        # Without nf_conntrack there is nothing to switch off, and nothing to put back for settings that ask nothing.
+        needed = not off and settings != Settings()
+        facts, table = self.facts(tracking_needed=needed), read_table_state()
         asks = settings.notrack is not None and bool(settings.notrack.rules)
-        if table.problem or not (asks or journal.applied_rules):
+        if not off and (table.problem or not (asks or journal.applied_rules)):
             return Sight(facts, table, plan_for(settings, facts, table, journal, uses))
         firewall = read_firewall()
         surroundings = Surroundings(
-            firewall=firewall, services=tuple(services), timed_elements=journal.timed_elements is not False
+            firewall=firewall,
+            services=tuple(services),
+            timed_elements=journal.timed_elements is not False,
+            kube_proxy=off and kube_proxy_runs(self.roots),
+            tracking=read_tracking(self.roots) if off else TrackingState(),
         )
         plan = plan_for(settings, facts, table, journal, uses, surroundings)
         wanted = accepts_for(plan.rules, accept_mode(settings), firewall)
         unplaced = (Refusal(ACCEPT_UNTRACKED, reason, f"{place}: {words}") for reason, place, words in wanted.refused)
         plan = replace(plan, warnings=(*plan.warnings, *unplaced))
         return Sight(facts, table, plan, wanted, wanted.standing != accepts.read_accepts())
+
+    def load_again(self, settings: Settings, state: StateDirectory) -> None:
+        """Load nf_conntrack if `tracking: Disabled` unloaded it and `settings` no longer ask for that.
+
+        Raises Unsupported when it cannot be loaded; then the journal still says that it is to be.
+        """
+        journal = self.journal(state)
+        if journal.unloaded and settings.tracking != "Disabled":
+            modules.load(self.roots)
+            state.write_journal(journal_after_loading(journal, self.facts()))
 
     def settle(
         self,
@@ -155,16 +175,29 @@ class Machine:
         plan, facts, table = sight.plan, sight.facts, sight.table
         withdrawn = withdrawn_rules(journal, plan.rules)
         journal = journal_before(plan, journal, facts, uses)
+        if plan.off and plan.off.unload:
+            journal = journal_before_unloading(journal, facts, plan.off.unload)
         state.write_journal(journal)
         failed: Failed = {}
         if sight.changes_anything:
             failed = self.write_sysctls(plan.changes)
             if rules_named(plan) or sight.accepts_differ:
                 failed |= self.write_rules(plan.rules, withdrawn, rules_named(plan), sight.accepts)
-            facts, table = self.facts(), read_table_state()
+            if not failed:
+                failed = self.unload(plan)
+            facts, table = self.facts(tracking_needed=False), read_table_state()
         state.write_journal(journal_after(plan, journal, failed))
         results = results_for(plan, facts, table, failed)
         return Outcome(phase_of(results, mode), results, plan.changes, facts, plan.warnings)
+
+    def unload(self, plan: Plan) -> Failed:
+        """Unload the modules that `plan` names, after everything else; return why not."""
+        try:
+            for name in plan.off.unload if plan.off else ():
+                modules.unload(name)
+        except ConntrackOperatorError as error:
+            return {TRACKING: error}
+        return {}
 
     def restore(self, state: StateDirectory, uses: Sequence[PolicyUse] = (), *, kept_too: bool = False) -> Outcome:
         """Put every original value back and remove the rules; a trial that nobody finished is taken back first.
@@ -172,6 +205,7 @@ class Machine:
         What `uses`, the policies that are gone, say of onDelete counts; with `kept_too` nothing is left behind.
         """
         self.recover(state)
+        self.load_again(Settings(), state)
         journal = judged_anew(self.journal(state), uses)
         if kept_too:
             journal = without_keeps(journal)
@@ -183,7 +217,7 @@ class Machine:
         """Write the sysctls among `changes`, one by one and in their order; return what failed."""
         failed: Failed = {}
         for change in changes:
-            if not change.setting.startswith("notrack/"):
+            if change.setting != TRACKING and not change.setting.startswith("notrack/"):
                 try:
                     write_sysctl(self.roots, change.setting, int(change.to))
                 except ConntrackOperatorError as error:

@@ -52,6 +52,7 @@ def begin(
     A trial that somebody left unfinished must have been taken back (`Machine.recover`). Nothing is written when nothing
     differs. Raises Unsupported when the journal cannot be written; then the kernel was not touched either.
     """
+    machine.load_again(spec.settings, state)
     journal = machine.journal(state)
     sight = machine.look(spec.settings, spec.policies, journal, spec.services)
     confirmed = machine.read_confirmed(state)

@@ -16,6 +16,7 @@ from conntrack_operator.decide.merge import Conflict
 from conntrack_operator.decide.outcome import APPLIED
 from conntrack_operator.decide.plan import Change, Plan
 from conntrack_operator.decide.refusal import Refusal
+from conntrack_operator.decide.tracking import SETTING as TRACKING
 from conntrack_operator.model.catalogue import PREFIX
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.node import Result
@@ -56,10 +57,12 @@ def outcome_view(
 
     parts: list[RenderableType] = [*_outcome_tables(changes, verdict)]
     parts.append(_count_line(len(changes), "change", "Nothing was changed."))
+    parts.extend(Text(f"tracking: {each.observed}.") for each in results if each.setting == TRACKING and each.observed)
     right = len({result.setting for result in results} - changed - failed.keys())
     if right:
         parts.append(Text(f"{_counted(right, 'setting')} {'was' if right == 1 else 'were'} right already."))
-    refused = [Refusal(result.setting, result.reason, result.message) for result in failed.values()]
+    # One setting can be refused for several reasons: tracking is, once for each that needs it.
+    refused = [Refusal(each.setting, each.reason, each.message) for each in results if each.reason != APPLIED]
     parts.extend(_sayings("refused", "red", refused))
     parts.extend(_sayings("warning", "yellow", warnings))
     parts.extend(_conflicts(conflicts))

@@ -52,8 +52,11 @@ class Draft:
         return any(refusal.setting == setting for refusal in self.refused)
 
 
-def want_sizes(draft: Draft, settings: Settings) -> None:
-    """Add the limit and the buckets that `settings.table` asks for, or the reason why not."""
+def want_sizes(draft: Draft, settings: Settings, originals: Mapping[str, Original] | None = None) -> None:
+    """Add the limit and the buckets that `settings.table` asks for, or the reason why not.
+
+    `originals` tell which values are ours: going back to one that somebody else raised is a repair and no shrinking.
+    """
     table, facts = settings.table, draft.facts
     if table is None or (table.size is None and table.entries_per_bucket is None):
         return
@@ -61,7 +64,8 @@ def want_sizes(draft: Draft, settings: Settings) -> None:
     now_max = facts.sysctls.get(MAX)
     if table.size is not None:
         sizing = sizing_for(table.size, per_bucket, facts)
-        refusal = _size_refusal(sizing, now_max, facts, allow_shrink=bool(table.allow_shrink))
+        allow_shrink = bool(table.allow_shrink) or _was_ours(sizing.entries, now_max, (originals or {}).get(MAX))
+        refusal = _size_refusal(sizing, now_max, facts, allow_shrink=allow_shrink)
         if refusal is None and (
             problem := memory_problem(sizing.entries, per_bucket, settings, facts, draft.surroundings)
         ):
@@ -96,6 +100,11 @@ def _want_buckets(draft: Draft, table: Table, entries: int) -> None:
             draft.want(BUCKETS, now, "there are more buckets already than this size needs")
             return
     draft.want(BUCKETS, buckets, f"{entries} entries / {per_bucket} a bucket, in whole pages")
+
+
+def _was_ours(entries: int, now: int | None, original: Original | None) -> bool:
+    """Tell whether we wrote `entries` last, and what is there `now` is somebody else's."""
+    return original is not None and original.ours[-1:] == [entries] and now not in original.ours
 
 
 def _size_refusal(sizing: Sizing, now: int | None, facts: Facts, *, allow_shrink: bool) -> Refusal | None:

@@ -16,8 +16,6 @@ REASON = "Unsupported"
 
 def refusals_of_later_fields(settings: Settings, uses: Sequence[PolicyUse] = ()) -> Iterator[Refusal]:
     """Yield one refusal for every field in `settings` and in the policies' rollouts that does nothing yet."""
-    if settings.tracking == "Disabled":
-        yield Refusal("tracking", REASON, "this version cannot switch tracking off; remove tracking, or write Enabled")
     if settings.notrack is not None:
         yield from _of_notrack(settings.notrack)
     for use in uses:

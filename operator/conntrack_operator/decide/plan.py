@@ -20,13 +20,15 @@ from .later import refusals_of_later_fields
 from .preflight import judge
 from .refusal import Refusal
 from .timeouts import warnings_of
+from .tracking import SETTING as TRACKING
+from .tracking_off import Off, judged, settings_while_off, warnings_while_off
 
 __all__ = ["BUCKETS", "MAX", "Change", "Plan", "TableState", "ordered", "plan_for"]
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing to write. `setting` is a sysctl's full dotted name or `notrack/<rule>`."""
+    """One thing to write. `setting` is a sysctl's full dotted name, `notrack/<rule>` or `tracking`."""
 
     setting: str
     from_: int | str | None
@@ -52,6 +54,8 @@ class Plan:
     """Journal entries to drop once the changes are made: put back, or taken over by somebody else."""
     warnings: tuple[Refusal, ...] = ()
     """What will be had as asked and may surprise somebody; the same form as a refusal."""
+    off: Off | None = None
+    """With `tracking: Disabled`, when nobody needs tracking: what that comes to here."""
 
     def document(self) -> dict[str, Any]:
         """Return the plan as `plan -o json` prints it; `warnings` only where there are some."""
@@ -84,15 +88,21 @@ def plan_for(  # noqa: PLR0913, PLR0917 - all that a plan is a function of
 
     `table` is our nftables table as it is, `journal` what was written before; without them nothing was. `uses` are the
     policies the settings were merged from, `surroundings` what else on the machine looks at the same packets: without
-    them rules are judged by what every node lives by alone. A rule that preflight refuses is not in force: one that is
-    installed already is withdrawn by the plan.
+    them rules are judged by what every node lives by alone, and `tracking: Disabled` is refused. A rule that preflight
+    refuses is not in force: one that is installed already is withdrawn by the plan.
     """
     draft = Draft(facts, surroundings)
     draft.refused.extend(refusals_of_later_fields(settings, uses))
-    want_sizes(draft, settings)
+    off, refusals = judged(settings, facts, surroundings)
+    draft.refused.extend(refusals)
+    if off:
+        draft.warned.extend(warnings_while_off(settings, off))
+        settings = settings_while_off(settings, off)
+    want_sizes(draft, settings, journal.originals if journal else {})
     want_values(draft, settings)
-    originals = journal.originals if journal else {}
-    put_back(draft, originals)
+    if off is None or off.loaded:
+        # Without the module there are no values; what they were stays in the journal until it is back.
+        put_back(draft, journal.originals if journal else {})
     sysctl_changes = ordered(
         Change(name, facts.sysctls.get(name), value, draft.reasons[name])
         for name, value in draft.wanted.items()
@@ -103,13 +113,20 @@ def plan_for(  # noqa: PLR0913, PLR0917 - all that a plan is a function of
     draft.warned.extend(warnings_of(settings, draft.wanted, facts, surroundings))
     returned = {name for name in draft.wanted if draft.reasons[name] == RETURNED}
     return Plan(
-        changes=(*sysctl_changes, *rule_changes),
+        changes=(*sysctl_changes, *rule_changes, *_unloading(off)),
         refused=tuple(draft.refused),
         wanted={name: value for name, value in draft.wanted.items() if name not in returned},
         rules=rules,
         released=(*draft.released, *sorted(returned)),
         warnings=tuple(draft.warned),
+        off=off,
     )
+
+
+def _unloading(off: Off | None) -> Iterator[Change]:
+    # Last: a rule of ours that is about to go holds the module too.
+    if off and off.unload:
+        yield Change(TRACKING, "nf_conntrack is loaded", f"unloaded: {', '.join(off.unload)}", "tracking: Disabled")
 
 
 def ordered(changes: Iterable[Change]) -> list[Change]:

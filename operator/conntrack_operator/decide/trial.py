@@ -16,6 +16,7 @@ from conntrack_operator.model.journal import Confirmed, Failures, Journal, Trial
 from conntrack_operator.model.policy import SOAK_SECONDS, TRIAL_MARGIN_SECONDS, TRIAL_SECONDS, NotrackRule, Trial
 
 from .plan import BUCKETS, MAX, Change, Plan, ordered
+from .tracking import SETTING as TRACKING
 
 PROBE_SECONDS = 2.0
 """The longest a round of probes takes: all run side by side, and whatever has not answered by then has failed."""
@@ -153,7 +154,8 @@ def known_part(plan: Plan, confirmed: Confirmed | None) -> Plan:
         if change.setting.startswith("notrack/"):
             # Of our own table as a whole (notrack/*): known when every rule in it is.
             return change.setting.removeprefix("notrack/") not in (names | ({"*"} if names else set()))
-        return change.setting in plan.released or sysctls.get(change.setting) == change.to
+        # Unloading a module that nobody uses changes nothing for any packet.
+        return change.setting == TRACKING or change.setting in plan.released or sysctls.get(change.setting) == change.to
 
     return replace(plan, changes=tuple(change for change in plan.changes if is_known(change)), rules=kept)
 

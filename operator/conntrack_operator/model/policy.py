@@ -265,9 +265,9 @@ class Settings(Model):
     A sysctl that has a field of its own (the table's size, timeouts, tcp) is refused here, and so are the old
     ip_conntrack names; the refusal says what to write."""
     tracking: Literal["Enabled", "Disabled"] | None = None
-    """Enabled: track connections. Disabled: track nothing at all. Absent: Enabled.
+    """Enabled: track connections as soon as something needs it. Disabled: track nothing at all. Absent: Enabled.
 
-    This version cannot switch tracking off: the node refuses Disabled."""
+    A node refuses Disabled while a rule, NAT, kube-proxy, a helper or a module on it needs tracking, and names each."""
     notrack: Notrack | None = None
     trial: Trial | None = None
 

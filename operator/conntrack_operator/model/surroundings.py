@@ -127,6 +127,35 @@ class FailsafePort:
 
 
 @dataclass(frozen=True)
+class LoadedModule:
+    """One line of /proc/modules."""
+
+    name: str
+    references: int
+    """Who holds it: modules, rules, sockets, in every network namespace."""
+    users: tuple[str, ...] = ()
+    """Modules among the holders."""
+
+
+@dataclass(frozen=True)
+class TrackingState:
+    """Whether connections are tracked here, and where the code that does it is (kernel.tracking reads it)."""
+
+    presence: Literal["absent", "built in", "loaded"] = "built in"
+    """nf_conntrack: no part of this kernel now, compiled into it, or a module."""
+    families: frozenset[int] | None = None
+    """IP versions (4, 6) of which a connection over loopback was tracked; None when that could not be tried.
+
+    Whatever needs tracking, in a chain that packets reach or not, switches it on for its IP version in the whole
+    network namespace (nf_ct_netns_get; tried on 6.18), so an empty set is proof that nothing is tracked.
+    """
+    modules: tuple[LoadedModule, ...] = ()
+    """nf_conntrack and the loaded modules that need it, directly or not."""
+    may_unload: bool = False
+    """Whether this process may unload modules (CAP_SYS_MODULE, and kernel.modules_disabled is 0)."""
+
+
+@dataclass(frozen=True)
 class Surroundings:
     """All of it, as read at one moment."""
 
@@ -152,3 +181,4 @@ class Surroundings:
     """Whether timed set elements expire on this kernel, as tested once a boot (kernel.nftables.self_test)."""
     modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Loaded modules that need nf_conntrack, with those that use them (/proc/modules)."""
+    tracking: TrackingState = TrackingState()

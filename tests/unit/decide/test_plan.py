@@ -390,3 +390,13 @@ def test_document():
     assert document["changes"] == [{"setting": TIME_WAIT, "from": 120, "to": 30, "reason": "timeouts.tcp.timeWait"}]
     assert set(document["refused"][0]) == {"setting", "reason", "message"}
     assert "warnings" not in document
+
+
+def test_going_back_is_no_shrinking():
+    """What somebody raised above the value we wrote is put back; what was ours and is asked to be less is shrinking."""
+    raised, ours = machine(max=2_000_000), written(MAX, 262_144, 1_000_000)
+    assert changes(plan_for(size(1_000_000), raised, journal=ours))[-1] == (MAX, 2_000_000, 1_000_000)
+    before = written(MAX, 262_144, 1_000_000, 2_000_000)
+    assert refusals(plan_for(size(1_000_000), raised, journal=before)) == [(MAX, "ShrinkNotAllowed")]
+    full = machine(entries=900_000, max=2_000_000)
+    assert refusals(plan_for(size(1_000_000), full, journal=ours)) == [(MAX, "BelowUse")]
