@@ -53,7 +53,8 @@ def make_liberal(rules: Sequence[NotrackRule]) -> int:
 def drop_stale(rules: Sequence[NotrackRule]) -> int:
     """Delete the entries of flows that `rules` leave untracked; return how many.
 
-    To be called once the rules are confirmed. By tuple, zone and id, so that a new entry in the old one's place stays.
+    To be called once the rules are confirmed. By tuple, zone and id, so that a later entry of the same tuple stays; the
+    id is made from tuple and place in memory (nf_ct_get_id in nf_conntrack_core.c), the same place gives the same.
     Left alone: translated entries; those whose first packet came from the rule's port, which may be connections of the
     node's own that are tracked; and all that match only rules with interfaces, which an entry does not tell, so that
     the flow may be one that is still tracked. They end by their timeouts. Raises as `make_liberal` does.
