@@ -1,7 +1,10 @@
 """Entries marked, made and deleted in a real table: exactly those the rules match, and nothing else changes."""
 
 import contextlib
+import errno
+import select
 import socket
+import tracemalloc
 from collections.abc import Iterator
 from ipaddress import ip_address
 
@@ -10,6 +13,7 @@ from tests.lab.bypass import load, tcp, tracked, udp
 from tests.lab.entries import SYN_SENT, TIME_WAIT, UDP, Entry, inject, inject_many
 from tests.lab.namespaces import End, Lab, Namespace
 
+from conntrack_operator.decide.notrack import REMOVE
 from conntrack_operator.errors import Retry
 from conntrack_operator.kernel import flow_editing
 from conntrack_operator.kernel.addresses import local_addresses
@@ -177,6 +181,19 @@ def test_an_entry_that_ended_meanwhile_is_no_error(node: Namespace) -> None:
         assert len(left(node)) == 9
 
 
+def test_memory_does_not_grow_with_the_table(node: Namespace) -> None:
+    """Marking all of 40,000 entries needs hardly more memory than marking all of 2,000."""
+    peaks = []
+    for number, count in enumerate((2_000, 38_000)):
+        inject_many(node, Entry(f"10.{number}.0.1", HERE4), count, sources=20)
+        tracemalloc.start()
+        with node.inside():
+            assert make_liberal([WEB]) == (2_000, 40_000)[number]
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 256 * 1024, peaks
+
+
 @contextlib.contextmanager
 def _linked(netns: Lab) -> Iterator[tuple[Namespace, Namespace, End, End]]:
     node, other = netns.namespace(), netns.namespace()
@@ -251,6 +268,31 @@ def test_half_closed_connections_are_seeded_as_such(netns: Lab) -> None:
                     assert len(tracked(node, f"sport={41001 + number}", "[ASSURED]")) == 1
 
 
+def test_half_open_connections_are_seeded_unassured(netns: Lab) -> None:
+    """The answer to its SYN is still on the way: an entry that lets the handshake end, and that a full table drops."""
+    with _linked(netns) as (node, other, node_end, other_end):
+        web = NotrackRule(name="web", ports=[8080])
+        load(node, web)
+        other.nft(
+            "table inet lab_loss { chain in { type filter hook prerouting priority raw;"
+            " tcp flags & (syn | ack) == syn | ack drop; }\n}"
+        )
+        with node.listen(node_end.ipv4, 8080), other.make_socket() as near:
+            near.bind((other_end.ipv4, 41001))
+            near.setblocking(False)
+            assert near.connect_ex((node_end.ipv4, 8080)) == errno.EINPROGRESS
+            with node.inside():
+                assert seed([web]) == 1
+            (line,) = tracked(node, "sport=41001", "SYN_RECV")
+            assert "[ASSURED]" not in line
+            other.nft("delete table inet lab_loss")
+            node.nft(REMOVE)
+            near.settimeout(5)
+            assert select.select([], [near], [], 5)[1]
+            near.sendall(b"x")
+            assert len(tracked(node, "sport=41001", "ESTABLISHED")) == 1
+
+
 def test_an_entry_that_is_there_is_brought_up_to_date(netns: Lab) -> None:
     """Left behind in the middle of its handshake, unassured and about to end: now as the socket is, and liberal."""
     with _linked(netns) as (node, other, node_end, other_end):
@@ -265,6 +307,28 @@ def test_an_entry_that_is_there_is_brought_up_to_date(netns: Lab) -> None:
             assert {"ESTABLISHED", "[ASSURED]"} <= set(line.split())
             assert int(line.split()[2]) > 1000
             assert flags(node)[other_end.ipv4, 41001, 0] == (8, 8)
+
+
+def test_a_bounded_seed_shortens_nothing(netns: Lab) -> None:
+    """In a trial: a new entry lives no longer than the bound, one that is there keeps its own time."""
+    with _linked(netns) as (node, other, node_end, other_end):
+        web = NotrackRule(name="web", ports=[8080])
+        load(node, web)
+        with (
+            node.listen(node_end.ipv4, 8080),
+            other.connect(node_end.ipv4, 8080, 41001),
+            other.connect(node_end.ipv4, 8080, 41002),
+        ):
+            inject(node, [Entry(other_end.ipv4, node_end.ipv4, 6, 41001, 8080, timeout_seconds=50_000)])
+            with node.inside():
+                assert seed([web], at_most_seconds=300) == 2
+            left_seconds = {}
+            for port in (41001, 41002):
+                (line,) = tracked(node, f"sport={port}", "ESTABLISHED", "[ASSURED]")
+                left_seconds[port] = int(line.split()[2])
+                assert flags(node)[other_end.ipv4, port, 0] == (8, 8)
+            assert left_seconds[41001] > 40_000
+            assert 200 < left_seconds[41002] <= 300
 
 
 def test_what_the_kernel_refuses_is_said(netns: Lab) -> None:
