@@ -116,7 +116,7 @@ def test_transfers_go_on_through_trial_expiry_confirmation_and_withdrawal(
         begin("born in the trial", down=False)
         check("trial")
         with node.inside():
-            assert seed([WEB]) == 2
+            assert seed([WEB], at_most_seconds=300) == 2
         check("expiry", seconds=2)
         assert len(tracked(node, "dport=8080", "[ASSURED]")) == 2
 

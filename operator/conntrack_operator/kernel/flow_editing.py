@@ -89,7 +89,8 @@ def seed(rules: Sequence[NotrackRule], at_most_seconds: int | None = None, roots
       lets in, and with it the replies; a client's next packet. What has to wait for that is a server's packet behind a
       firewall that lets only replies out, and a client that only listens.
     - SCTP: none. An entry needs the verification tags of both ends, and a socket tells only its own. Behind a firewall
-      that accepts by state, associations that were born untracked go on with the next HEARTBEAT, 30 s by default.
+      that drops what is INVALID, associations that were born untracked go on with the next HEARTBEAT (every 30 s by
+      default) from a side that may open connections. Tried on 6.18.
     - Zones: entries are made in zone 0. Where a firewall puts these ports into another zone, they do not help.
 
     Raises errors.Unsupported when the kernel does not list its sockets or may not be asked, errors.Retry when it had no
