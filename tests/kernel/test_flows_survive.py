@@ -11,6 +11,7 @@ from tests.lab.bypass import load, tracked
 from tests.lab.namespaces import End, Lab, Namespace
 from tests.lab.pacing import Paced
 
+from conntrack_operator.decide.flow_matching import forward_withdrawal_problem
 from conntrack_operator.decide.notrack import REMOVE, ruleset_for
 from conntrack_operator.kernel.flow_editing import drop_stale, make_liberal, seed
 from conntrack_operator.model.policy import NotrackRule
@@ -91,7 +92,7 @@ def flowing(listener: socket.socket, client: Namespace, *, down: bool) -> Iterat
 def test_transfers_go_on_through_trial_expiry_confirmation_and_withdrawal(
     pair: Pair, tcp_loose: int, family: str
 ) -> None:
-    """3 MB/s each, born tracked, born in the trial, born under confirmed rules: no packet dropped, no reset, no stall."""
+    """3 MB/s each, born tracked, in the trial, under confirmed rules: no packet dropped, no reset, no stall."""
     node, address = pair.node, getattr(pair.node_end, family)
     node.sysctl("net.netfilter.nf_conntrack_tcp_loose", tcp_loose)
     with contextlib.ExitStack() as stack:
@@ -115,7 +116,7 @@ def test_transfers_go_on_through_trial_expiry_confirmation_and_withdrawal(
         begin("born in the trial", down=False)
         check("trial")
         with node.inside():
-            assert seed([WEB]) == 2
+            assert seed([WEB], at_most_seconds=300) == 2
         check("expiry", seconds=2)
         assert len(tracked(node, "dport=8080", "[ASSURED]")) == 2
 
@@ -133,3 +134,86 @@ def test_transfers_go_on_through_trial_expiry_confirmation_and_withdrawal(
         node.nft(REMOVE)
         check("withdrawal")
         assert len(tracked(node, "dport=8080", "[ASSURED]")) == 3
+
+
+@pytest.mark.parametrize("left_out", ["make_liberal", "seed"])
+def test_without_the_preparation_the_transfer_stops(pair: Pair, left_out: str) -> None:
+    """What the test above would see: a stale window after the expiry, and no entry after the withdrawal."""
+    node = pair.node
+    node.sysctl("net.netfilter.nf_conntrack_tcp_loose", 0)
+    born_tracked = left_out == "make_liberal"
+    if not born_tracked:
+        load(node, WEB)
+    with node.listen(pair.node_end.ipv4, 8080) as listener, flowing(listener, pair.other, down=True) as flow:
+        assert flow.keeps_up()
+        if born_tracked:
+            put_on_trial(node, [WEB], seconds=1.5)
+            time.sleep(1.5)
+        else:
+            node.nft(REMOVE)
+        assert not flow.keeps_up(1.5)
+        assert sum(counters(node, "lab_firewall")) > 0
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_a_clients_transfers_go_on_too(pair: Pair, family: str) -> None:
+    """The node connects out: born tracked and born untracked live through confirmation and withdrawal."""
+    node, address = pair.node, getattr(pair.other_end, family)
+    node.sysctl("net.netfilter.nf_conntrack_tcp_loose", 0)
+    rule = NotrackRule(name="out", side="Client", ports=[8080], addresses=[address])
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(pair.other.listen(address, 8080))
+        flows = [stack.enter_context(flowing(listener, node, down=True))]
+
+        def check(phase: str) -> None:
+            time.sleep(0.7)
+            assert all(flow.keeps_up() for flow in flows), phase
+            assert (sum(counters(node, "lab_firewall")), sum(counters(node, "lab_resets"))) == (0, 0), phase
+
+        check("before")
+        with node.inside():
+            assert make_liberal([rule]) == 1
+        load(node, rule)
+        flows.append(stack.enter_context(flowing(listener, node, down=False)))
+        check("confirmation")
+        with node.inside():
+            assert drop_stale([rule]) == 1
+            assert seed([rule]) == 2
+        node.nft(REMOVE)
+        check("withdrawal")
+
+
+FORWARDED = NotrackRule(name="routed", side="Forward", ports=[8080])
+
+
+def test_a_routed_transfer_goes_on_when_a_trial_expires(netns: Lab) -> None:
+    """No socket here, but an entry: liberal, it takes the flow up again where it is."""
+    way = netns.routed()
+    way.router.nft(FIREWALL)
+    way.router.sysctl("net.netfilter.nf_conntrack_tcp_loose", 0)
+    with way.server.listen(way.server_end.ipv4, 8080) as listener, flowing(listener, way.client, down=True) as flow:
+        assert flow.keeps_up()
+        with way.router.inside():
+            assert make_liberal([FORWARDED]) == 1
+        put_on_trial(way.router, [FORWARDED], seconds=1.5)
+        time.sleep(2.5)
+        assert flow.keeps_up()
+        assert counters(way.router, "lab_firewall") == [0, 0, 0]
+
+
+@pytest.mark.parametrize("tcp_loose", [0, 1])
+def test_a_routed_transfer_born_untracked_needs_loose(netns: Lab, tcp_loose: int) -> None:
+    """What `forward_withdrawal_problem` says is what happens: behind `ct state invalid drop` it ends, or goes on."""
+    way = netns.routed()
+    way.router.nft(
+        "table inet lab_firewall { chain forward { type filter hook forward priority filter;"
+        " ct state invalid counter drop; }\n}"
+    )
+    way.router.sysctl("net.netfilter.nf_conntrack_tcp_loose", tcp_loose)
+    load(way.router, FORWARDED)
+    with way.server.listen(way.server_end.ipv4, 8080) as listener, flowing(listener, way.client, down=True) as flow:
+        assert flow.keeps_up()
+        way.router.nft(REMOVE)
+        time.sleep(0.3)
+        breaks = forward_withdrawal_problem([FORWARDED], tcp_loose=bool(tcp_loose)) is not None
+        assert flow.keeps_up(1.5) is not breaks

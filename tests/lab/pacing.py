@@ -1,6 +1,5 @@
 """Transfers that go on at a steady rate while something is done to the machine between their ends."""
 
-import contextlib
 import socket
 import threading
 import time
@@ -19,6 +18,7 @@ class Paced:
 
     def __init__(self, sender: socket.socket, receiver: socket.socket, bytes_per_second: int = 3 * MEGABYTE) -> None:
         self.sent = self.received = 0
+        self._started = time.monotonic()
         self._sender, self._receiver = sender, receiver
         self._rate = bytes_per_second
         self._ended = threading.Event()
@@ -27,6 +27,7 @@ class Paced:
     def __enter__(self) -> Self:
         self._sender.settimeout(0.5)
         self._receiver.settimeout(0.1)
+        self._started = time.monotonic()
         for thread in self._threads:
             thread.start()
         return self
@@ -38,9 +39,7 @@ class Paced:
 
     def keeps_up(self, patience_seconds: float = 2.0) -> bool:
         """Tell whether what is due by now arrives within that time."""
-        due = self.received + 1
-        with contextlib.suppress(AttributeError):
-            due = max(due, int((time.monotonic() - self._started) * self._rate))
+        due = max(self.received + 1, int((time.monotonic() - self._started) * self._rate))
         limit = time.monotonic() + patience_seconds
         while self.received < due:
             if time.monotonic() > limit:
@@ -49,7 +48,6 @@ class Paced:
         return True
 
     def _send(self) -> None:
-        self._started = time.monotonic()
         chunk = bytes(65536)
         while not self._ended.wait(_TICK_SECONDS):
             due = int((time.monotonic() - self._started) * self._rate)

@@ -3,22 +3,33 @@
 Kernel files: net/ipv4/devinet.c (inet_dump_ifaddr), net/ipv6/addrconf.c (inet6_dump_addr).
 """
 
+import contextlib
 import ipaddress
 import struct
+
+from conntrack_operator.errors import Retry
 
 from .netlink import HEADER, NETLINK_ROUTE, NLM_F_DUMP, NLM_F_REQUEST, Netlink, attributes
 
 _RTM_NEWADDR, _RTM_GETADDR = 20, 22
 _BODY = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, interface index
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_TRIES = 3  # pods come and go, and with each an address may
 
 
 def local_addresses() -> frozenset[str]:
     """Return every address of every interface, both families, loopback included, as `ipaddress` writes them.
 
     Addresses that are local by a route alone (`ip route add local 192.0.2.0/24 dev lo`) are no interface's and not
-    among them. Raises errors.Retry when the kernel's answer is cut short or changes meanwhile.
+    among them. Raises errors.Retry when the kernel's answer is cut short, or changes meanwhile three times.
     """
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(Retry):
+            return _read()
+    return _read()
+
+
+def _read() -> frozenset[str]:
     found = set()
     with Netlink(NETLINK_ROUTE) as netlink:
         body = _BODY.pack(0, 0, 0, 0, 0)

@@ -67,10 +67,12 @@ def liberal() -> bytes:
     return _protoinfo(b"")
 
 
-def living(protocol: int, life: Life, timeout_seconds: int) -> bytes:
-    """Return what an entry of a live connection must show."""
+def living(protocol: int, life: Life, timeout_seconds: int | None) -> bytes:
+    """Return what an entry of a live connection must show. Without a timeout it keeps the one it has."""
     status = _CONFIRMED | _SEEN_REPLY | (_ASSURED if life.assured else 0)
-    told = attribute(_STATUS, struct.pack(">I", status)) + attribute(_TIMEOUT, struct.pack(">I", timeout_seconds))
+    told = attribute(_STATUS, struct.pack(">I", status))
+    if timeout_seconds is not None:
+        told += attribute(_TIMEOUT, struct.pack(">I", timeout_seconds))
     return told + (_protoinfo(attribute(1, bytes([life.state]))) if protocol == TCP else b"")
 
 

@@ -15,9 +15,8 @@ from conntrack_operator.errors import Retry
 
 from .flow_counting import PREFIX, PREFIXES_MAX, layout_among
 from .flow_layout import Layout
+from .flows import CT_GET
 from .netlink import BODY, CTNETLINK, HEADER, NLM_F_DUMP, NLM_F_REQUEST, Netlink, aligned, ends, message
-
-CT_GET = 1  # IPCTNL_MSG_CT_GET
 
 # Protocol number and ports, from the start of a message with addresses of 4 and of 16 bytes. Each attribute has a
 # header of 4 and is padded to 4: tuple, addresses, two of them, protocol, its number, source port, destination port.
