@@ -24,7 +24,8 @@ from conntrack_operator.cli.main import main
 from conntrack_operator.decide.diagnosis import Diagnosis, diagnose
 from conntrack_operator.decide.symptoms import PinnedMap, PortTraits
 from conntrack_operator.kernel import ethtool, pinned_maps
-from conntrack_operator.kernel.flow_traits import local_addresses, read_traits
+from conntrack_operator.kernel.addresses import local_addresses
+from conntrack_operator.kernel.flow_traits import read_traits
 from conntrack_operator.kernel.kernel_log import KMSG, read_kernel_log
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.model.reading import policy_from
@@ -299,7 +300,7 @@ def test_whose_end_a_port_is(netns: Lab) -> None:
         seen = {}
         for name in ("server", "router"):
             with getattr(way, name).inside():
-                seen[name] = read_traits(local_addresses(Roots(proc=Path("/proc/thread-self"))), {}, 7200).ports
+                seen[name] = read_traits(local_addresses(), {}, 7200).ports
     assert seen["server"]["8080/TCP"] == PortTraits(3, 3, 0)
     assert seen["router"]["8080/TCP"] == PortTraits(2, 0, 0)
     assert seen["router"]["81/TCP"] == PortTraits(1, 0, 1)

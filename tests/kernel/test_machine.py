@@ -9,11 +9,12 @@ import time
 import pytest
 
 from conntrack_operator.agent.machine import Machine
+from conntrack_operator.agent.trial import begin, finished
 from conntrack_operator.errors import Unsupported
 from conntrack_operator.kernel import nftables
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
-from conntrack_operator.model.node import PolicyUse
+from conntrack_operator.model.node import NodeSpec, PolicyUse
 from conntrack_operator.model.policy import Settings
 
 MAX = "net.netfilter.nf_conntrack_max"
@@ -52,7 +53,10 @@ def values(node):
 def apply(node, roots, document, *uses):
     """Apply settings in the namespace; each time by a machine that knows nothing but what is on disk."""
     with node.inside(), StateDirectory(roots) as state:
-        return Machine(roots).apply(Settings.model_validate(document), uses, state)
+        spec = NodeSpec(
+            revision="r", mode="Apply", node_uid="", settings=Settings.model_validate(document), policies=list(uses)
+        )
+        return finished(begin(Machine(roots), state, spec, list))
 
 
 def restore(node, roots, **options):
@@ -143,16 +147,22 @@ def test_killed_after_the_journal(node, roots, tmp_path):
         "from conntrack_operator.agent.machine import Machine\n"
         "from conntrack_operator.kernel.journal import StateDirectory\n"
         "from conntrack_operator.kernel.roots import Roots\n"
+        "from conntrack_operator.agent.trial import begin, finished\n"
+        "from conntrack_operator.model.node import NodeSpec\n"
         "from conntrack_operator.model.policy import Settings\n"
         "roots = Roots(state=pathlib.Path(sys.argv[1]))\n"
         "wish = Settings.model_validate_json(sys.argv[2])\n"
         "other = Settings.model_validate({'timeouts': {'udp': {'stream': 61}}, 'sysctls': {'nf_conntrack_acct': 1}})\n"
         "with StateDirectory(roots) as state:\n"
         "    machine = Machine(roots)\n"
+        "    def apply(revision, settings):\n"
+        "        spec = NodeSpec(revision=revision, mode='Apply', node_uid='', settings=settings)\n"
+        "        machine.recover(state)\n"
+        "        finished(begin(machine, state, spec, list))\n"
         "    print('ready', flush=True)\n"
         "    while True:\n"
-        "        machine.apply(wish, (), state)\n"
-        "        machine.apply(other, (), state)\n"
+        "        apply('a', wish)\n"
+        "        apply('b', other)\n"
     )
     before = values(node)
     for attempt in range(8):

@@ -136,6 +136,12 @@ class Namespace:
             raise
         return client
 
+    def connect_udp(self, address: str, port: int) -> socket.socket:
+        """Return a UDP socket connected to `address`, whose errors it hears. The caller closes it."""
+        client = self.make_socket(_family(address), socket.SOCK_DGRAM)
+        client.connect((address, port))
+        return client
+
     def stop(self) -> None:
         """End what was started in here."""
         for process in self._started:

@@ -22,6 +22,7 @@ class Mailbox:
         self._changed = threading.Condition()
         self._delivery: Delivery | None = None
         self._stopped = False
+        self._woken = False
 
     def put(self, delivery: Delivery) -> None:
         """Replace whatever was not taken yet."""
@@ -30,11 +31,18 @@ class Mailbox:
             self._changed.notify()
 
     def take(self, seconds: float) -> Delivery | None:
-        """Wait at most `seconds` for a delivery; None when none came, or when stopped."""
+        """Wait at most `seconds` for a delivery; None when none came, when woken, or when stopped."""
         with self._changed:
-            self._changed.wait_for(lambda: self._delivery is not None or self._stopped, max(seconds, 0))
+            self._changed.wait_for(lambda: self._delivery is not None or self._stopped or self._woken, max(seconds, 0))
             delivery, self._delivery = self._delivery, None
+            self._woken = False
             return delivery
+
+    def wake(self) -> None:
+        """Let whoever waits for a delivery look around, although none came."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
 
     def stop(self) -> None:
         """Wake everybody up for good. Safe in a signal handler's thread only through `stop_soon`."""

@@ -12,6 +12,7 @@ from conntrack_operator.errors import ConntrackOperatorError, Unsupported
 from conntrack_operator.kernel import flows
 from conntrack_operator.kernel.counters import CounterReader
 from conntrack_operator.kernel.facts import COUNT
+from conntrack_operator.kernel.modules import presence_of_conntrack
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.kernel.sysctl import read_sysctls
 from conntrack_operator.model.node import Talker
@@ -42,6 +43,9 @@ class Meter:
     def read(self) -> Reading:
         """Return one reading. Raises Unsupported when connection tracking is not loaded, Retry on a passing failure."""
         now = time.monotonic()
+        if presence_of_conntrack(self._roots) == "absent":
+            # Asking ctnetlink would load the module, which `tracking: Disabled` may just have unloaded.
+            raise Unsupported("connection tracking is not loaded, so there is no use of it to show")
         if self._counters is not None:
             counters = self._counters.read()
             return Reading(

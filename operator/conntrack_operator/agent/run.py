@@ -2,9 +2,10 @@
 
 import gc
 import logging
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from conntrack_operator.errors import Retry
@@ -12,10 +13,12 @@ from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.model.node import NodeSpec, NodeStatus
 
+from .duty import Duty
 from .loop import Agent
 from .machine import Machine
 from .mailbox import Mailbox
 from .meter import Meter, read_talkers
+from .probes import Probe, address_of, cluster_probes, gateway_probes
 from .sources import watch_file, watch_object
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,7 @@ def run_in_cluster(node: str, kubeconfig: str | None, roots: Roots, top_talkers:
     # Imported here so that an agent on a file never loads an HTTP client.
     from conntrack_operator.cluster.access import access_for  # noqa: PLC0415
     from conntrack_operator.cluster.own_node import OwnNode  # noqa: PLC0415
+    from conntrack_operator.cluster.reach import answers, host_and_port  # noqa: PLC0415
 
     access = access_for(kubeconfig)
     watching, writing = OwnNode(access, node), OwnNode(access, node)
@@ -37,14 +41,21 @@ def run_in_cluster(node: str, kubeconfig: str | None, roots: Roots, top_talkers:
     def write(status: NodeStatus) -> None:
         writing.write_status(status.document())
 
-    return _run(roots, top_talkers, write, lambda mailbox, pause: watch_object(watching, mailbox, pause))
+    def find_probes() -> list[Probe]:
+        host, port = host_and_port(access)
+        api_server = Probe(f"API server {address_of(host, port)}", lambda seconds: answers(access, seconds))
+        return [api_server, *cluster_probes(roots, host, port, os.environ)]
+
+    return _run(roots, top_talkers, write, find_probes, lambda mailbox, pause: watch_object(watching, mailbox, pause))
 
 
-def run_on_file(path: Path, read: Callable[[Path], NodeSpec], roots: Roots, top_talkers: int) -> int:
+def run_on_file(
+    path: Path, read: Callable[[Path], NodeSpec], roots: Roots, top_talkers: int, probes: Sequence[Probe] = ()
+) -> int:
     """Obey the policy in `path`, watched, with no cluster, until SIGTERM or SIGINT. Returns the exit code.
 
     `read` turns the file into a wish and raises a ConntrackOperatorError when it is wrong; the first reading may not
-    fail, later ones are logged.
+    fail, later ones are logged. After a change the default gateway and `probes` must be reachable as before it.
     """
     read(path)
 
@@ -56,13 +67,20 @@ def run_on_file(path: Path, read: Callable[[Path], NodeSpec], roots: Roots, top_
             if result.message:
                 log.warning("%s: %s: %s", result.setting, result.reason, result.message)
 
-    return _run(roots, top_talkers, write, lambda mailbox, pause: watch_file(path, read, mailbox, pause))
+    return _run(
+        roots,
+        top_talkers,
+        write,
+        lambda: [*gateway_probes(), *probes],
+        lambda mailbox, pause: watch_file(path, read, mailbox, pause),
+    )
 
 
 def _run(
     roots: Roots,
     top_talkers: int,
     write: Callable[[NodeStatus], None],
+    find_probes: Callable[[], Sequence[Probe]],
     watch: Callable[[Mailbox, threading.Event], None],
 ) -> int:
     mailbox, pause = Mailbox(), threading.Event()
@@ -83,8 +101,7 @@ def _run(
         gc.collect()
         gc.freeze()
         agent = Agent(
-            machine=Machine(roots),
-            state=state,
+            duty=Duty(Machine(roots), state, find_probes),
             mailbox=mailbox,
             meter=meter,
             write_status=write,

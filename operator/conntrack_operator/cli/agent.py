@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conntrack_operator.errors import Invalid, Problem
 
-from .arguments import add_roots, refuse_metrics, roots_of, whole_number
+from .arguments import add_probes, add_roots, probes_of, refuse_metrics, roots_of, whole_number
 
 TOP_TALKERS = 5
 
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy", type=Path, metavar="FILE", help="work without a cluster: obey this file, and watch it for changes"
     )
+    add_probes(parser)
     parser.add_argument(
         "--top-talkers",
         type=whole_number(0, 20),
@@ -38,8 +39,11 @@ def run(arguments: argparse.Namespace) -> int:
     node = arguments.node or os.environ.get("NODE_NAME", "")
     if arguments.policy and (arguments.node or arguments.kubeconfig):
         raise Invalid(Problem("--policy", "an agent on a file has no cluster; leave out --node and --kubeconfig"))
+    if arguments.probe and not arguments.policy:
+        raise Invalid(Problem("--probe", "in a cluster the agent knows what it must reach; leave it out"))
     if not arguments.policy and not node:
         raise Invalid(Problem("--node", "which node is this? name it, set NODE_NAME, or use --policy FILE"))
+    probes = probes_of(arguments) if arguments.policy else []
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # After the arguments are judged, since a wrong option should not wait for pydantic.
     from conntrack_operator.agent import run as agent  # noqa: PLC0415
@@ -47,5 +51,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.policy:
         from .reading import node_spec_in  # noqa: PLC0415 - the only reader of YAML
 
-        return agent.run_on_file(arguments.policy, node_spec_in, roots_of(arguments), arguments.top_talkers)
+        return agent.run_on_file(arguments.policy, node_spec_in, roots_of(arguments), arguments.top_talkers, probes)
     return agent.run_in_cluster(node, arguments.kubeconfig, roots_of(arguments), arguments.top_talkers)

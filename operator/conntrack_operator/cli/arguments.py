@@ -6,10 +6,13 @@ other, one sentence and exit 1.
 
 import argparse
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from conntrack_operator.errors import Invalid, Problem
 from conntrack_operator.kernel.roots import DEFAULT_STATE, Roots
+
+if TYPE_CHECKING:
+    from conntrack_operator.agent.probes import Probe
 
 PROGRAM = "conntrack-operator"
 
@@ -77,6 +80,32 @@ def add_policy_file(parser: argparse.ArgumentParser) -> None:
         help="one or more ConntrackPolicies in YAML or JSON, - for standard input; nodeSelector is not looked at, since"
         " the file is meant for this machine",
     )
+
+
+def add_probes(parser: argparse.ArgumentParser) -> None:
+    """Declare --probe."""
+    parser.add_argument(
+        "--probe",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="something that must still be reachable by TCP after a change; repeat it for more",
+    )
+
+
+def probes_of(arguments: argparse.Namespace) -> "list[Probe]":
+    """Return the probes the options name. Raises Invalid for what is no HOST:PORT."""
+    from conntrack_operator.agent.probes import asked_for  # noqa: PLC0415 - other commands need none
+
+    found = []
+    for text in dict.fromkeys(arguments.probe):
+        try:
+            found.append(asked_for(text))
+        except ValueError as error:
+            raise Invalid(
+                Problem("--probe", f"{text!r} is not HOST:PORT, such as 192.0.2.1:443 or [2001:db8::1]:443")
+            ) from error
+    return found
 
 
 def whole_number(minimum: int, maximum: int) -> "type[int]":

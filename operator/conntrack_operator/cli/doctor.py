@@ -20,10 +20,11 @@ from conntrack_operator.decide.symptoms import Elsewhere, Symptoms, TableUse, Tr
 from conntrack_operator.decide.talkers import BY, top_of
 from conntrack_operator.errors import ConntrackOperatorError
 from conntrack_operator.kernel import flows
+from conntrack_operator.kernel.addresses import local_addresses
 from conntrack_operator.kernel.counters import Counters, read_counters
 from conntrack_operator.kernel.elsewhere import read_elsewhere
 from conntrack_operator.kernel.ethtool import read_allowances
-from conntrack_operator.kernel.flow_traits import local_addresses, read_traits
+from conntrack_operator.kernel.flow_traits import read_traits
 from conntrack_operator.kernel.kernel_log import read_kernel_log
 from conntrack_operator.kernel.other_namespaces import began_seconds, own_inode
 from conntrack_operator.kernel.roots import Roots
@@ -113,9 +114,7 @@ def read_symptoms(roots: Roots, watch_seconds: float = WATCH_SECONDS) -> Symptom
     keepalive, inode = _keepalive(roots), own_inode()
     sample = seen(flows.sample, None, "who fills the table")
     top = {by: top_of(sample, by, TALKERS, before.entries) for by in BY} if sample else {}
-    traits = seen(
-        lambda: read_traits(local_addresses(roots), facts.sysctls, keepalive or 7200), Traits(), "idle entries"
-    )
+    traits = seen(lambda: read_traits(local_addresses(), facts.sysctls, keepalive or 7200), Traits(), "idle entries")
     log = read_kernel_log()
     elsewhere, problems = read_elsewhere(roots)
     unseen.extend(problems)

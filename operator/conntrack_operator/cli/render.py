@@ -16,6 +16,7 @@ from conntrack_operator.decide.merge import Conflict
 from conntrack_operator.decide.outcome import APPLIED
 from conntrack_operator.decide.plan import Change, Plan
 from conntrack_operator.decide.refusal import Refusal
+from conntrack_operator.decide.tracking import SETTING as TRACKING
 from conntrack_operator.model.catalogue import PREFIX
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.node import Result
@@ -26,17 +27,22 @@ RIGHT = "Nothing to change: the machine is as it should be."
 
 
 def plan_view(plan: Plan, conflicts: Sequence[Conflict] = ()) -> RenderableType:
-    """Return what a plan would do: changes, refusals with their remedies, who lost what to whom."""
+    """Return what a plan would do: changes, refusals with their remedies, warnings, who lost what to whom."""
     parts: list[RenderableType] = [*_plan_tables(plan.changes)]
     right = "Nothing to change, but not everything is accepted." if plan.refused else RIGHT
     parts.append(_count_line(len(plan.changes), "change", right))
-    parts.extend(_refusals(plan.refused))
+    parts.extend(_sayings("refused", "red", plan.refused))
+    parts.extend(_sayings("warning", "yellow", plan.warnings))
     parts.extend(_conflicts(conflicts))
     return _spaced(parts)
 
 
 def outcome_view(
-    changes: Sequence[Change], results: Sequence[Result], facts: Facts, conflicts: Sequence[Conflict] = ()
+    changes: Sequence[Change],
+    results: Sequence[Result],
+    facts: Facts,
+    conflicts: Sequence[Conflict] = (),
+    warnings: Sequence[Refusal] = (),
 ) -> RenderableType:
     """Return what an apply or a restore has done, as read back from the kernel."""
     failed = {result.setting: result for result in results if result.reason != APPLIED}
@@ -51,11 +57,26 @@ def outcome_view(
 
     parts: list[RenderableType] = [*_outcome_tables(changes, verdict)]
     parts.append(_count_line(len(changes), "change", "Nothing was changed."))
+    parts.extend(Text(f"tracking: {each.observed}.") for each in results if each.setting == TRACKING and each.observed)
     right = len({result.setting for result in results} - changed - failed.keys())
     if right:
         parts.append(Text(f"{_counted(right, 'setting')} {'was' if right == 1 else 'were'} right already."))
-    parts.extend(_refusals(Refusal(result.setting, result.reason, result.message) for result in failed.values()))
+    # One setting can be refused for several reasons: tracking is, once for each that needs it.
+    refused = [Refusal(each.setting, each.reason, each.message) for each in results if each.reason != APPLIED]
+    parts.extend(_sayings("refused", "red", refused))
+    parts.extend(_sayings("warning", "yellow", warnings))
     parts.extend(_conflicts(conflicts))
+    return _spaced(parts)
+
+
+def rolled_back_view(results: Sequence[Result]) -> RenderableType:
+    """Return what became of a change that was tried and taken back: why first, then what had been refused anyway."""
+    head, *rest = results
+    parts: list[RenderableType] = [Text.assemble(("rolled back  ", "bold red"), (head.reason, "red"))]
+    parts = [Group(*parts, Padding(Text(head.message), (0, 0, 0, 2)))]
+    parts.extend(
+        _sayings("refused", "red", (Refusal(result.setting, result.reason, result.message) for result in rest))
+    )
     return _spaced(parts)
 
 
@@ -121,11 +142,11 @@ def _table() -> Table:
     return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, header_style="bold")
 
 
-def _refusals(refused: Iterable[Refusal]) -> list[RenderableType]:
+def _sayings(word: str, colour: str, sayings: Iterable[Refusal]) -> list[RenderableType]:
     parts: list[RenderableType] = []
-    for refusal in refused:
-        head = Text.assemble(("refused  ", "bold red"), refusal.setting, "  ", (refusal.reason, "red"))
-        parts.append(Group(head, Padding(Text(refusal.message), (0, 0, 0, 2))))
+    for saying in sayings:
+        head = Text.assemble((f"{word}  ", f"bold {colour}"), saying.setting, "  ", (saying.reason, colour))
+        parts.append(Group(head, Padding(Text(saying.message), (0, 0, 0, 2))))
     return parts
 
 

@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     require_root("restore")
     roots = roots_of(arguments)
     machine = Machine(roots)
-    machine.facts()
+    machine.facts(tracking_needed=False)
     require_writable(roots, machine.journal().originals)
     with StateDirectory(roots) as state:
         outcome = machine.restore(state, kept_too=True)

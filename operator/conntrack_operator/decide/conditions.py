@@ -140,14 +140,17 @@ def _degraded(picture: Picture) -> _Verdict:
 def _conflicted(picture: Picture) -> _Verdict:
     if not picture.conflicts:
         return _Verdict("False", "NoConflict", "")
-    named = [
-        f"{conflict.why}: {conflict.field} is left out on {_some(nodes)}, policy {conflict.winner} comes first"
-        if conflict.why
-        else f"{conflict.field} is decided by policy {conflict.winner} on {_some(nodes)}"
-        for conflict, nodes in sorted(picture.conflicts.items())
-    ]
+    named = [_told(conflict, _some(nodes)) for conflict, nodes in sorted(picture.conflicts.items())]
     more = f"; and {len(named) - CONFLICTS_NAMED} more fields" if len(named) > CONFLICTS_NAMED else ""
     return _Verdict("True", "OtherPolicyWins", "; ".join(named[:CONFLICTS_NAMED]) + more)
+
+
+def _told(conflict: Conflict, nodes: str) -> str:
+    if not conflict.why:
+        return f"{conflict.field} is decided by policy {conflict.winner} on {nodes}"
+    if conflict.field.startswith("trial."):
+        return f"{conflict.field} is {conflict.why} of policy {conflict.winner} on {nodes}"
+    return f"{conflict.why}: {conflict.field} is left out on {nodes}, policy {conflict.winner} comes first"
 
 
 def _some(nodes: Sequence[str]) -> str:

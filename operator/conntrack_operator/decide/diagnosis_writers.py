@@ -30,7 +30,7 @@ def _finding(setting: str, writers: list[Writer], now: int | None) -> Finding:
             "WritersDisagree",
             f"{name} is written by {_list([writer.kind for writer in writers])}, with different values.",
             f"{detail} Now {_value(now)}.",
-            f"Leave it to one of them: {_removal(others)}.",
+            f"Leave it to one of them: {removal_of(others)}.",
         )
     lower = [each for each in others if each.value is not None and now is not None and each.value < now]
     if setting == MAX and lower:
@@ -39,7 +39,7 @@ def _finding(setting: str, writers: list[Writer], now: int | None) -> Finding:
             "LowerAtNextStart",
             f"{name} is {_value(now)}, but {lower[-1].kind} writes {_value(lower[-1].value)} when it next starts.",
             detail,
-            f"Change it there, or leave it to a policy: {_removal(lower)}.",
+            f"Change it there, or leave it to a policy: {removal_of(lower)}.",
         )
     return Finding("info", "AlsoWritten", f"{name} is written by {_list([each.kind for each in writers])}.", detail)
 
@@ -49,7 +49,8 @@ def _words(writer: Writer) -> str:
     return f"{writer.where}{what}: {_value(writer.value)}."
 
 
-def _removal(writers: list[Writer]) -> str:
+def removal_of(writers: list[Writer]) -> str:
+    """Return how to make `writers` leave their setting alone, in words."""
     ways = []
     for writer in writers:
         if writer.kind == "kube-proxy":

@@ -6,7 +6,7 @@ ourselves and never ask nftables for auto-merge, which makes timed elements perm
 """
 
 import ipaddress
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 
 from conntrack_operator.model.values import ports_in
@@ -37,6 +37,23 @@ def covers(outer: Sequence[Interval], inner: Iterable[Interval]) -> bool:
         if place < 0 or last > outer[place][1]:
             return False
     return True
+
+
+def without(outer: Iterable[Interval], taken: Iterable[Interval]) -> Intervals:
+    """Return what is left of `outer` when every integer of `taken` is gone, merged."""
+    holes = merged(taken)
+    ends = [last for _, last in holes]
+    left: list[Interval] = []
+    for start, last in merged(outer):
+        at = bisect_left(ends, start)
+        while at < len(holes) and holes[at][0] <= last:
+            if holes[at][0] > start:
+                left.append((start, holes[at][0] - 1))
+            start = holes[at][1] + 1  # noqa: PLW2901  what is left of the interval begins behind the hole
+            at += 1
+        if start <= last:
+            left.append((start, last))
+    return tuple(left)
 
 
 def port_intervals(ports: Iterable[int | str]) -> Intervals:

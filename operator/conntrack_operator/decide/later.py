@@ -16,10 +16,6 @@ REASON = "Unsupported"
 
 def refusals_of_later_fields(settings: Settings, uses: Sequence[PolicyUse] = ()) -> Iterator[Refusal]:
     """Yield one refusal for every field in `settings` and in the policies' rollouts that does nothing yet."""
-    if settings.tracking == "Disabled":
-        yield Refusal("tracking", REASON, "this version cannot switch tracking off; remove tracking, or write Enabled")
-    if settings.trial is not None:
-        yield Refusal("trial", REASON, "this version makes changes without a trial; remove trial")
     if settings.notrack is not None:
         yield from _of_notrack(settings.notrack)
     for use in uses:
@@ -30,23 +26,6 @@ def refusals_of_later_fields(settings: Settings, uses: Sequence[PolicyUse] = ())
 
 
 def _of_notrack(notrack: Notrack) -> Iterator[Refusal]:
-    if notrack.accept_untracked in ("Replies", "Both"):
-        yield Refusal(
-            "notrack.acceptUntracked",
-            REASON,
-            "this version adds no accept rules to firewalls; write Never, and let the firewall accept untracked packets"
-            " of these ports itself",
-        )
-    if notrack.on_conflict is not None:
-        yield Refusal(
-            "notrack.onConflict", REASON, "this version does not look for NAT on the ports of rules; remove onConflict"
-        )
-    if notrack.drop_existing:
-        yield Refusal(
-            "notrack.dropExisting",
-            REASON,
-            "this version leaves existing entries to their timeouts; write dropExisting: false",
-        )
     for rule in notrack.rules or ():
         if rule.pods is not None:
             # In a cluster the controller has put ports in its place.

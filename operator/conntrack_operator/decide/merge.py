@@ -17,7 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from conntrack_operator.model.node import PolicyUse
-from conntrack_operator.model.policy import ConntrackPolicy, NotrackRule, Settings
+from conntrack_operator.model.policy import (
+    TRIAL_MARGIN_SECONDS,
+    TRIAL_SECONDS,
+    ConntrackPolicy,
+    NotrackRule,
+    Settings,
+)
 
 RULES_MAX = 16
 """NOTRACK rules one node takes; the same bound as in one policy (model.policy.Notrack.rules)."""
@@ -27,6 +33,7 @@ NAME_MAX = 63
 
 _ATOMIC = ("table.size",)
 _RULES = "notrack.rules"
+_SOAK, _TIMEOUT = "trial.soakSeconds", "trial.timeoutSeconds"
 _SETTINGS = frozenset(field.alias or name for name, field in Settings.model_fields.items())
 
 
@@ -94,6 +101,7 @@ def merged(policies: Iterable[ConntrackPolicy]) -> Merge:
     rules, crowded = _rules_of(ordered)
     for owner, rule in rules:
         fields[owner].append(f"{_RULES}[{rule.name}]")
+    crowded += _with_room_to_soak(values)
     document = _nested((path, value) for path, (_, value) in values.items())
     if rules:
         document.setdefault("notrack", {})["rules"] = [rule.document() for _, rule in rules]
@@ -108,6 +116,17 @@ def merged(policies: Iterable[ConntrackPolicy]) -> Merge:
         for policy in ordered
     )
     return Merge(Settings.model_validate(document), uses, tuple(sorted([*conflicts, *crowded])))
+
+
+def _with_room_to_soak(values: dict[str, tuple[str, Any]]) -> list[Conflict]:
+    """Cut a soak that does not fit into another policy's timeout, and say so: each was right by itself."""
+    soak, timeout = values.get(_SOAK), values.get(_TIMEOUT)
+    room = (timeout[1] if timeout else TRIAL_SECONDS) - TRIAL_MARGIN_SECONDS
+    if soak is None or soak[1] <= room:
+        return []
+    values[_SOAK] = (soak[0], room)
+    winner = timeout[0] if timeout else soak[0]
+    return [Conflict(soak[0], _SOAK, winner, f"cut to {room} s, so that it ends before the trial.timeoutSeconds")]
 
 
 def _nested(leaves: Iterable[tuple[str, Any]]) -> dict[str, Any]:

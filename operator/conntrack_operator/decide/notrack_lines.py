@@ -26,10 +26,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .intervals import Intervals, port_text
+from .notrack_exemptions import LEARN, Hook, exempting
 
 Side = Literal["Server", "Client", "Forward"]
 Direction = Literal["request", "reply"]
-Hook = Literal["prerouting", "output"]
+
+UNTRACK = "counter notrack accept"
+"""What a rule does that leaves packets untracked; accept ends our chain only, so that each is counted once."""
+
+TRIAL = "trial_"
+"""What the names of everything begin with that is there during a trial alone."""
 
 PROTOCOL_NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
 
@@ -49,7 +55,7 @@ _FAMILY = {4: "ip", 6: "ip6"}
 
 
 @dataclass(frozen=True)
-class _Quote:
+class Quote:
     """Where the fields of a quoted packet lie, in bits from the start of the ICMP header, which is 8 bytes long."""
 
     protocol: int
@@ -58,11 +64,12 @@ class _Quote:
     ports: int
 
     def port(self, direction: Direction) -> int:
+        """Return where the port lies that is the rule's in a packet of this direction."""
         return self.ports + (16 if direction == "request" else 0)
 
 
 # 64 bits of ICMP, then an IPv4 header of 20 bytes or an IPv6 header of 40.
-_QUOTES = {4: _Quote(64 + 72, 64 + 128, 32, 64 + 160), 6: _Quote(64 + 48, 64 + 192, 128, 64 + 320)}
+QUOTES = {4: Quote(64 + 72, 64 + 128, 32, 64 + 160), 6: Quote(64 + 48, 64 + 192, 128, 64 + 320)}
 
 # (type, code): destination-unreachable 3/1, time-exceeded 11/3, parameter-problem 12/4; RFC 792 and RFC 4443.
 _LOCAL_DELIVERY = {4: "3 . 2, 3 . 3, 11 . 1", 6: "1 . 4, 3 . 1"}
@@ -80,7 +87,7 @@ ERRORS = {
 class Target:
     """What a group of rules matches. `addresses` and `peers` by IP version; None is anyone, {} nobody.
 
-    `label` starts the comment of every rule, `set_name` the names of the sets.
+    `label` starts the comment of every rule, `set_name` the names of the sets. A target on `trial` has chains apart.
     """
 
     label: str
@@ -91,6 +98,17 @@ class Target:
     addresses: dict[int, Intervals] | None = None
     peers: dict[int, Intervals] | None = None
     interfaces: tuple[str, ...] = ()
+    trial: bool = False
+
+    @property
+    def exempts(self) -> bool:
+        """Whether an outgoing connection can get one of its ports as source port and must then be told apart."""
+        return self.protocol == "tcp" and self.side == "Server"
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its chains begin with."""
+        return TRIAL if self.trial else ""
 
     @property
     def families(self) -> tuple[int, ...]:
@@ -111,24 +129,35 @@ class Target:
 
 @dataclass(frozen=True)
 class Match:
-    """The condition of one rule and the chain it belongs to; `part` says what it matches, for the comment."""
+    """One rule: its chain, condition and action; `part` says what it matches, for the comment."""
 
     chain: str
     condition: str
     part: str
+    action: str = UNTRACK
 
 
 def matches_of(target: Target) -> Iterator[Match]:
-    """Yield the rules of `target`, packets first. All of them leave the packet untracked and count it."""
+    """Yield the rules of `target`, packets first."""
     narrowed = target.addresses is not None or target.peers is not None
     for hook, direction in _PACKETS[target.side]:
+        part = "requests" if direction == "request" else "replies"
+        chain, port = f"{target.prefix}{hook}", _port_condition(target, direction)
+        if target.exempts:
+            # Most packets fail the port. What passes it may be of a learned exemption, and only that is asked then.
+            yield Match(chain, port, "port", f"jump {target.set_name}_{part}")
+            chain, port = f"{target.set_name}_{part}", ""
+            for condition, action in exempting(hook, target.families):
+                yield Match(chain, condition, "exempted", action)
         for version in target.families if narrowed else (0,):
             for condition in _packet_conditions(target, hook, direction, version):
-                yield Match(hook, condition, "requests" if direction == "request" else "replies")
+                yield Match(chain, f"{port} {condition}".lstrip(), part)
+    if target.exempts:
+        yield Match(f"{target.prefix}postrouting", _port_condition(target, "reply"), "learned", f"goto {LEARN}")
     for hook, direction in _ERRORS[target.side]:
         for version in target.families:
             for condition in _error_conditions(target, hook, direction, version):
-                yield Match(error_chain(hook, version), condition, "errors")
+                yield Match(f"{target.prefix}{error_chain(hook, version)}", condition, "errors")
 
 
 def error_chain(hook: Hook, version: int) -> str:
@@ -136,10 +165,13 @@ def error_chain(hook: Hook, version: int) -> str:
     return f"{hook}_errors{version}"
 
 
-def _packet_conditions(target: Target, hook: Hook, direction: Direction, version: int) -> Iterator[str]:
-    port = "dport" if direction == "request" else "sport"
+def _port_condition(target: Target, direction: Direction) -> str:
     # The port comes first: it is the cheapest lookup and the one that most packets fail.
-    words = [f"{target.protocol} {port} @{target.set_name}"]
+    return f"{target.protocol} {'dport' if direction == 'request' else 'sport'} @{target.set_name}"
+
+
+def _packet_conditions(target: Target, hook: Hook, direction: Direction, version: int) -> Iterator[str]:
+    words = []
     for end, suffix in target.ends(direction).items():
         words.append(f"{_FAMILY[version]} {end} @{target.set_name}_{suffix}{version}")
     if target.side == "Client" and hook == "prerouting":
@@ -156,7 +188,7 @@ def _not_opening(protocol: str) -> Iterator[str]:
         yield "@th,96,8 != 1"  # the first chunk's type; 1 is INIT, RFC 9260
 
 
-def _quote_not_opening(protocol: str, quote: _Quote) -> Iterator[str]:
+def _quote_not_opening(protocol: str, quote: Quote) -> Iterator[str]:
     if protocol == "tcp":
         yield f"@th,{quote.ports + 104},8 & 0x12 != 0x02"  # 0x10 ACK, 0x02 SYN
     elif protocol == "sctp":
@@ -182,7 +214,7 @@ def _interface_conditions(target: Target, hook: Hook) -> Iterator[tuple[str, ...
 
 
 def _error_conditions(target: Target, hook: Hook, direction: Direction, version: int) -> Iterator[str]:
-    quote = _QUOTES[version]
+    quote = QUOTES[version]
     words = [] if hook == "prerouting" else [_codes(target.side, version)]
     words.append(f"@th,{quote.protocol},8 {PROTOCOL_NUMBERS[target.protocol]}")
     words.append(f"@th,{quote.port(direction)},16 {_constants(target.ports)}")

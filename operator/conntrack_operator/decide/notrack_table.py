@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .intervals import Interval, Intervals, address_text, merged, network_intervals, port_text
+from .intervals import Interval, Intervals, merged, network_intervals
 
 TABLE = "conntrack_operator"
 
@@ -25,15 +25,27 @@ LABEL_MAX = 100
 _COMMENT = re.compile(r"(\S+) (requests|replies|errors) [0-9a-f]{8}")
 
 
+LEARNED_SETS = ("exempt4", "exempt6")
+"""Sets that packets fill: what they hold is never compared."""
+
+Count = tuple[int, int]
+"""A counter's packets and bytes."""
+
+
 @dataclass(frozen=True)
 class Chain:
-    """A chain. A base chain has type, hook, priority and policy; others have none of them."""
+    """A chain. A base chain has type, hook, priority and policy; others have none of them.
+
+    `handles` and `counts` are of the rules, in their order, as found in the kernel; they do not count in comparisons.
+    """
 
     rules: tuple[str, ...] = ()
     type: str | None = None
     hook: str | None = None
     priority: int | None = None
     policy: str | None = None
+    handles: tuple[int, ...] = field(default=(), compare=False)
+    counts: tuple[Count | None, ...] = field(default=(), compare=False)
 
     def same_place(self, other: "Chain") -> bool:
         """Tell whether both sit in the same place, whatever their rules."""
@@ -43,13 +55,22 @@ class Chain:
 
 @dataclass(frozen=True)
 class Contents:
-    """A set. Ports and addresses are `intervals`, interfaces `names`; `timed` are the intervals that expire."""
+    """A set. Ports and addresses are `intervals`, the rest `names`; `timed` and `timed_names` are those that expire.
+
+    `size` and `timeout` (seconds) are of the set itself. `elements` are the lasting intervals as the kernel holds them,
+    which may touch: only a whole one can be deleted. They do not count in comparisons.
+    """
 
     type: str
     flags: tuple[str, ...] = ()
     intervals: Intervals = ()
     names: tuple[str, ...] = ()
     timed: Intervals = ()
+    timed_names: tuple[str, ...] = ()
+    size: int | None = None
+    timeout: int | None = None
+    elements: Intervals = field(default=(), compare=False)
+    timed_elements: Intervals = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -82,38 +103,16 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def set_text(name: str, contents: Contents) -> str:
-    """Return the declaration of a set with its lasting elements, as a table's block in a script has it."""
-    flags = f"\t\tflags {', '.join(contents.flags)}\n" if contents.flags else ""
-    if contents.type == "inet_service":
-        elements = [port_text(interval) for interval in contents.intervals]
-    elif contents.names:
-        elements = [f'"{interface}"' for interface in contents.names]
-    else:
-        version = 4 if contents.type == "ipv4_addr" else 6
-        elements = [address_text(interval, version) for interval in contents.intervals]
-    return f"\tset {name} {{\n\t\ttype {contents.type}\n{flags}\t\telements = {{ {', '.join(elements)} }}\n\t}}\n"
-
-
 def installed_from(listing: Mapping[str, Any]) -> Installed:
     """Return what `listing`, the document of `nft -j list table inet conntrack_operator`, shows. Never raises on it."""
     by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for item in listing.get("nftables", ()):
         for kind, body in item.items():
             by_kind[kind].append(body)
-    comments: dict[str, list[str]] = defaultdict(list)
+    rules: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for rule in by_kind.pop("rule", ()):
-        comments[rule.get("chain", "")].append(rule.get("comment", ""))
-    chains = {
-        chain["name"]: Chain(
-            tuple(comments.get(chain["name"], ())),
-            chain.get("type"),
-            chain.get("hook"),
-            chain.get("prio"),
-            chain.get("policy"),
-        )
-        for chain in by_kind.pop("chain", ())
-    }
+        rules[rule.get("chain", "")].append(rule)
+    chains = {chain["name"]: _chain(chain, rules[chain["name"]]) for chain in by_kind.pop("chain", ())}
     sets = {found["name"]: _contents(found) for found in by_kind.pop("set", ())}
     flags = sorted({flag for table in by_kind.pop("table", ()) for flag in _words(table.get("flags"))})
     by_kind.pop("metainfo", None)
@@ -136,26 +135,52 @@ def bypassed_from(listing: Mapping[str, Any]) -> tuple[Bypassed, ...]:
     return tuple(Bypassed(label, part, *sums[label, part]) for label, part in sorted(sums))
 
 
+def _chain(found: Mapping[str, Any], rules: Iterable[Mapping[str, Any]]) -> Chain:
+    rules = list(rules)
+    return Chain(
+        tuple(rule.get("comment", "") for rule in rules),
+        found.get("type"),
+        found.get("hook"),
+        found.get("prio"),
+        found.get("policy"),
+        tuple(rule.get("handle", 0) for rule in rules),
+        tuple(_count(rule) for rule in rules),
+    )
+
+
+def _count(rule: Mapping[str, Any]) -> Count | None:
+    for statement in rule.get("expr", ()):
+        counter = statement.get("counter")
+        if isinstance(counter, dict):
+            return counter.get("packets", 0), counter.get("bytes", 0)
+    return None
+
+
 def _contents(found: Mapping[str, Any]) -> Contents:
-    lasting: list[Interval] = []
-    timed: list[Interval] = []
-    names: list[str] = []
+    intervals: dict[bool, list[Interval]] = {False: [], True: []}
+    names: dict[bool, list[str]] = {False: [], True: []}
     kind = found.get("type")
-    for element in found.get("elem", ()):
+    for element in () if found.get("name") in LEARNED_SETS else found.get("elem", ()):
         inner = element.get("elem") if isinstance(element, dict) else None
         value = inner.get("val") if isinstance(inner, dict) else element
+        expires = isinstance(inner, dict) and "timeout" in inner
         interval = _interval(value, kind)
         if interval is None:
-            names.append(value if isinstance(value, str) else repr(value))
+            names[expires].append(value if isinstance(value, str) else repr(value))
         else:
-            expires = isinstance(inner, dict) and "timeout" in inner
-            (timed if expires else lasting).append(interval)
+            intervals[expires].append(interval)
     return Contents(
-        kind if isinstance(kind, str) else repr(kind),
-        tuple(sorted(_words(found.get("flags")))),
-        merged(lasting),
-        tuple(sorted(names)),
-        merged(timed),
+        type=" . ".join(str(part) for part in kind) if isinstance(kind, list) else str(kind),
+        # Some versions of nft say that a set is filled by packets, 1.0.6 does so in its text alone.
+        flags=tuple(sorted(flag for flag in _words(found.get("flags")) if flag != "dynamic")),
+        intervals=merged(intervals[False]),
+        names=tuple(sorted(names[False])),
+        timed=merged(intervals[True]),
+        timed_names=tuple(sorted(names[True])),
+        size=found.get("size"),
+        timeout=found.get("timeout"),
+        elements=tuple(sorted(intervals[False])),
+        timed_elements=tuple(sorted(intervals[True])),
     )
 
 

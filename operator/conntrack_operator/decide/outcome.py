@@ -9,6 +9,7 @@ from conntrack_operator.model.node import Phase, Result
 
 from . import notrack
 from .plan import Plan, TableState
+from .tracking import SETTING as TRACKING
 
 APPLIED = "Applied"
 
@@ -32,6 +33,8 @@ def results_for(
         Result(setting=refusal.setting, wanted="", observed="", reason=refusal.reason, message=refusal.message)
         for refusal in plan.refused
     )
+    if plan.off is not None:
+        results.append(plan.off.result(failed.get(TRACKING)))
     named = {result.setting for result in results}
     results.extend(_failure(setting, "", "", error) for setting, error in failed.items() if setting not in named)
     return tuple(results)

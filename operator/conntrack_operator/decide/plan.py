@@ -12,18 +12,23 @@ from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import AppliedRule, Journal
 from conntrack_operator.model.node import PolicyUse
 from conntrack_operator.model.policy import NotrackRule, Settings
+from conntrack_operator.model.surroundings import Surroundings
 
 from . import notrack
 from .draft import BUCKETS, MAX, RETURNED, Draft, put_back, want_sizes, want_values
 from .later import refusals_of_later_fields
+from .preflight import judge
 from .refusal import Refusal
+from .timeouts import warnings_of
+from .tracking import SETTING as TRACKING
+from .tracking_off import Off, judged, settings_while_off, warnings_while_off
 
-__all__ = ["BUCKETS", "MAX", "Change", "Plan", "TableState", "plan_for"]
+__all__ = ["BUCKETS", "MAX", "Change", "Plan", "TableState", "ordered", "plan_for"]
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing to write. `setting` is a sysctl's full dotted name or `notrack/<rule>`."""
+    """One thing to write. `setting` is a sysctl's full dotted name, `notrack/<rule>` or `tracking`."""
 
     setting: str
     from_: int | str | None
@@ -47,13 +52,20 @@ class Plan:
     """Every rule that should be in force, the kept ones of past policies among them."""
     released: tuple[str, ...] = ()
     """Journal entries to drop once the changes are made: put back, or taken over by somebody else."""
+    warnings: tuple[Refusal, ...] = ()
+    """What will be had as asked and may surprise somebody; the same form as a refusal."""
+    off: Off | None = None
+    """With `tracking: Disabled`, when nobody needs tracking: what that comes to here."""
 
     def document(self) -> dict[str, Any]:
-        """Return the plan as `plan -o json` prints it."""
-        return {
+        """Return the plan as `plan -o json` prints it; `warnings` only where there are some."""
+        document = {
             "changes": [change.document() for change in self.changes],
             "refused": [refusal.document() for refusal in self.refused],
         }
+        if self.warnings:
+            document["warnings"] = [warning.document() for warning in self.warnings]
+        return document
 
 
 @dataclass(frozen=True)
@@ -64,38 +76,50 @@ class TableState:
     problem: str = ""
 
 
-def plan_for(
+def plan_for(  # noqa: PLR0913, PLR0917 - all that a plan is a function of
     settings: Settings,
     facts: Facts,
     table: TableState | None = None,
     journal: Journal | None = None,
     uses: Sequence[PolicyUse] = (),
+    surroundings: Surroundings | None = None,
 ) -> Plan:
     """Return what must change on the machine of `facts` to make `settings` true.
 
     `table` is our nftables table as it is, `journal` what was written before; without them nothing was. `uses` are the
-    policies the settings were merged from.
+    policies the settings were merged from, `surroundings` what else on the machine looks at the same packets: without
+    them rules are judged by what every node lives by alone, and `tracking: Disabled` is refused. A rule that preflight
+    refuses is not in force: one that is installed already is withdrawn by the plan.
     """
-    draft = Draft(facts)
+    draft = Draft(facts, surroundings)
     draft.refused.extend(refusals_of_later_fields(settings, uses))
-    want_sizes(draft, settings)
+    off, refusals = judged(settings, facts, surroundings)
+    draft.refused.extend(refusals)
+    if off:
+        draft.warned.extend(warnings_while_off(settings, off))
+        settings = settings_while_off(settings, off)
+    want_sizes(draft, settings, journal.originals if journal else {})
     want_values(draft, settings)
-    originals = journal.originals if journal else {}
-    put_back(draft, originals)
-    sysctl_changes = _ordered(
+    if off is None or off.loaded:
+        # Without the module there are no values; what they were stays in the journal until it is back.
+        put_back(draft, journal.originals if journal else {})
+    sysctl_changes = ordered(
         Change(name, facts.sysctls.get(name), value, draft.reasons[name])
         for name, value in draft.wanted.items()
         if facts.sysctls.get(name) != value
     )
     applied = _claimed(journal.applied_rules if journal else {}, uses)
     rules, rule_changes = _rules_and_changes(draft, settings, table or TableState(), applied)
+    draft.warned.extend(warnings_of(settings, draft.wanted, facts, surroundings))
     returned = {name for name in draft.wanted if draft.reasons[name] == RETURNED}
     return Plan(
-        changes=(*sysctl_changes, *rule_changes),
+        changes=(*sysctl_changes, *rule_changes, *_unloading(off)),
         refused=tuple(draft.refused),
         wanted={name: value for name, value in draft.wanted.items() if name not in returned},
         rules=rules,
         released=(*draft.released, *sorted(returned)),
+        warnings=tuple(draft.warned),
+        off=off,
     )
 
 
@@ -112,8 +136,14 @@ def _claimed(applied: Mapping[str, AppliedRule], uses: Sequence[PolicyUse]) -> M
     }
 
 
-def _ordered(changes: Iterable[Change]) -> list[Change]:
-    """Return the harmless changes first: growing buckets before max; then what lowers, max before buckets."""
+def _unloading(off: Off | None) -> Iterator[Change]:
+    # Last: a rule of ours that is about to go holds the module too.
+    if off and off.unload:
+        yield Change(TRACKING, "nf_conntrack is loaded", f"unloaded: {', '.join(off.unload)}", "tracking: Disabled")
+
+
+def ordered(changes: Iterable[Change]) -> list[Change]:
+    """Return changes of sysctls, harmless ones first: growing buckets, then max; what lowers last, max first."""
 
     def rank(change: Change) -> tuple[int, str]:
         lowers = isinstance(change.from_, int) and isinstance(change.to, int) and change.to < change.from_
@@ -127,8 +157,13 @@ def _ordered(changes: Iterable[Change]) -> list[Change]:
 def _rules_and_changes(
     draft: Draft, settings: Settings, table: TableState, applied: Mapping[str, AppliedRule]
 ) -> tuple[tuple[NotrackRule, ...], list[Change]]:
-    asked = list(_possible_rules(draft, settings, table))
-    names = {rule.name for rule in asked}
+    possible = list(_possible_rules(draft, settings, table))
+    verdicts = judge(possible, draft.surroundings, settings.notrack)
+    draft.refused.extend(verdicts.refused)
+    draft.warned.extend(verdicts.warned)
+    asked = [rule for rule in possible if verdicts.allow(rule)]
+    # A kept rule of a past policy does not stand in for one of its name that was refused today.
+    names = {rule.name for rule in possible}
     rules = (*asked, *(kept.rule for name, kept in applied.items() if kept.keep and name not in names))
     if table.problem:
         return rules, []
@@ -136,7 +171,7 @@ def _rules_and_changes(
     if ruleset.expected == table.installed:
         return rules, []
     missing = ruleset.missing_from(table.installed)
-    changes = list(_rule_changes(rules, missing, applied))
+    changes = list(_rule_changes(draft, rules, missing, applied))
     return rules, changes or [Change("notrack/*", "changed by somebody else", "as the policies say", "our own table")]
 
 
@@ -153,7 +188,7 @@ def _possible_rules(draft: Draft, settings: Settings, table: TableState) -> Iter
 
 
 def _rule_changes(
-    rules: Sequence[NotrackRule], missing: Collection[str], applied: Mapping[str, AppliedRule]
+    draft: Draft, rules: Sequence[NotrackRule], missing: Collection[str], applied: Mapping[str, AppliedRule]
 ) -> Iterator[Change]:
     for rule in rules:
         before = applied.get(rule.name)
@@ -162,5 +197,6 @@ def _rule_changes(
             was = notrack.description_of(before.rule) if before and edited else "absent"
             yield Change(f"notrack/{rule.name}", was, notrack.description_of(rule), "notrack.rules")
     for name in applied.keys() - {rule.name for rule in rules}:
-        was = notrack.description_of(applied[name].rule)
-        yield Change(f"notrack/{name}", was, "absent", "no policy has it any more")
+        setting, was = f"notrack/{name}", notrack.description_of(applied[name].rule)
+        refusal = next((refusal for refusal in draft.refused if refusal.setting == setting), None)
+        yield Change(setting, was, "absent", refusal.reason if refusal else "no policy has it any more")

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from conntrack_operator.model import catalogue
 from conntrack_operator.model.facts import Facts
-from conntrack_operator.model.journal import AppliedRule, Journal, Original
-from conntrack_operator.model.node import PolicyUse
+from conntrack_operator.model.journal import AppliedRule, Failures, Journal, Original, TrialRecord
+from conntrack_operator.model.node import NodeSpec, PolicyUse
 
 from .plan import BUCKETS, MAX, Plan
+from .trial import Wishing, failed_again, new_rules, rules_named
 
 OURS_KEPT = 4
 """Values of ours to remember for one key: more than can be in flight between two journal writes."""
@@ -46,6 +47,58 @@ def journal_after(plan: Plan, journal: Journal, failed: Mapping[str, object]) ->
     names = {rule.name for rule in plan.rules}
     rules = {name: rule for name, rule in journal.applied_rules.items() if name in names or f"notrack/{name}" in failed}
     return journal.model_copy(update={"originals": originals, "applied_rules": rules})
+
+
+def journal_on_trial(plan: Plan, journal: Journal, facts: Facts, spec: NodeSpec, deadline: float) -> Journal:
+    """Return the journal to sync before `plan` is tried on the machine of `facts`, until `deadline` on CLOCK_BOOTTIME.
+
+    The rules confirmed before stay what they are; the new ones are nobody's until they are confirmed.
+    """
+    noted = journal_before(plan, journal, facts, spec.policies)
+    writes = {change.setting: int(change.to) for change in plan.changes if change.setting not in rules_named(plan)}
+    record = TrialRecord(
+        revision=spec.revision,
+        attempt=spec.attempt,
+        deadline=deadline,
+        before={name: facts.sysctls[name] for name in writes},
+        written=writes,
+        touches_rules=bool(rules_named(plan)),
+        new_rules=new_rules(plan, journal),
+        new_originals=sorted(noted.originals.keys() - journal.originals.keys()),
+    )
+    return noted.model_copy(update={"applied_rules": journal.applied_rules, "trial": record})
+
+
+def journal_confirmed(
+    plan: Plan, journal: Journal, facts: Facts, uses: Sequence[PolicyUse], failed: Mapping[str, object]
+) -> Journal:
+    """Return the journal of a node whose trial of `plan` is confirmed; rules that did not go in are left as before."""
+    if any(setting in rules_named(plan) for setting in failed):
+        rules = journal.applied_rules
+    else:
+        rules = journal_before(plan, journal, facts, uses).applied_rules
+    noted = journal_after(plan, journal.model_copy(update={"applied_rules": rules}), failed)
+    return noted.model_copy(update={"trial": None, "failures": None})
+
+
+def journal_undone(journal: Journal, failures: Failures | None) -> Journal:
+    """Return the journal of a node whose trial was taken back, with `failures` counted."""
+    new = set(journal.trial.new_originals) if journal.trial else set()
+    originals = {name: original for name, original in journal.originals.items() if name not in new}
+    return journal.model_copy(update={"originals": originals, "trial": None, "failures": failures})
+
+
+def journal_of_next_boot(journal: Journal, boot_id: str) -> Journal:
+    """Return the journal of a node that has booted since `journal` was written.
+
+    The kernel's values are its own again and nobody's original is known. A trial that was under way counts as failed:
+    the node may have gone down because of it, so it is not tried for ever.
+    """
+    failures = journal.failures and journal.failures.model_copy(update={"at": 0})
+    if journal.trial is not None:
+        wish = Wishing(journal.trial.revision, journal.trial.attempt)
+        failures = failed_again(journal, wish, 0, "NodeRebooted", "the node rebooted before the change was confirmed")
+    return Journal(boot_id=boot_id, failures=failures)
 
 
 def judged_anew(journal: Journal, uses: Sequence[PolicyUse]) -> Journal:

@@ -18,11 +18,13 @@ from conntrack_operator.model.node import (
     Talker,
     Transition,
     Usage,
+    Warned,
 )
 from conntrack_operator.model.status import Condition
 
 from .outcome import APPLIED
 from .plan import Plan
+from .refusal import Refusal
 from .usage import is_another_band
 
 HEARTBEAT_SECONDS = 300
@@ -39,12 +41,16 @@ def stamp(now: datetime) -> str:
 
 @dataclass(frozen=True)
 class Deed:
-    """What was done for a spec and how it came out; `observed` was read back, `preview` is what an Observe would do."""
+    """What was done for a spec and how it came out.
+
+    `observed` was read back, `preview` is what an Observe would do, `warnings` are the plan's.
+    """
 
     phase: Phase
     results: Sequence[Result]
     observed: dict[str, int] = field(default_factory=dict)
     preview: Plan | None = None
+    warnings: Sequence[Refusal] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ def status_for(spec: NodeSpec, previous: NodeStatus | None, deed: Deed, moment: 
         conditions=_conditions(previous, _verdicts(phase, reason, message, moment.usage), time),
         observed=deed.observed,
         results=sorted(deed.results, key=lambda result: result.reason == APPLIED),
+        warnings=[Warned(**warning.document()) for warning in deed.warnings],
         preview=_preview(deed.preview) if deed.preview else None,
         usage=moment.usage,
         top_talkers=list(moment.talkers),
@@ -105,14 +112,20 @@ def is_due(
 
 
 def fitted(status: NodeStatus) -> NodeStatus:
-    """Return `status` within 4 KB of JSON: talkers go first, then old history, preview and results that are fine."""
+    """Return `status` within 4 KB of JSON.
+
+    Talkers go first, then old history, long warnings, the preview's length, all warnings, the preview, and results that
+    are fine.
+    """
     results = list(status.results)
     updates: tuple[dict[str, Any], ...] = (
         {},
         {"top_talkers": status.top_talkers[:4]},
         {"top_talkers": []},
         {"history": status.history[-2:]},
+        {"warnings": [_brief(warning) for warning in status.warnings[:4]]},
         {"preview": status.preview and Preview(changes=status.preview.changes[:8], refused=status.preview.refused[:4])},
+        {"warnings": []},
         {"preview": None},
         {"results": [result for result in results if result.reason != APPLIED]},
         {"results": [_short(result) for result in results if result.reason != APPLIED][:8]},
@@ -124,20 +137,29 @@ def fitted(status: NodeStatus) -> NodeStatus:
     return status
 
 
+def _brief(warning: Warned) -> Warned:
+    return warning.model_copy(update={"message": warning.message[:160]})
+
+
 def _short(result: Result) -> Result:
     return result.model_copy(update={"message": result.message[:160], "wanted": result.wanted[:64], "observed": ""})
 
 
 def _news(status: NodeStatus) -> tuple[object, ...]:
-    """Return what a person would call a change: everything but usage, talkers and times."""
+    """Return what a person would call a change: everything but usage, talkers and times.
+
+    Sentences are not news: they hold numbers and examples (entries in use, a live flow) that are others every time.
+    """
     return (
         status.observed_revision,
         status.observed_attempt,
         status.node_uid,
         status.boot_id,
         status.phase,
-        status.results,
-        status.preview,
+        [(result.setting, result.wanted, result.observed, result.reason) for result in status.results],
+        [(warning.setting, warning.reason) for warning in status.warnings],
+        status.preview and status.preview.changes,
+        status.preview and [(refusal.setting, refusal.reason) for refusal in status.preview.refused],
     )
 
 

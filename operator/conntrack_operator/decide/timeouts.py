@@ -4,12 +4,16 @@ Kernel defaults, kube-proxy's values and RFC 5382 (2 h 4 min for an open connect
 what dies and when, so that somebody who wants it so can go on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from conntrack_operator.model.catalogue import BY_FIELD, PREFIX
+from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.policy import Settings
+from conntrack_operator.model.surroundings import Surroundings
 from conntrack_operator.model.values import seconds_in
+
+from .refusal import Refusal
 
 HOUR = 3600
 KEEPALIVE_SECONDS = 7200
@@ -72,6 +76,22 @@ def timeouts_of(settings: Settings, otherwise: Mapping[str, int] | None = None) 
             elif field in BY_FIELD and (seconds := seconds_in(value)) is not None:
                 values[BY_FIELD[field].dotted] = seconds
     return values
+
+
+def warnings_of(
+    settings: Settings, wanted: Mapping[str, int], facts: Facts, surroundings: Surroundings | None = None
+) -> Iterator[Refusal]:
+    """Yield what is odd about the timeouts that `settings` writes, as a plan warns of it.
+
+    `wanted` are the sysctls the plan accepts. They are judged beside those the machine keeps, but a timeout that no
+    policy sets is nobody's to be warned about.
+    """
+    keepalive = surroundings.keepalive_seconds if surroundings else None
+    kube_proxy = surroundings.kube_proxy if surroundings else False
+    mine = timeouts_of(settings).keys() & wanted.keys()
+    for warning in timeout_warnings({**facts.sysctls, **wanted}, keepalive, kube_proxy=kube_proxy):
+        if warning.setting in mine:
+            yield Refusal(warning.setting, warning.reason, warning.message)
 
 
 class _Judge:

@@ -13,23 +13,27 @@ from .sysctl import is_initial_namespace, read_sysctls
 COUNT = "net.netfilter.nf_conntrack_count"
 
 
-def read_facts(roots: Roots) -> Facts:
+def read_facts(roots: Roots, *, tracking_needed: bool = True) -> Facts:
     """Return the facts of this machine, in the network namespace of this process.
 
-    Raises Unsupported when nf_conntrack is not loaded or /proc cannot be read.
+    Raises Unsupported when nf_conntrack is not loaded, unless it is not needed: then there are no sysctls and no
+    entries. Raises Unsupported when /proc cannot be read.
     """
     sysctls = read_sysctls(roots)
-    if COUNT not in sysctls:
+    if COUNT not in sysctls and tracking_needed:
         raise Unsupported(
             f"connection tracking is not loaded (no {roots.netfilter}/nf_conntrack_count); run: modprobe nf_conntrack"
         )
+    if COUNT not in sysctls and not (roots.proc / "sys/net").is_dir():
+        # Every Linux with a network has it: a wrong path must not pass for a machine without tracking.
+        raise Unsupported(f"{roots.proc / 'sys/net'} is not there; point --proc-root at a /proc of Linux")
     kernel = os.uname()
     return Facts(
         memory_bytes=_memory_bytes(roots.file("meminfo")),
         cpus=_cpus(roots.file("stat")),
         word_bits=64 if "64" in kernel.machine or kernel.machine == "s390x" else 32,
         kernel=kernel.release,
-        entries=sysctls[COUNT],
+        entries=sysctls.get(COUNT, 0),
         sysctls=sysctls,
         page_bytes=os.sysconf("SC_PAGE_SIZE"),
         entry_bytes=_entry_bytes(roots.file("slabinfo")),

@@ -44,7 +44,10 @@ _FIXED = (*range(8), *range(16, BODY))  # of the headers all but sequence and po
 
 
 class Layout:
-    """Where the fields of one kind of conntrack message lie: `fields` maps names like `original.source` to slices."""
+    """Where the fields of one kind of conntrack message lie: `fields` maps names like `original.source` to slices.
+
+    `whole` maps the types of the outermost attributes to where they lie, headers and padding included.
+    """
 
     def __init__(self, sample: bytes) -> None:
         if len(sample) < BODY:
@@ -56,6 +59,10 @@ class Layout:
         for at in _FIXED:
             self._mask[at] = 0xFF
         self._look(sample, BODY, len(sample), _ENTRY)
+        self.whole = {
+            kind: slice(first - ATTRIBUTE.size, first + aligned(last - first))
+            for kind, first, last in attributes(sample, BODY, len(sample))
+        }
         self.protocol = sample[self.fields["original.protocol"].start] if "original.protocol" in self.fields else 0
         if "original.protocol" in self.fields:
             self._mask[self.fields["original.protocol"]] = b"\xff"

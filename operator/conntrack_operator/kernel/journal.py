@@ -12,7 +12,8 @@ from typing import Self, TypeVar
 
 from pydantic import ValidationError
 
-from conntrack_operator.errors import Retry, Unsupported
+from conntrack_operator.decide.remember import journal_of_next_boot
+from conntrack_operator.errors import Refused, Retry, Unsupported
 from conntrack_operator.model.base import Model
 from conntrack_operator.model.journal import Confirmed, Journal
 
@@ -20,6 +21,8 @@ from .roots import Roots
 
 LOCK_SECONDS = 3.0
 """How long to wait for the lock: what a killed agent began may still be ending."""
+
+UNREADABLE = "JournalUnreadable"
 
 Kept = TypeVar("Kept", bound=Model)
 
@@ -74,26 +77,31 @@ class StateDirectory:
             self._lock_fd = None
 
     def read_journal(self, boot_id: str) -> Journal:
-        """Return this boot's journal; an empty one when there is none or it is of another boot.
+        """Return this boot's journal; an empty one when there is none, one with nothing but failures of another boot.
 
-        Raises Unsupported when it is there and unreadable: without it the originals are unknown, so nothing may be
-        written.
+        Raises Refused (JournalUnreadable) when it is there and unreadable: without it the originals are unknown, so
+        nothing may be written.
         """
         journal = self._read("journal.json", Journal)
-        return journal if journal and journal.boot_id == boot_id else Journal(boot_id=boot_id)
+        if journal is None:
+            return Journal(boot_id=boot_id)
+        return journal if journal.boot_id == boot_id else journal_of_next_boot(journal, boot_id)
 
     def write_journal(self, journal: Journal) -> None:
         """Keep `journal` safely; it is on the disk when this returns."""
         self._write("journal.json", journal)
 
     def read_confirmed(self) -> Confirmed | None:
-        """Return the settings last put in force on this node."""
+        """Return the settings last put in force on this node. Raises Refused (JournalUnreadable) like the journal."""
         return self._read("confirmed.json", Confirmed)
 
     def write_confirmed(self, confirmed: Confirmed | None) -> None:
         """Keep the settings now in force; None when there are none any more."""
         if confirmed is None:
-            (self._directory / "confirmed.json").unlink(missing_ok=True)
+            try:
+                (self._directory / "confirmed.json").unlink(missing_ok=True)
+            except OSError as error:
+                raise self._unwritable(error) from error
         else:
             self._write("confirmed.json", confirmed)
 
@@ -104,11 +112,14 @@ class StateDirectory:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise Unsupported(f"{path} cannot be read ({error.strerror}); nothing is changed without it") from error
+            raise Refused(
+                UNREADABLE, f"{path} cannot be read ({error.strerror}); nothing is changed until it can be"
+            ) from error
         except ValidationError as error:
-            raise Unsupported(
+            raise Refused(
+                UNREADABLE,
                 f"{path} is damaged or of another version, so the original values are unknown; nothing is changed until"
-                " it is repaired or removed"
+                " it is repaired, or removed when the values there are now may count as the original ones",
             ) from error
 
     def _write(self, name: str, content: Model) -> None:

@@ -9,12 +9,14 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from conntrack_operator.errors import ConntrackOperatorError, Retry, Unsupported
 
+NETLINK_ROUTE = 0
+NETLINK_SOCK_DIAG = 4
 NETLINK_NETFILTER = 12
 CTNETLINK = 1  # NFNL_SUBSYS_CTNETLINK
 
@@ -37,6 +39,9 @@ ATTRIBUTE_TYPE = 0x3FFF  # NLA_TYPE_MASK: without NLA_F_NESTED and NLA_F_NET_BYT
 
 RECEIVE_BYTES = 65_536
 """One read. The kernel fills at most 32 KiB a read of a dump (netlink_recvmsg, net/netlink/af_netlink.c)."""
+
+BATCH = 64
+"""Edits in one datagram. All may be refused, and the refusals, about 1 KiB each, wait in a buffer of 208 KiB."""
 
 TIMEOUT_SECONDS = 5
 """Longest wait for one answer; a kernel that answers takes micro- to milliseconds."""
@@ -111,20 +116,20 @@ def ends(buffer: bytes, at: int) -> bool:
     if length >= HEADER.size + _ERROR.size:  # both carry a negative errno, or 0
         (status,) = _ERROR.unpack_from(buffer, at + HEADER.size)
         if status < 0:
-            raise error_for(-status)
+            raise error_for(-status) from OSError(-status, os.strerror(-status))
     return True
 
 
 class Netlink:
-    """One socket to the kernel's netfilter, in the network namespace of the thread that made it.
+    """One socket to the kernel's netfilter or another `protocol`, in the network namespace of the thread that made it.
 
     Any capability to open it; ctnetlink answers only with NET_ADMIN over the namespace. Linux 2.6.14 and newer.
     Raises errors.Unsupported when the kernel has no netfilter netlink at all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: int = NETLINK_NETFILTER) -> None:
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         except OSError as error:
             raise error_for(error.errno or errno.EPROTONOSUPPORT) from None
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", TIMEOUT_SECONDS, 0))
@@ -144,14 +149,20 @@ class Netlink:
         """Close the socket; a dump that is under way stops in the kernel too."""
         self._socket.close()
 
-    def messages(self, kind: int, *, dump: bool = False, family: int = 0, payload: bytes = b"") -> Iterator[bytes]:
+    def messages(
+        self, kind: int, *, dump: bool = False, family: int = 0, payload: bytes = b"", subsystem: int = CTNETLINK
+    ) -> Iterator[bytes]:
         """Send one request and yield the messages of the answer, each with its header.
 
-        `kind` is the message type of ctnetlink, `dump` asks for all objects. Raises errors.Unsupported (no module,
+        `kind` is the message type of `subsystem`, `dump` asks for all objects. Raises errors.Unsupported (no module,
         no permission) and errors.Retry (interrupted, cut short, no answer within 5 seconds).
         """
         flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else NLM_F_ACK)
-        for datagram in self.datagrams(message(CTNETLINK << 8 | kind, flags, self.next_sequence(), family, payload)):
+        yield from self.answer(message(subsystem << 8 | kind, flags, self.next_sequence(), family, payload))
+
+    def answer(self, request: bytes) -> Iterator[bytes]:
+        """Send a request made with `next_sequence` and yield the messages of the answer. Raises as `messages` does."""
+        for datagram in self.datagrams(request):
             at = 0
             while at < len(datagram):
                 if ends(datagram, at):
@@ -161,21 +172,49 @@ class Netlink:
                     yield datagram[at : at + length]
                 at += aligned(length)
 
+    def outcomes(self, kind: int, flags: int, bodies: Sequence[tuple[int, bytes]]) -> list[int]:
+        """Send one ctnetlink request for each of at most BATCH (family, attributes); return their errnos, 0 for done.
+
+        All go in one datagram, and the kernel answers only what it refuses, and the last. Raises errors.Unsupported
+        without the permission, and errors.Retry without an answer.
+        """
+        if not bodies:
+            return []
+        first = self._sequence + 1
+        parts = []
+        for number, (family, payload) in enumerate(bodies, 1):
+            asked = NLM_F_REQUEST | flags | (NLM_F_ACK if number == len(bodies) else 0)
+            parts.append(message(CTNETLINK << 8 | kind, asked, self.next_sequence(), family, payload))
+        found = [0] * len(bodies)
+        for datagram in self.datagrams(b"".join(parts), first):
+            length, what, _, sequence, _ = HEADER.unpack_from(datagram)
+            if what != NLMSG_ERROR or length < HEADER.size + _ERROR.size:
+                raise Retry("the kernel answered an edit with something else than its outcome; try again")
+            number = -_ERROR.unpack_from(datagram, HEADER.size)[0]
+            if number in _PERMISSION:  # said once for the whole datagram
+                raise error_for(number)
+            found[sequence - first] = number
+            if sequence == self._sequence:
+                break
+        return found
+
     def next_sequence(self) -> int:
         """Return the number for the next request; answers to an older one are thrown away."""
         self._sequence = self._sequence % 0xFFFF_FFFF + 1
         return self._sequence
 
-    def datagrams(self, request: bytes) -> Iterator[bytes]:
+    def datagrams(self, request: bytes, first: int | None = None) -> Iterator[bytes]:
         """Send a request made with `next_sequence` and yield the answer's datagrams as they come, without end.
 
-        Each holds whole messages; the reader watches for the one that `ends` the answer and stops asking.
+        Each holds whole messages; the reader watches for the one that `ends` the answer and stops asking. Where the
+        request is several, `first` is the number of the first of them.
         """
+        numbers = range(self._sequence if first is None else first, self._sequence + 1)
         try:
             self._socket.send(request)
             while True:
                 datagram = self._receive()
-                if HEADER.unpack_from(datagram)[3] == self._sequence:
+                if HEADER.unpack_from(datagram)[3] in numbers:
                     yield datagram
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):

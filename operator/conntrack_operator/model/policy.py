@@ -87,7 +87,8 @@ class Table(Model):
     size: Size | None = None
     entries_per_bucket: Annotated[int, Field(strict=True, ge=1, le=64)] | None = None
     """Hash buckets = entries / this. 1 is what kernels since 5.15 do themselves, 8 the classic chain length:
-    fewer buckets save 8 bytes each and cost time in every lookup. Absent: 1 when the size is set here."""
+    fewer buckets save 8 bytes each and cost time in every lookup. Written, it is followed exactly; a change halts
+    packets for a moment. Absent: 1 when the size is set here, but what is within a factor of two stays."""
     allow_shrink: StrictBool | None = None
     """Let the size go below the node's current value. Without it a smaller size is refused (ShrinkNotAllowed);
     with it, never below 1.25 times the entries in use (BelowUse). Absent: false."""
@@ -158,19 +159,24 @@ class Notrack(Model):
     """
 
     accept_untracked: Literal["Never", "Replies", "Both"] | None = None
-    """Which untracked packets to accept in firewalls that accept by state: Replies, Both (requests too) or Never.
+    """Which untracked packets of the rules to let through firewalls that accept by connection state.
 
-    This version adds no accept rules: Replies and Both are refused by the node, absent means Never. Behind a firewall
-    that accepts by state, let it accept untracked packets of these ports itself."""
+    Replies: those from the serving end, so that requests still pass the firewall's own rules and nobody gets in who
+    was kept out before. Both: requests too. Never: none. Exactly the ports, addresses, peers and interfaces of the
+    rules are accepted, only where the firewall would drop them. A rule whose requests are accepted by state alone is
+    refused (StatefulAccept) unless Both is written, or the firewall accepts the port whatever its state.
+    Absent: Replies."""
     on_conflict: Literal["Refuse", "Force"] | None = None
-    """What to do when NAT or a Service uses a port of a rule: Refuse the rule, or Force it in.
+    """What to do with a rule that would break something on the node. Refuse: leave it out, also when the conflict
+    appears later, and say why. Force: install it and warn.
 
-    This version does not look for such conflicts: the node refuses this field. Keep ports that are translated (DNAT,
-    masquerade, NodePort, LoadBalancer) out of the rules."""
+    Conflicts are NAT or a Service on a port of the rule (NATConflict), source ports that may fall into it
+    (SourcePortOverlap) and a firewall that accepts by state alone (StatefulAccept). Force does not override what would
+    cost the node (FailsafePort) or what cannot be done or seen. Absent: Refuse."""
     drop_existing: StrictBool | None = None
-    """Delete the entries that the rules make stale.
+    """Delete the entries that the rules make stale, once they are confirmed; entries that NAT has changed stay.
 
-    This version leaves them to their timeouts: the node refuses true, absent means false."""
+    With false they stay until their timeouts, though no packet reaches them any more. Absent: true."""
     rules: Annotated[list[NotrackRule], Field(min_length=1, max_length=16)] | None = None
     """The rules: at most 16, each with at most 1024 ports or ranges, and a name of its own."""
 
@@ -186,16 +192,47 @@ class Notrack(Model):
     )
 
 
-class Trial(Model):
-    """How a change is tried before it is kept.
+TRIAL_SECONDS = 60
+"""What an absent trial.timeoutSeconds means."""
+SOAK_SECONDS = 5
+"""What an absent trial.soakSeconds means, where the timeout leaves room for it."""
+TRIAL_MARGIN_SECONDS = 10
+"""What a trial needs besides its soak: making the change, two rounds of probes, and confirming before the deadline."""
 
-    This version makes changes without a trial: the node refuses this field.
+
+def _leaves_margin(trial: "Trial") -> bool:
+    timeout = TRIAL_SECONDS if trial.timeout_seconds is None else trial.timeout_seconds
+    return trial.soak_seconds is None or trial.soak_seconds + TRIAL_MARGIN_SECONDS <= timeout
+
+
+class Trial(Model):
+    """How a change is tried before it is kept: made, watched by probes on fresh connections, then confirmed or undone.
+
+    What answered before the change must answer after it: in a cluster the API server, its ClusterIP, DNS and the
+    kubelet. Until the change is confirmed the kernel itself lets NOTRACK rules expire at the deadline, so that they go
+    even if the agent is gone.
     """
 
     timeout_seconds: Annotated[int, Field(strict=True, ge=10, le=3600)] | None = None
-    """Seconds after which an unconfirmed change is undone."""
+    """Seconds after which an unconfirmed change is undone. Absent: 60."""
     soak_seconds: Annotated[int, Field(strict=True, ge=0, le=600)] | None = None
-    """Seconds the probes must keep passing before the change is confirmed."""
+    """Seconds the probes must keep passing before the change is confirmed; at least 10 less than timeoutSeconds.
+    Absent: 5, or 0 where timeoutSeconds is 10."""
+
+    api_rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel=(
+                "!has(self.soakSeconds) || self.soakSeconds + 10 <= (has(self.timeoutSeconds) ? self.timeoutSeconds"
+                " : 60)"
+            ),
+            holds=_leaves_margin,
+            sentence=(
+                "soakSeconds must be at least 10 less than timeoutSeconds (60 when absent), which the change, its"
+                " probes and the confirmation need; lower soakSeconds or raise timeoutSeconds"
+            ),
+            field=".soakSeconds",
+        ),
+    )
 
 
 class Rollout(Model):
@@ -230,9 +267,9 @@ class Settings(Model):
     A sysctl that has a field of its own (the table's size, timeouts, tcp) is refused here, and so are the old
     ip_conntrack names; the refusal says what to write."""
     tracking: Literal["Enabled", "Disabled"] | None = None
-    """Enabled: track connections. Disabled: track nothing at all. Absent: Enabled.
+    """Enabled: track connections as soon as something needs it. Disabled: track nothing at all. Absent: Enabled.
 
-    This version cannot switch tracking off: the node refuses Disabled."""
+    A node refuses Disabled while a rule, NAT, kube-proxy, a helper or a module on it needs tracking, and names each."""
     notrack: Notrack | None = None
     trial: Trial | None = None
 

@@ -127,6 +127,35 @@ class FailsafePort:
 
 
 @dataclass(frozen=True)
+class LoadedModule:
+    """One line of /proc/modules."""
+
+    name: str
+    references: int
+    """Who holds it: modules, rules, sockets, in every network namespace."""
+    users: tuple[str, ...] = ()
+    """Modules among the holders."""
+
+
+@dataclass(frozen=True)
+class TrackingState:
+    """Whether connections are tracked here, and where the code that does it is (kernel.tracking reads it)."""
+
+    presence: Literal["absent", "built in", "loaded"] = "built in"
+    """nf_conntrack: no part of this kernel now, compiled into it, or a module."""
+    families: frozenset[int] | None = None
+    """IP versions (4, 6) of which a connection over loopback was tracked; None when that could not be tried.
+
+    Whatever needs tracking, in a chain that packets reach or not, switches it on for its IP version in the whole
+    network namespace (nf_ct_netns_get; tried on 6.18), so an empty set is proof that nothing is tracked.
+    """
+    modules: tuple[LoadedModule, ...] = ()
+    """nf_conntrack and the loaded modules that need it, directly or not."""
+    may_unload: bool = False
+    """Whether this process may unload modules (CAP_SYS_MODULE, and kernel.modules_disabled is 0)."""
+
+
+@dataclass(frozen=True)
 class Surroundings:
     """All of it, as read at one moment."""
 
@@ -134,7 +163,12 @@ class Surroundings:
     services: tuple[Service, ...] = ()
     failsafe: tuple[FailsafePort, ...] = ()
     translated: Mapping[tuple[str, int], str] = field(default_factory=dict)
-    """Live entries that NAT has changed, one example in words for each (protocol, serving port)."""
+    """Live entries that NAT has changed, one example in words for each (protocol, serving port): those whose serving
+    end is an address of this node, before or after the translation."""
+    translated_elsewhere: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    """The same for entries that this node only routes, such as masqueraded ones on their way to others."""
+    local_addresses: tuple[str, ...] | None = None
+    """Addresses of this node in this network namespace; None where nobody looked, and then any may be its own."""
     local_port_range: tuple[int, int] = (32768, 60999)
     """net.ipv4.ip_local_port_range: where the node's own connections take their source ports from."""
     other_entries: int = 0
@@ -147,3 +181,4 @@ class Surroundings:
     """Whether timed set elements expire on this kernel, as tested once a boot (kernel.nftables.self_test)."""
     modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Loaded modules that need nf_conntrack, with those that use them (/proc/modules)."""
+    tracking: TrackingState = TrackingState()

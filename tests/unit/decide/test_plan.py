@@ -1,13 +1,23 @@
 """The plan of one machine: what changes, in which order, what is refused and why, and what is put back."""
 
+from pathlib import Path
+
 import pytest
+import yaml
+from tests.lab.firewalls import nftables, rule
 
 from conntrack_operator.decide import notrack
 from conntrack_operator.decide.plan import BUCKETS, MAX, TableState, plan_for
+from conntrack_operator.model import catalogue
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import AppliedRule, Journal, Original
 from conntrack_operator.model.node import PolicyUse
 from conntrack_operator.model.policy import NotrackRule, Settings
+from conntrack_operator.model.reading import policy_from
+from conntrack_operator.model.surroundings import Service, Surroundings
+
+EXAMPLES = Path(__file__).parents[3] / "manifests/examples"
+ACCEPTED_PORTS = rule("accept", "th dport { 53, 80 } accept", ports=[53, 80])
 
 ESTABLISHED = "net.netfilter.nf_conntrack_tcp_timeout_established"
 TIME_WAIT = "net.netfilter.nf_conntrack_tcp_timeout_time_wait"
@@ -66,8 +76,10 @@ def test_nothing_to_do():
 @pytest.mark.parametrize(
     ("table", "facts", "expected"),
     [
+        ({"size": {"maxEntries": 524288}}, machine(), [(MAX, 262144, 524288)]),
+        ({"size": {"maxEntries": 524289}}, machine(), [(BUCKETS, 262144, 524800), (MAX, 262144, 524289)]),
         (
-            {"size": {"maxEntries": 524288}},
+            {"size": {"maxEntries": 524288}, "entriesPerBucket": 1},
             machine(),
             [(BUCKETS, 262144, 524288), (MAX, 262144, 524288)],
         ),
@@ -77,7 +89,13 @@ def test_nothing_to_do():
             [(MAX, 262144, 1572864), (BUCKETS, 262144, 196608)],
         ),
         (
-            {"size": {"maxEntries": 131072}, "allowShrink": True},
+            {"size": {"maxEntries": 65536}, "allowShrink": True},
+            machine(),
+            [(MAX, 262144, 65536), (BUCKETS, 262144, 65536)],
+        ),
+        ({"size": {"maxEntries": 131072}, "allowShrink": True}, machine(), [(MAX, 262144, 131072)]),
+        (
+            {"size": {"maxEntries": 131072}, "allowShrink": True, "entriesPerBucket": 1},
             machine(),
             [(MAX, 262144, 131072), (BUCKETS, 262144, 131072)],
         ),
@@ -93,10 +111,44 @@ def test_nothing_to_do():
     ],
 )
 def test_sizes(table, facts, expected):
-    """Buckets before max when they grow, after it when they shrink; buckets nobody asked to lose are left."""
+    """Buckets before max when they grow, after it when they shrink; those nobody wrote follow beyond a factor of two.
+
+    Planned again on the machine that has them, nothing changes, and what is wanted is what is there.
+    """
     plan = plan_for(settings(table=table), facts)
     assert changes(plan) == expected
     assert plan.refused == ()
+    after = facts.model_copy(update={"sysctls": facts.sysctls | {name: to for name, _, to in expected}})
+    again = plan_for(settings(table=table), after)
+    assert (again.changes, dict(again.wanted)) == ((), dict(plan.wanted))
+    assert all(after.sysctls[name] == value for name, value in again.wanted.items())
+
+
+@pytest.mark.parametrize(
+    ("entries", "facts", "surroundings", "fits"),
+    [
+        (2147483647, machine(), None, 97612877),
+        (97612877, machine(), None, None),
+        (97614000, machine(), None, 97612877),
+        (97612877, machine(), Surroundings(other_entries=1_000_000), 96643180),
+        (97612877, machine(acct=1), None, 65739284),
+        (97612877, machine(), Surroundings(firewall=nftables(rule("masquerade"))), 65739284),
+    ],
+)
+def test_memory_budget(entries, facts, surroundings, fits):
+    """What could never be filled is refused before the kernel is asked, and the sentence names what would fit."""
+    plan = plan_for(size(entries), facts, surroundings=surroundings)
+    assert refusals(plan) == ([(MAX, "MemoryBudget")] if fits else [])
+    if fits:
+        assert plan.changes == ()
+        assert plan.refused[0].message.endswith(f"ask for at most {fits} entries")
+        assert plan_for(size(fits), facts, surroundings=surroundings).refused == ()
+
+
+def test_buckets_that_a_rival_wrote():
+    """A rival's buckets are left within a factor of two and put right beyond it."""
+    assert changes(plan_for(size(262144), machine(buckets=131072))) == []
+    assert changes(plan_for(size(262144), machine(buckets=65536))) == [(BUCKETS, 65536, 262144)]
 
 
 @pytest.mark.parametrize(
@@ -153,12 +205,6 @@ def test_values_and_order():
     ("document", "setting"),
     [
         ({"tracking": "Disabled"}, "tracking"),
-        ({"trial": {"timeoutSeconds": 60}}, "trial"),
-        ({"notrack": {"acceptUntracked": "Replies"}}, "notrack.acceptUntracked"),
-        ({"notrack": {"acceptUntracked": "Both"}}, "notrack.acceptUntracked"),
-        ({"notrack": {"onConflict": "Force"}}, "notrack.onConflict"),
-        ({"notrack": {"onConflict": "Refuse"}}, "notrack.onConflict"),
-        ({"notrack": {"dropExisting": True}}, "notrack.dropExisting"),
         (
             {
                 "notrack": {
@@ -177,7 +223,13 @@ def test_later_fields_are_refused_by_name(document, setting):
 
 
 @pytest.mark.parametrize(
-    "document", [{"tracking": "Enabled"}, {"notrack": {"acceptUntracked": "Never", "dropExisting": False}}]
+    "document",
+    [
+        {"tracking": "Enabled"},
+        {"notrack": {"acceptUntracked": "Never", "dropExisting": False}},
+        {"notrack": {"acceptUntracked": "Both", "onConflict": "Force"}},
+        {"notrack": {"acceptUntracked": "Replies", "onConflict": "Refuse"}},
+    ],
 )
 def test_what_holds_anyway_is_no_refusal(document):
     """Asking for what this version does anyway is fine."""
@@ -240,6 +292,59 @@ def test_nft_missing():
     assert changes(plan) == [(TIME_WAIT, 120, 30)]
 
 
+NODE_PORT = Surroundings(services=(Service(name="shop/web", kind="NodePort", protocol="TCP", port=80),))
+
+
+def test_a_rule_is_withdrawn_when_a_conflict_appears():
+    """A Service that came after the rule: the rule goes, the other stays, and the change says why."""
+    plan = plan_for(rules(WEB, DNS), machine(), installed(WEB, DNS), applied(WEB, DNS), surroundings=NODE_PORT)
+    assert refusals(plan) == [("notrack/web", "NATConflict")]
+    assert changes(plan) == [("notrack/web", "TCP 80 Server", "absent")]
+    assert plan.changes[0].reason == "NATConflict"
+    assert [rule.name for rule in plan.rules] == ["dns"]
+    again = plan_for(rules(WEB, DNS), machine(), installed(DNS), applied(DNS), surroundings=NODE_PORT)
+    assert (again.changes, refusals(again)) == ((), [("notrack/web", "NATConflict")])
+
+
+def test_force_installs_and_warns():
+    """onConflict: Force makes the refusal a warning of the same reason and words."""
+    refused = plan_for(rules(WEB), machine(), surroundings=NODE_PORT).refused[0]
+    wanted = settings(notrack={"onConflict": "Force", "rules": [WEB.document()]})
+    plan = plan_for(wanted, machine(), surroundings=NODE_PORT)
+    assert changes(plan) == [("notrack/web", "absent", "TCP 80 Server")]
+    assert plan.refused == ()
+    (warning,) = plan.warnings
+    assert (warning.setting, warning.reason) == ("notrack/web", "NATConflict")
+    assert refused.message.partition("; onConflict")[0] == warning.message.removesuffix(
+        " (installed by onConflict: Force)"
+    )
+    assert plan.document()["warnings"] == [warning.document()]
+
+
+def test_timeouts_are_warned_of():
+    """Only what the policy sets, and only what is odd."""
+    plan = plan_for(settings(timeouts={"tcp": {"established": "10m", "timeWait": "30s"}}), machine())
+    assert [(warning.setting, warning.reason) for warning in plan.warnings] == [(ESTABLISHED, "BelowKeepalive")]
+    assert changes(plan) == [(ESTABLISHED, 432000, 600), (TIME_WAIT, 120, 30)]
+    kept = settings(timeouts={"tcp": {"timeWait": "30s"}})
+    assert plan_for(kept, machine(tcp_timeout_established=600)).warnings == ()
+    short = Surroundings(keepalive_seconds=300)
+    assert plan_for(settings(timeouts={"tcp": {"established": "10m"}}), machine(), surroundings=short).warnings == ()
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("kube_proxy", [True, False])
+def test_examples_bring_no_warnings(path, kube_proxy):
+    """What we tell people to copy surprises nobody, and preflight refuses none of it on a plain node."""
+    policy = policy_from(yaml.safe_load(path.read_text()))
+    around = Surroundings(kube_proxy=kube_proxy, local_addresses=("192.0.2.1",), firewall=nftables(ACCEPTED_PORTS))
+    defaults = {entry.dotted: 3600 for entry in catalogue.BY_FIELD.values()}
+    facts = machine()
+    facts = facts.model_copy(update={"sysctls": defaults | facts.sysctls})
+    plan = plan_for(policy.spec, facts, surroundings=around)
+    assert (plan.warnings, plan.refused) == ((), ())
+
+
 def written(name, value, *ours, keep=False):
     """Return a journal in which we wrote `ours` over `value`."""
     return Journal(boot_id="b", originals={name: Original(value=value, ours=list(ours), keep=keep)})
@@ -293,3 +398,14 @@ def test_document():
     document = plan.document()
     assert document["changes"] == [{"setting": TIME_WAIT, "from": 120, "to": 30, "reason": "timeouts.tcp.timeWait"}]
     assert set(document["refused"][0]) == {"setting", "reason", "message"}
+    assert "warnings" not in document
+
+
+def test_going_back_is_no_shrinking():
+    """What somebody raised above the value we wrote is put back; what was ours and is asked to be less is shrinking."""
+    raised, ours = machine(max=2_000_000), written(MAX, 262_144, 1_000_000)
+    assert changes(plan_for(size(1_000_000), raised, journal=ours))[-1] == (MAX, 2_000_000, 1_000_000)
+    before = written(MAX, 262_144, 1_000_000, 2_000_000)
+    assert refusals(plan_for(size(1_000_000), raised, journal=before)) == [(MAX, "ShrinkNotAllowed")]
+    full = machine(entries=900_000, max=2_000_000)
+    assert refusals(plan_for(size(1_000_000), full, journal=ours)) == [(MAX, "BelowUse")]

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from conntrack_operator.errors import Retry, Unsupported
+from conntrack_operator.errors import Refused, Retry, Unsupported
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.model.journal import Confirmed, Journal, Original
@@ -70,8 +70,9 @@ def test_damaged_journal(roots, content):
     roots.state.mkdir(parents=True)
     path = roots.state / "journal.json"
     path.write_bytes(content)
-    with StateDirectory(roots) as state, pytest.raises(Unsupported, match=r"journal\.json is damaged"):
+    with StateDirectory(roots) as state, pytest.raises(Refused, match=r"journal\.json is damaged") as raised:
         state.read_journal("boot")
+    assert raised.value.reason == "JournalUnreadable"
     assert path.read_bytes() == content
 
 

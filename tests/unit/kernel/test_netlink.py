@@ -154,3 +154,37 @@ def test_a_request_has_the_kernels_layout() -> None:
     assert struct.unpack_from("=IHHII", request) == (28, 0x101, 0x301, 9, 0)
     assert request[16:BODY] == bytes([socket.AF_INET6, 0, 0, 0])
     assert request[BODY:] == struct.pack("=HH", 6, 18) + b"\x00\x05\x00\x00"
+
+
+def refused(sequence: int, number: int) -> bytes:
+    """Return the outcome of one request of several."""
+    return answer(2, struct.pack("=i", -number) + bytes(16), sequence=sequence)
+
+
+def test_outcomes_are_told_apart_by_their_numbers(kernel: tuple[Netlink, socket.socket]) -> None:
+    """The kernel speaks of what it refuses and of the last; the others are done. An older answer is thrown away."""
+    netlink, theirs = kernel
+    netlink.next_sequence()
+    for said in (refused(1, errno.EIO), refused(3, errno.ENOENT), refused(5, 0)):
+        theirs.send(said)
+    assert netlink.outcomes(0, 0x400, [(2, b""), (10, b"abcd"), (2, b""), (2, b"")]) == [0, errno.ENOENT, 0, 0]
+    sent, parts = theirs.recv(1000), []
+    while sent:
+        (length,) = struct.unpack_from("=I", sent)
+        parts.append(struct.unpack_from("=HHI4xB", sent, 4))
+        sent = sent[length:]
+    assert parts == [(0x100, 0x401, 2, 2), (0x100, 0x401, 3, 10), (0x100, 0x401, 4, 2), (0x100, 0x405, 5, 2)]
+
+
+def test_a_missing_permission_is_said_once_for_all_edits(kernel: tuple[Netlink, socket.socket]) -> None:
+    """nfnetlink answers the first request alone (nfnetlink_rcv in net/netfilter/nfnetlink.c)."""
+    netlink, theirs = kernel
+    theirs.send(refused(1, errno.EPERM))
+    with pytest.raises(Unsupported, match="NET_ADMIN"):
+        netlink.outcomes(2, 0, [(2, b"")] * 3)
+
+
+def test_no_edits_are_not_sent(kernel: tuple[Netlink, socket.socket]) -> None:
+    """An empty datagram would get no answer."""
+    netlink, _ = kernel
+    assert netlink.outcomes(2, 0, []) == []

@@ -11,6 +11,7 @@ from types import FrameType
 import yaml
 
 from conntrack_operator.agent.machine import Machine
+from conntrack_operator.agent.trial import begin, finished
 from conntrack_operator.cli.render import outcome_view
 from conntrack_operator.cli.render_use import top_table
 from conntrack_operator.decide.draft import MAX
@@ -21,6 +22,7 @@ from conntrack_operator.kernel import flows
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.nftables import read_bypassed, read_table
 from conntrack_operator.kernel.roots import Roots
+from conntrack_operator.model.node import NodeSpec
 from conntrack_operator.model.reading import policy_from
 
 from . import policy
@@ -139,7 +141,7 @@ class _Story:
 
     def _apply(self, merge: Merge) -> None:
         with self._stage.server.inside(), StateDirectory(self._roots) as state:
-            outcome = self._machine.apply(merge.settings, merge.uses, state)
+            outcome = finished(begin(self._machine, state, _wish(merge), list))
         if outcome.phase != "Current":
             raise Unsupported(f"this machine did not take the policy: {outcome.results[0].message}")
         self._display.say(outcome_view(outcome.changes, outcome.results, outcome.facts))
@@ -151,6 +153,10 @@ class _Story:
             left = read_table()
         self._display.say(outcome_view(outcome.changes, outcome.results, outcome.facts))
         return outcome.phase == "Restored" and left is None
+
+
+def _wish(merge: Merge) -> NodeSpec:
+    return NodeSpec(revision="demo", mode="Apply", node_uid="", policies=list(merge.uses), settings=merge.settings)
 
 
 def _as_told(before: Measured, after: Measured) -> bool:

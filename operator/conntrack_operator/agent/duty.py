@@ -1,0 +1,185 @@
+"""What to do next for the newest wish: begin, tick or abort a trial, restore, wait, or leave the node as it is.
+
+It owns the one trial that may be under way. Whatever fails becomes a deed that is reported, and is tried again after a
+pause; nothing here ends the agent.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from conntrack_operator.decide.plan import BUCKETS
+from conntrack_operator.decide.report import Deed
+from conntrack_operator.decide.trial import Wishing, known_part, seconds_to_next_try, why_not_now
+from conntrack_operator.errors import ConntrackOperatorError, Refused
+from conntrack_operator.kernel.journal import StateDirectory
+from conntrack_operator.model.node import NodeSpec, Result
+
+from .machine import NODE, Machine, Outcome
+from .probes import Probe
+from .trial import Trial, begin
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 30.0
+"""Until what was refused, or is parked, is looked at again: the reason may have gone."""
+LONGEST_RETRY_SECONDS = 600.0
+"""Where the kernel refuses a value each time: every try is a trial, and reported as one."""
+
+
+@dataclass
+class Duty:
+    """The wish of one node, and what was made of it. `find_probes` says what the node must reach, anew each time."""
+
+    machine: Machine
+    state: StateDirectory
+    find_probes: Callable[[], Sequence[Probe]]
+    spec: NodeSpec | None = None
+    deed: Deed | None = None
+    """How the newest wish stands; None until there was one."""
+    _done: str = ""
+    _trial: Trial | None = None
+    _due: float = field(default=float("inf"))
+    _refusals: int = 0
+
+    def start(self) -> None:
+        """Take back what another agent left unfinished. Call it before anything else."""
+        try:
+            self.machine.recover(self.state)
+        except ConntrackOperatorError as error:
+            log.warning("%s", error)
+
+    def resume(self) -> None:
+        """Put the settings kept on this node in force: without its object the node stays as it was confirmed."""
+        try:
+            changes, revision = self._put_confirmed_in_force()
+        except ConntrackOperatorError as error:
+            log.warning("%s", error)
+            return
+        if revision:
+            log.warning(
+                "no word from the API server; revision %s kept on this node is in force, %d changes", revision, changes
+            )
+
+    def wish(self, spec: NodeSpec | None) -> None:
+        """Take note of the newest wish and begin with it. None is no wish: only mode Restore undoes anything."""
+        trial, self.spec = self._trial, spec
+        if trial is not None and (spec is None or _tried(spec) != _tried(trial.spec)):
+            self._trial = None
+            trial.abort("something else is wanted now")
+        if spec is not None and self._trial is None and self._done != _key(spec):
+            self._refusals = 0
+            self._act()
+
+    def step(self) -> bool:
+        """Do what is due, and tell whether anything was decided. Takes as long as one round of probes at most."""
+        if self._trial is not None:
+            outcome = self._trial.tick()
+            if outcome is None:
+                return False
+            spec, self._trial = self._trial.spec, None
+            self._ended(spec, outcome)
+            return True
+        if time.monotonic() >= self._due:
+            self._act()
+            return True
+        return False
+
+    @property
+    def seconds_to_step(self) -> float:
+        """Seconds until there is something to do; infinity when there is nothing."""
+        return self._trial.seconds_to_tick if self._trial else max(0.0, self._due - time.monotonic())
+
+    def end(self) -> None:
+        """Take back a trial under way; what is confirmed stays in force."""
+        if self._trial is not None:
+            self._trial.abort("the agent was told to end")
+            self._trial = None
+
+    def _act(self) -> None:
+        spec = self.spec
+        if spec is None:
+            return
+        began = time.monotonic()
+        self._due = float("inf")
+        try:
+            self._begin(spec)
+        except ConntrackOperatorError as error:
+            reason = error.reason if isinstance(error, Refused) else type(error).__name__
+            result = Result(setting=NODE, wanted="", observed="", reason=reason, message=str(error))
+            self._finish(spec, Deed("Refused", (result,)), RETRY_SECONDS)
+        phase = self.deed.phase if self.deed else ""
+        log.info("revision %s, %s: %s in %.0f ms", spec.revision, spec.mode, phase, (time.monotonic() - began) * 1000)
+
+    def _begin(self, spec: NodeSpec) -> None:
+        undone = self.machine.recover(self.state)
+        if undone is not None and self.machine.journal(self.state).trial is not None:
+            self._finish(spec, Deed(undone.phase, undone.results), RETRY_SECONDS)
+        elif spec.mode == "Restore":
+            self._ended(spec, self.machine.restore(self.state, spec.policies))
+        elif not self._is_waiting(spec):
+            begun = begin(self.machine, self.state, spec, self.find_probes)
+            if isinstance(begun, Outcome):
+                self._ended(spec, begun)
+            else:
+                self._trial = begun
+                self._finish(spec, Deed("Trial", begun.results, self._observed(begun.facts.sysctls)), float("inf"))
+
+    def _is_waiting(self, spec: NodeSpec) -> bool:
+        """Tell whether `spec` failed before and must wait; then the node is made as it was confirmed."""
+        failures = self.machine.journal(self.state).failures
+        seconds = seconds_to_next_try(failures, Wishing(spec.revision, spec.attempt), self.machine.clock())
+        if failures is None or seconds == 0:
+            return False
+        self._put_confirmed_in_force()
+        result = Result(
+            setting=NODE, wanted="", observed="", reason=failures.reason, message=why_not_now(failures, seconds)
+        )
+        pause = RETRY_SECONDS if seconds is None else min(seconds, RETRY_SECONDS)
+        self._finish(spec, Deed("RolledBack", (result,)), pause)
+        return True
+
+    def _ended(self, spec: NodeSpec, outcome: Outcome) -> None:
+        if outcome.phase == "RolledBack":
+            # What was not counted, since the disk would not have it, waits as long as a refusal.
+            if not self._is_waiting(spec):
+                self._finish(spec, Deed("RolledBack", outcome.results), RETRY_SECONDS)
+            return
+        preview = self.machine.plan(spec.preview, services=spec.services) if spec.preview is not None else None
+        deed = Deed(outcome.phase, outcome.results, self._observed(outcome.facts.sysctls), preview, outcome.warnings)
+        self._refusals = self._refusals + 1 if outcome.phase == "Refused" and outcome.changes else 0
+        pause = min(RETRY_SECONDS * 2 ** max(0, self._refusals - 1), LONGEST_RETRY_SECONDS)
+        self._finish(spec, deed, pause if outcome.phase == "Refused" else float("inf"))
+
+    def _finish(self, spec: NodeSpec, deed: Deed, pause: float) -> None:
+        self.deed, self._done, self._due = deed, _key(spec), time.monotonic() + pause
+        if self.spec is not None and _key(self.spec) != self._done and self._trial is None:
+            self._due = 0  # something was changed meanwhile that a trial need not be broken off for
+
+    @staticmethod
+    def _observed(sysctls: "dict[str, int]") -> dict[str, int]:
+        return {"buckets": sysctls[BUCKETS]} if BUCKETS in sysctls else {}
+
+    def _put_confirmed_in_force(self) -> tuple[int, str]:
+        """Repair what was confirmed here, if need be; return the number of changes and the revision."""
+        confirmed = self.machine.read_confirmed(self.state)
+        if confirmed is None:
+            return 0, ""
+        journal = self.machine.journal(self.state)
+        sight = self.machine.look(confirmed.settings, confirmed.uses, journal)
+        plan = known_part(sight.plan, confirmed)
+        sight = replace(sight, plan=plan)
+        if sight.changes_anything:
+            self.machine.settle(sight, journal, self.state, confirmed.uses)
+        return len(plan.changes), confirmed.revision
+
+
+def _key(spec: NodeSpec) -> str:
+    # More than the revision: what happens at a policy's end (onDelete) and what a preview asks are wishes too.
+    return spec.model_dump_json()
+
+
+def _tried(spec: NodeSpec) -> object:
+    # What a trial is about: a change of anything else need not break it off.
+    return (spec.revision, spec.attempt, spec.mode, spec.services)

@@ -1,0 +1,114 @@
+"""Drift repair: watches what was confirmed, puts right what somebody changed, names who, and ends wars.
+
+Called by the loop every second or two while no trial is under way. It looks first at what costs next to nothing
+(`kernel.vigil`); only when something may have moved is a plan made. All writes go through `agent.machine`.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+
+from conntrack_operator.decide.drift import Drift, Mending, Repairs, mending_of, with_contended
+from conntrack_operator.decide.notrack import TABLE
+from conntrack_operator.decide.outcome import APPLIED
+from conntrack_operator.decide.rivals import Table, likely_flusher, sentence_for
+from conntrack_operator.decide.trial import known_part
+from conntrack_operator.errors import ConntrackOperatorError
+from conntrack_operator.kernel.journal import StateDirectory
+from conntrack_operator.kernel.table_rivals import read_flushers, read_handles
+from conntrack_operator.kernel.vigil import Vigil
+from conntrack_operator.kernel.writers import read_writers
+from conntrack_operator.model.journal import Confirmed
+from conntrack_operator.model.node import NodeSpec
+
+from .machine import Machine, Outcome, Sight
+
+log = logging.getLogger(__name__)
+
+OURS = ("inet", TABLE)
+ACCEPTS = "accepts"
+"""Key under which repairs of accept rules in other people's firewalls are counted."""
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What somebody changed, and what was made of it."""
+
+    outcome: Outcome
+    """As of any change; phase Contended when something is left to whoever keeps changing it."""
+    said: tuple[str, ...]
+    """One sentence for each thing that was changed: from, to, by whom, remedy."""
+    repaired: int
+    """Things that were put right now."""
+
+
+class Mender:
+    """Watches one machine for drift from what is confirmed on it."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._vigil = Vigil(machine.roots)
+        self._handles: dict[Table, int] = {}
+        self._left: set[str] = set()
+        self.repairs = Repairs()
+        """Counts for metrics (`totals`) and wars; `forget` it at a new revision or attempt."""
+
+    def settled(self, sight: Sight) -> None:
+        """Take the machine as it is now as right; call it after every change that was confirmed, with its last look."""
+        self._expect(sight, self._vigil.mark())
+
+    def mend(self, state: StateDirectory, confirmed: Confirmed, spec: NodeSpec, now: float) -> Mended | None:
+        """Return what was done about drift; None when nothing moved, or what moved is none of ours.
+
+        `now` is in seconds on a clock that only moves forward. Raises as `Machine.look` and `Machine.settle` do.
+        """
+        if not self._vigil.moved(now):
+            return None
+        # From before the look and the writes: a change meanwhile is seen at the next look, at the cost of one more.
+        mark = self._vigil.mark()
+        journal = self._machine.journal(state)
+        sight = self._machine.look(confirmed.settings, confirmed.uses, journal, spec.services)
+        mending = mending_of(known_part(sight.plan, confirmed), self.repairs, now)
+        accepts = sight.accepts_differ and self.repairs.may_repair(ACCEPTS, now)
+        drifts = (*mending.repairing, *mending.left)
+        quiet = not drifts and not sight.accepts_differ and not sight.plan.refused
+        if quiet and not self._left:
+            self._expect(sight, mark, mending)
+            return None
+        sentences = self._sentences(drifts, sight)
+        mended = replace(sight, plan=mending.plan, accepts_differ=accepts)
+        outcome = self._machine.settle(mended, journal, state, confirmed.uses)
+        mending.note({result.setting for result in outcome.results if result.reason != APPLIED}, self.repairs, now)
+        if accepts:
+            self.repairs.repaired(ACCEPTS, now)
+            sentences[ACCEPTS] = "accept rules of ours in the firewall were changed by somebody and put back"
+        self._expect(sight, mark, mending)
+        for setting in sentences.keys() - self._left:
+            log.warning("%s", sentences[setting])
+        self._left = {drift.setting for drift in mending.left}
+        if self._left:
+            left = {setting: sentences[setting] for setting in self._left}
+            outcome = replace(outcome, phase="Contended", results=with_contended(outcome.results, left))
+        return Mended(outcome, tuple(sentences.values()), len(mending.repairing) + accepts)
+
+    def _expect(self, sight: Sight, mark: int | None, mending: Mending | None = None) -> None:
+        # What is left to a rival is looked at again with the surroundings, once a minute, not at every look.
+        left = {drift.setting for drift in mending.left} if mending else set()
+        plan = sight.plan
+        wanted = {name: value for name, value in plan.wanted.items() if name not in left}
+        self._vigil.expect(wanted, table=bool(plan.rules), mark=mark, off=plan.off is not None)
+        self._handles = _handles()
+
+    def _sentences(self, drifts: tuple[Drift, ...], sight: Sight) -> dict[str, str]:
+        if not drifts:
+            return {}
+        roots = self._machine.roots
+        writers = read_writers(roots, sight.facts.cpus)
+        rival = likely_flusher(self._handles, _handles(), OURS, read_flushers(roots))
+        return {drift.setting: sentence_for(drift, writers, rival) for drift in drifts}
+
+
+def _handles() -> dict[Table, int]:
+    try:
+        return read_handles()
+    except ConntrackOperatorError:
+        return {}  # only names come from it

@@ -1,0 +1,257 @@
+"""A change on trial: made, watched by probes, then confirmed or taken back. One object is one trial.
+
+It is ticked from outside and never waits itself for longer than one round of probes, so that a newer wish or a signal
+is heard meanwhile. When to do what is decided in `decide.trial`; what is written goes through `agent.machine`.
+
+Whoever ends in the middle leaves a journal that says how to go back, and rules that the kernel lets expire. The point
+of no return is the nft transaction that makes the rules last, which the kernel refuses after the deadline, and then the
+renaming of the journal.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from conntrack_operator.decide.outcome import phase_of, results_for
+from conntrack_operator.decide.remember import journal_confirmed, journal_on_trial
+from conntrack_operator.decide.trial import (
+    EXPIRED,
+    PROBE_SECONDS,
+    Budget,
+    Confirm,
+    Decision,
+    Round,
+    Undo,
+    Wait,
+    budget_for,
+    needs_trial,
+    new_rules,
+    rules_named,
+    verdict,
+    withdrawn_rules,
+)
+from conntrack_operator.errors import ConntrackOperatorError, Refused, Unsupported
+from conntrack_operator.kernel import accepts, flow_editing, nftables
+from conntrack_operator.kernel.journal import StateDirectory
+from conntrack_operator.model.facts import Facts
+from conntrack_operator.model.journal import Journal
+from conntrack_operator.model.node import NodeSpec, Result
+
+from .machine import ACCEPT_UNTRACKED, Failed, Machine, Outcome, Sight, accept_mode, confirmed_rules, read_table_state
+from .probes import Probe, passing
+
+log = logging.getLogger(__name__)
+
+
+def begin(
+    machine: Machine, state: StateDirectory, spec: NodeSpec, find_probes: Callable[[], Sequence[Probe]]
+) -> "Trial | Outcome":
+    """Make `spec` true: at once what was confirmed here before or only goes back, else on trial.
+
+    A trial that somebody left unfinished must have been taken back (`Machine.recover`). Nothing is written when nothing
+    differs. Raises Unsupported when the journal cannot be written; then the kernel was not touched either.
+    """
+    machine.load_again(spec.settings, state)
+    journal = machine.journal(state)
+    sight = machine.look(spec.settings, spec.policies, journal, spec.services)
+    confirmed = machine.read_confirmed(state)
+    # Accepts that somebody removed are put back at once; others than were confirmed are tried.
+    same_accepts = confirmed is not None and accept_mode(confirmed.settings) == accept_mode(spec.settings)
+    accepts_tried = sight.accepts_differ and bool(sight.plan.rules) and not same_accepts
+    if not needs_trial(sight.plan, confirmed) and not accepts_tried:
+        outcome = machine.settle(sight, journal, state, spec.policies)
+        machine.keep_confirmed(spec, outcome, sight.plan, state)
+        return outcome
+    return Trial(machine, state, spec, sight, find_probes())
+
+
+def finished(begun: "Trial | Outcome") -> Outcome:
+    """Tick a trial in the foreground until it has ended, and return how."""
+    while not isinstance(begun, Outcome):
+        begun = begun.tick() or begun
+        if isinstance(begun, Trial):
+            time.sleep(min(begun.seconds_to_tick, 1.0))
+    return begun
+
+
+class Trial:
+    """One change that was made and is not confirmed yet. `outcome` is None until it has ended."""
+
+    def __init__(
+        self, machine: Machine, state: StateDirectory, spec: NodeSpec, sight: Sight, probes: Sequence[Probe]
+    ) -> None:
+        """Look which probes pass, write the journal, then make the change. Raises as `begin` does."""
+        self._machine, self._state, self._sight = machine, state, sight
+        self.spec = spec
+        self.budget: Budget = budget_for(spec.settings.trial)
+        answered = passing(probes, PROBE_SECONDS)
+        self.probes = tuple(probe for probe in probes if probe.name in answered)
+        """Those that passed before the change and must pass after it."""
+        self.unwatched = tuple(probe.name for probe in probes if probe.name not in answered)
+        """Names of those that did not answer before either: they say nothing about the change."""
+        self.rounds: list[Round] = []
+        self.outcome: Outcome | None = None
+        journal = self._tested(machine.journal(state))
+        self._began = machine.clock()
+        deadline = self._began + self.budget.timeout_seconds
+        self._journal = journal_on_trial(sight.plan, journal, sight.facts, spec, deadline)
+        if self._touches_rules and self._journal.trial is not None:
+            record = self._journal.trial.model_copy(update={"touches_rules": True})
+            self._journal = self._journal.model_copy(update={"trial": record})
+        state.write_journal(self._journal)
+        try:
+            self._failed = self._made()
+        except BaseException:
+            self._undone("Aborted", "the change was interrupted while it was made", counted=False)
+            raise
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the trial began, on the boot clock."""
+        return self._machine.clock() - self._began
+
+    @property
+    def seconds_to_tick(self) -> float:
+        """Seconds until there is something to do."""
+        decision = self._verdict()
+        return max(0.0, decision.next_round - self.elapsed) if isinstance(decision, Wait) else 0.0
+
+    @property
+    def facts(self) -> Facts:
+        """The machine as it was before the change."""
+        return self._sight.facts
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """What is known of the settings while the trial goes on: what was refused and what failed."""
+        sight = self._sight
+        return tuple(
+            result
+            for result in results_for(sight.plan, self._machine.facts(), sight.table, self._failed)
+            if not self._is_on_trial(result)
+        )
+
+    def tick(self) -> Outcome | None:
+        """Do what is due; return the outcome once the trial has ended. Takes as long as one round of probes."""
+        if self.outcome is not None:
+            return self.outcome
+        decision = self._verdict()
+        if isinstance(decision, Wait) and self.elapsed >= decision.next_round:
+            self.rounds.append(self._round())
+            decision = self._verdict()
+        if isinstance(decision, Undo):
+            self.outcome = self._undone(decision.reason, decision.message)
+        elif isinstance(decision, Confirm):
+            self.outcome = self._confirmed()
+        return self.outcome
+
+    def abort(self, why: str) -> Outcome:
+        """Take the change back because somebody wants something else; that is no failure of the change."""
+        if self.outcome is None:
+            self.outcome = self._undone("Aborted", why, counted=False)
+        return self.outcome
+
+    def _verdict(self) -> Decision:
+        return verdict(self.budget, [probe.name for probe in self.probes], self.rounds, self.elapsed)
+
+    def _round(self) -> Round:
+        began = self.elapsed
+        answered = passing(self.probes, PROBE_SECONDS)
+        failed = frozenset(probe.name for probe in self.probes) - answered
+        if failed:
+            log.info("trial: %s does not answer", " and ".join(sorted(failed)))
+        return Round(began, self.elapsed, failed)
+
+    def _is_on_trial(self, result: Result) -> bool:
+        return result.setting.startswith("notrack/") and result.reason == "ReadBackDiffers"
+
+    @property
+    def _touches_rules(self) -> bool:
+        return bool(rules_named(self._sight.plan)) or self._sight.accepts_differ
+
+    def _tested(self, journal: Journal) -> Journal:
+        """Return `journal` with the answer to whether this kernel can let rules expire, asked once a boot."""
+        if not self._touches_rules or journal.timed_elements is not None:
+            return journal
+        try:
+            nftables.self_test()
+        except Unsupported as error:
+            log.warning("%s", error)
+            return journal.model_copy(update={"timed_elements": False})
+        return journal.model_copy(update={"timed_elements": True})
+
+    def _made(self) -> Failed:
+        failed = self._machine.write_sysctls(self._sight.plan.changes)
+        if self._touches_rules:
+            try:
+                self._begin_rules()
+            except ConntrackOperatorError as error:
+                failed.update(dict.fromkeys(rules_named(self._sight.plan) or [ACCEPT_UNTRACKED], error))
+        for setting, problem in failed.items():
+            log.warning("%s: %s", setting, problem)
+        return failed
+
+    def _begin_rules(self) -> None:
+        if not self._journal.timed_elements:
+            raise Unsupported(
+                "timed elements of nftables sets do not expire on this kernel, so a trial of rules could not end by"
+                " itself; use a newer kernel, or settings without notrack"
+            )
+        plan, before = self._sight.plan, confirmed_rules(self._journal)
+        # Accepts for both, as both are in force; they match nothing but what rules leave untracked.
+        both = {f"{rule.name} {rule.model_dump_json()}": rule for rule in (*before, *plan.rules)}
+        accepts.write_accepts(self._machine.accepts_of(list(both.values()), accept_mode(self.spec.settings)))
+        # The entries of flows that are tracked now fall behind, and must live on if the rules go again.
+        flow_editing.make_liberal(new_rules(plan, self._journal))
+        left = self.budget.timeout_seconds - self.elapsed
+        if left <= 0:
+            raise Refused(EXPIRED, "the time for the trial was over before its rules could be loaded")
+        nftables.begin_trial(before, plan.rules, left)
+
+    def _confirmed(self) -> Outcome:
+        plan = self._sight.plan
+        rules_failed = any(setting.startswith("notrack") for setting in self._failed)
+        try:
+            if self._touches_rules and not rules_failed:
+                if withdrawn := withdrawn_rules(self._journal, plan.rules):
+                    flow_editing.seed(withdrawn, self._machine.roots)
+                nftables.confirm_trial(confirmed_rules(self._journal), plan.rules)
+            if self.elapsed > self.budget.timeout_seconds:
+                raise Refused(EXPIRED, "the confirmation was not through by the deadline; see what held the agent up")
+            facts, table = self._machine.facts(), read_table_state()
+            kept = journal_confirmed(plan, self._journal, self._sight.facts, self.spec.policies, self._failed)
+        except ConntrackOperatorError as error:
+            reason = error.reason if isinstance(error, Refused) else "ConfirmFailed"
+            return self._undone(reason, f"the change could not be confirmed: {error}")
+        try:
+            self._state.write_journal(kept)
+        except ConntrackOperatorError as error:
+            return self._undone("StateUnwritable", f"the change could not be confirmed: {error}")
+        results = results_for(plan, facts, table, self._failed)
+        outcome = Outcome(phase_of(results, "Apply"), results, plan.changes, facts, plan.warnings)
+        self._machine.keep_confirmed(self.spec, outcome, plan, self._state)
+        if self._touches_rules and not rules_failed:
+            self._tidy()
+        return outcome
+
+    def _tidy(self) -> None:
+        """Take away what the confirmed rules leave behind; what cannot be taken away harms nobody."""
+        try:
+            accepts.write_accepts(self._machine.accepts_of(self._sight.plan.rules, accept_mode(self.spec.settings)))
+        except ConntrackOperatorError as error:
+            log.warning("%s; accepts of rules that are gone stay for now, and match nothing", error)
+        notrack, rules = self.spec.settings.notrack, new_rules(self._sight.plan, self._journal)
+        if notrack is not None and notrack.drop_existing is not False and rules:
+            try:
+                flow_editing.drop_stale(rules)
+            except ConntrackOperatorError as error:
+                log.warning("%s; entries that no packet reaches any more stay until they time out", error)
+
+    def _undone(self, reason: str, message: str, *, counted: bool = True) -> Outcome:
+        outcome = self._machine.undo(self._state, self._journal, reason, message, counted=counted)
+        refused = (
+            Result(setting=refusal.setting, wanted="", observed="", reason=refusal.reason, message=refusal.message)
+            for refusal in self._sight.plan.refused
+        )
+        return replace(outcome, results=(*outcome.results, *refused))

@@ -1,0 +1,260 @@
+"""acceptUntracked: what firewalls that accept by state must accept beside it, now that NOTRACK leaves it untracked.
+
+Owns which chains of ours stand in whose tables and from where they are jumped to. An accept in a table of our own
+could not overrule a drop elsewhere, so each base chain that drops statefully gets accepts of its own, with its own
+tool. Where nothing is stateful there is nothing to accept, and a lone UNTRACKED match would switch tracking on.
+A bare UNTRACKED accept is never made: it lets in sources that were refused, and IPv6 router advertisements, which are
+untracked, too (both tried on 6.18). What exactly is accepted: `accept_packets`; where: `accept_places`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.surroundings import Firewall, FirewallChain, Match, Tool
+
+from . import accept_iptables, accept_nftables
+from .accept_packets import Accepted, Hook, What, accepted_by, unbounded
+from .accept_places import OURS, Blocked, Found, Spot, after_accepts, before_refusal, count_of, is_ours, stateful_chains
+from .notrack_table import digest_of
+
+__all__ = ["OURS", "AcceptUntracked", "Accepts", "Chain", "Jump", "Standing", "Table", "accepts_for", "is_ours"]
+
+AcceptUntracked = Literal["Never", "Replies", "Both"]
+
+_VERSIONS: dict[str, tuple[int, ...]] = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
+_SHORT: dict[Hook, str] = {"input": "IN", "output": "OUT", "forward": "FWD"}
+
+_RULES_MAX = 4096
+"""Rules in one chain. Only iptables, which has no sets, can need so many."""
+
+_JUMPS_MAX = 64
+"""Jumps for one base chain: firewalls that accept by state in more places make a chain for each pod."""
+
+
+@dataclass(frozen=True, order=True)
+class Table:
+    """Somebody else's table."""
+
+    tool: Tool
+    family: Literal["ip", "ip6", "inet"]
+    name: str
+
+    @property
+    def place(self) -> str:
+        """As a person would look for it: `nftables inet filter`."""
+        return f"{self.tool} {self.family} {self.name}"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One of our chains: its rules in the words of its table's tool, each with its comment."""
+
+    table: Table
+    name: str
+    rules: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Jump:
+    """A rule in somebody's chain that leads to one of ours.
+
+    `index` is the number of rules in front of it and `rules` that of all in the chain, ours not counted. nftables puts
+    it `after` or `before` the rule of this `handle`, or at the `end`.
+    """
+
+    table: Table
+    chain: str
+    target: str
+    condition: str
+    index: int
+    rules: int
+    where: Literal["after", "before", "end"]
+    handle: int = 0
+
+    @property
+    def comment(self) -> str:
+        """Whose it is, with a digest of all of it."""
+        return f"conntrack-operator {digest_of(f'{self.condition} {self.target}')}"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Our chains and jumps in other people's tables as a value that compares.
+
+    `chains`: the comments of the rules in each. `jumps`: (table, chain, index, target, comment), sorted.
+    """
+
+    chains: Mapping[tuple[Table, str], tuple[str, ...]] = field(default_factory=dict)
+    jumps: tuple[tuple[Table, str, int, str, str], ...] = ()
+
+    @property
+    def tables(self) -> list[Table]:
+        """Tables in which something of ours stands."""
+        return sorted({table for table, _ in self.chains} | {jump[0] for jump in self.jumps})
+
+    def within(self, table: Table) -> "Standing":
+        """Return the part that is in `table`."""
+        chains = {key: rules for key, rules in self.chains.items() if key[0] == table}
+        return Standing(chains, tuple(jump for jump in self.jumps if jump[0] == table))
+
+
+@dataclass(frozen=True)
+class Accepts:
+    """All that has to stand in other people's tables, and what could not be placed.
+
+    `refused`: (reason, place, sentence with the remedy). Reasons: OwnedTable, UnclearAccept, StatefulDrop,
+    UnboundedReplies, TooManyRules.
+    """
+
+    chains: tuple[Chain, ...] = ()
+    jumps: tuple[Jump, ...] = ()
+    refused: tuple[tuple[str, str, str], ...] = ()
+
+    @cached_property
+    def standing(self) -> Standing:
+        """What `kernel.accepts.read_accepts` must show."""
+        chains = {(chain.table, chain.name): tuple(comment for _, comment in chain.rules) for chain in self.chains}
+        jumps = sorted((jump.table, jump.chain, jump.index, jump.target, jump.comment) for jump in self.jumps)
+        return Standing(chains, tuple(jumps))
+
+
+def accepts_for(rules: Sequence[NotrackRule], accept_untracked: AcceptUntracked, firewall: Firewall) -> Accepts:
+    """Return what to accept for `rules` in `firewall`, in whatever order they come; nothing at all for Never.
+
+    The same whether what it returned before stands in `firewall` already or not.
+    """
+    if accept_untracked == "Never":
+        return Accepts()
+    ordered = sorted(rules, key=lambda rule: (rule.name, rule.model_dump_json()))
+    accepted = [each for rule in ordered for each in accepted_by(rule, requests=accept_untracked == "Both")]
+    making = _Making(firewall, accepted)
+    for base in stateful_chains(firewall):
+        making.base(base)
+        making.refused += [
+            ("UnboundedReplies", base.place, _unbounded(rule))
+            for rule in ordered
+            if unbounded(rule) and base.hook == "forward"
+        ]
+    return making.accepts()
+
+
+class _Making:
+    """Chains and jumps as they come up, base chain by base chain."""
+
+    def __init__(self, firewall: Firewall, accepted: Sequence[Accepted]) -> None:
+        self._firewall = firewall
+        self._accepted = accepted
+        self._chains: dict[tuple[Table, str], Chain] = {}
+        self._jumps: dict[tuple[Table, str, int, str, str], Jump] = {}
+        self.refused: list[tuple[str, str, str]] = []
+
+    def accepts(self) -> Accepts:
+        return Accepts(tuple(self._chains.values()), tuple(self._jumps.values()), tuple(dict.fromkeys(self.refused)))
+
+    def base(self, base: FirewallChain) -> None:
+        hook: Hook = base.hook  # type: ignore[assignment]  # stateful_chains gives no other
+        for what in ("replies", "errors", "requests"):
+            wanted = [each for each in self._accepted if (each.hook, each.what) == (hook, what)]
+            chain = _chain(base, hook, what, wanted)
+            if not chain.rules:
+                continue
+            if (base.family, base.table) in self._firewall.owned and base.tool != "iptables-legacy":
+                self.refused.append(("OwnedTable", base.place, _owned(base)))
+                return
+            if len(chain.rules) > _RULES_MAX:
+                self.refused.append(("TooManyRules", base.place, _too_many(base, len(chain.rules), "rules")))
+                continue
+            self._place(base, chain, what, {each.protocol for each in wanted})
+
+    def _place(self, base: FirewallChain, chain: Chain, what: What, protocols: set[str]) -> None:
+        found = _spots(self._firewall, base, what)
+        jumps = [jump for spot in found.spots for jump in _jumps(chain, spot, what, protocols)]
+        if len(jumps) > _JUMPS_MAX:
+            self.refused.append(("TooManyRules", base.place, _too_many(base, len(jumps), "jumps")))
+            return
+        if not jumps and found.blocked:
+            blocked = found.blocked[0]
+            self.refused.append((blocked.reason, base.place, _blocked(base, what, blocked)))
+        for jump in jumps:
+            self._chains[chain.table, chain.name] = chain
+            self._jumps[jump.table, jump.chain, jump.index, jump.target, jump.comment] = jump
+
+
+def _spots(firewall: Firewall, base: FirewallChain, what: What) -> Found:
+    if what == "requests":
+        return before_refusal(firewall, base)
+    return after_accepts(firewall, base, "established" if what == "replies" else "related")
+
+
+def _chain(base: FirewallChain, hook: Hook, what: What, accepted: Iterable[Accepted]) -> Chain:
+    table = Table(base.tool, base.family, base.table)
+    name = f"conntrack_operator_{hook}_{what}"
+    if base.tool != "nftables":
+        # XT_EXTENSION_MAXNAMELEN (include/uapi/linux/netfilter/x_tables.h) leaves 28 characters.
+        name = f"CONNTRACK-OP-{_SHORT[hook]}-{what.upper()}"
+    return Chain(table, name, tuple(_rules(base, accepted)))
+
+
+def _rules(base: FirewallChain, accepted: Iterable[Accepted]) -> Iterator[tuple[str, str]]:
+    versions = _VERSIONS[base.family]
+    for each in accepted:
+        lines = (
+            accept_nftables.lines_of(each, versions)
+            if base.tool == "nftables"
+            else accept_iptables.lines_of(each, versions[0])
+        )
+        for line in lines:
+            yield line, f"{each.subject} {digest_of(line)}"
+
+
+def _jumps(chain: Chain, spot: Spot, what: What, protocols: set[str]) -> Iterator[Jump]:
+    for condition in _conditions(chain.table, what, protocols, spot.scope):
+        yield Jump(
+            table=chain.table,
+            chain=spot.chain.name,
+            target=chain.name,
+            condition=condition,
+            index=spot.index,
+            rules=count_of(spot.chain),
+            where=spot.where,
+            handle=spot.handle,
+        )
+
+
+def _conditions(table: Table, what: What, protocols: set[str], scope: Match) -> Iterator[str]:
+    versions = _VERSIONS[table.family]
+    if table.tool == "nftables":
+        return accept_nftables.conditions_of(what, protocols, scope, versions)
+    return accept_iptables.conditions_of(what, protocols, scope, versions[0])
+
+
+def _owned(base: FirewallChain) -> str:
+    return (
+        f"acceptUntracked: the table of {base.place} belongs to a program that lets nobody else put rules in; let that"
+        " program accept untracked packets of these ports itself and set acceptUntracked: Never"
+    )
+
+
+def _too_many(base: FirewallChain, number: int, what: str) -> str:
+    return (
+        f"acceptUntracked: {base.place} would need {number} {what}; name fewer ports, addresses and peers (ranges and"
+        " wider networks), or let that firewall accept untracked packets itself and set acceptUntracked: Never"
+    )
+
+
+def _blocked(base: FirewallChain, what: What, blocked: Blocked) -> str:
+    if blocked.reason == "StatefulDrop":
+        why = f"the rule `{blocked.rule.text}` refuses untracked packets before that; let it pass them"
+    else:
+        why = f"the conditions of the rule `{blocked.rule.text}` are not understood; put one without them beside it"
+    return f"acceptUntracked: no place for {what} in {base.place}: {why}, or set acceptUntracked: Never"
+
+
+def _unbounded(rule: NotrackRule) -> str:
+    return (
+        f"acceptUntracked: untracked replies of rule {rule.name} could come from anybody who sends from its ports;"
+        " name the servers in addresses, or set acceptUntracked: Never"
+    )

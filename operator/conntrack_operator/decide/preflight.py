@@ -1,0 +1,106 @@
+"""Preflight: which NOTRACK rules would hurt on this node, why, and what to do about it. Pure.
+
+Each rule is judged on its own, so the order of rules in a policy decides nothing. A rule gets at most one refusal a
+reason: the first cause found is enough to refuse it, and a status has room for few.
+
+`onConflict: Force` turns into warnings the reasons where the person may know better: somebody may want a port out of
+NAT's hands, know that the overlap never happens, or accept the packets in a firewall elsewhere. It does not override
+what costs the node (FailsafePort: a trial undoes it, but only after it has cut the node off), what cannot be done
+(OwnedTable, Unsupported), and not seeing at all (LegacyIptablesNeedsNetRaw: nobody can know what they overrule).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from conntrack_operator.model.policy import Notrack, NotrackRule
+from conntrack_operator.model.surroundings import FailsafePort, Surroundings
+
+from .packets import common
+from .preflight_nat import nat_conflict, source_port_overlap
+from .preflight_stateful import stateful_refusals
+from .refusal import Refusal
+from .rule_packets import ports_of, protocol_of, side_of, words
+
+FORCIBLE = frozenset({"NATConflict", "SourcePortOverlap", "StatefulAccept"})
+
+ALWAYS = tuple(
+    FailsafePort(port, protocol, "Client", what)
+    for port, what in ((53, "DNS"), (443, "the API server's and every registry's way in"))
+    for protocol in ("tcp", "udp")
+)
+"""What every node lives by as a client, whatever was found on it."""
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What preflight says of a node's rules."""
+
+    refused: tuple[Refusal, ...] = ()
+    warned: tuple[Refusal, ...] = ()
+    """Conflicts that onConflict: Force overrules."""
+
+    def allow(self, rule: NotrackRule) -> bool:
+        """Tell whether `rule` may be installed."""
+        return all(refusal.setting != f"notrack/{rule.name}" for refusal in self.refused)
+
+
+def judge(rules: Sequence[NotrackRule], surroundings: Surroundings | None, notrack: Notrack | None) -> Verdicts:
+    """Return what is wrong with `rules` among `surroundings`, under the policy's acceptUntracked and onConflict.
+
+    Without surroundings (a plan for another machine) only what every node lives by is judged.
+    """
+    force = notrack is not None and notrack.on_conflict == "Force"
+    refused, warned = [], []
+    for rule in rules:
+        found = _failsafe_only(rule) if surroundings is None else _refusals(rule, surroundings, notrack)
+        for refusal in found:
+            if refusal.reason not in FORCIBLE:
+                refused.append(refusal)
+            elif force:
+                warned.append(replace(refusal, message=f"{refusal.message} (installed by onConflict: Force)"))
+            else:
+                refused.append(
+                    replace(refusal, message=f"{refusal.message}; onConflict: Force installs it all the same")
+                )
+    return Verdicts(tuple(refused), tuple(warned))
+
+
+def _failsafe_only(rule: NotrackRule) -> Iterator[Refusal]:
+    yield from _failsafe(rule, ALWAYS)
+
+
+def _refusals(rule: NotrackRule, surroundings: Surroundings, notrack: Notrack | None) -> Iterator[Refusal]:
+    setting = f"notrack/{rule.name}"
+    if not surroundings.timed_elements:
+        yield Refusal(
+            setting,
+            "Unsupported",
+            "set elements with a timeout do not expire on this kernel, so that no rule could be tried safely;"
+            " use a newer kernel, or remove the rule",
+        )
+    for reason, sentence in surroundings.firewall.problems:
+        yield Refusal(setting, reason, f"nobody can tell what the rule would break: {sentence}")
+    yield from _failsafe(rule, (*surroundings.failsafe, *ALWAYS))
+    for reason, problem in (
+        ("NATConflict", nat_conflict(rule, surroundings)),
+        ("SourcePortOverlap", source_port_overlap(rule, surroundings)),
+    ):
+        if problem:
+            yield Refusal(setting, reason, problem)
+    accept = (notrack and notrack.accept_untracked) or "Replies"
+    for reason, problem in stateful_refusals(rule, surroundings.firewall, accept):
+        yield Refusal(setting, reason, problem)
+
+
+def _failsafe(rule: NotrackRule, ports: Sequence[FailsafePort]) -> Iterator[Refusal]:
+    for each in ports:
+        if each.side != side_of(rule) or each.protocol.lower() != protocol_of(rule):
+            continue
+        if common(ports_of(rule), ((each.port, each.port),)):
+            yield Refusal(
+                f"notrack/{rule.name}",
+                "FailsafePort",
+                f"{words(rule, ((each.port, each.port),))} ({each.side} side) is {each.what}, which this node lives by;"
+                " take it out of the rule",
+            )
+            return

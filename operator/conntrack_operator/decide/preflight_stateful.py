@@ -1,0 +1,124 @@
+"""Firewalls that accept by connection state: does what acceptUntracked opens suffice for a NOTRACK rule? Pure."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.surroundings import Firewall, FirewallRule
+
+from .firewall_walk import Loss, losses, passing
+from .packets import Packets
+from .rule_packets import FILTERED, Direction, packets_of, side_of, words
+
+AcceptUntracked = Literal["Never", "Replies", "Both"]
+
+COVERED: dict[AcceptUntracked, frozenset[Direction]] = {
+    "Never": frozenset(),
+    "Replies": frozenset({"reply"}),
+    "Both": frozenset({"request", "reply"}),
+}
+"""The directions in which each acceptUntracked makes accept rules."""
+
+STATES: dict[Direction, str] = {"request": "new", "reply": "established"}
+"""How tracking sees a packet of each direction that matters: the first one is new, and it alone opens a connection."""
+
+_REMEDIES: dict[Direction, str] = {
+    "request": "write notrack.acceptUntracked: Both, or let the firewall accept the port whatever its state",
+    "reply": "write notrack.acceptUntracked: Replies, or let the firewall accept the replies whatever their state",
+}
+_TEXT_MAX = 120
+
+
+def stateful_refusals(
+    rule: NotrackRule, firewall: Firewall, accept_untracked: AcceptUntracked
+) -> Iterator[tuple[str, str]]:
+    """Yield (reason, sentence): StatefulAccept where packets would be lost, OwnedTable where they cannot be let in.
+
+    At most one of each. Packets that the firewall refuses today are no loss.
+    """
+    firewall = without_ours(firewall)
+    seen = set()
+    for direction, loss in losses_of(rule, firewall):
+        if direction not in COVERED[accept_untracked]:
+            reason, sentence = "StatefulAccept", _stateful_sentence(rule, direction, loss)
+        elif (loss.chain.family, loss.chain.table) in firewall.owned:
+            reason, sentence = "OwnedTable", _owned_sentence(rule, loss)
+        else:
+            continue
+        if reason not in seen:
+            seen.add(reason)
+            yield reason, sentence
+
+
+def losses_of(rule: NotrackRule, firewall: Firewall) -> Iterator[tuple[Direction, Loss]]:
+    """Yield every chain in which the packets of `rule` are worse off untracked, requests first.
+
+    Replies count where their requests come through today: what nobody may ask is not answered either.
+    """
+    hooks = FILTERED[side_of(rule)]
+    replies = []
+    for request, reply in zip(
+        packets_of(rule, "request", hooks["request"]), packets_of(rule, "reply", hooks["reply"]), strict=True
+    ):
+        for loss in losses(firewall, (request,), STATES["request"]):
+            yield "request", loss
+        replies.append([_answering(each, reply) for each in passing(firewall, request, STATES["request"])])
+    for sets in replies:
+        for loss in losses(firewall, sets, STATES["reply"]):
+            yield "reply", loss
+
+
+def _answering(request: Packets, reply: Packets) -> Packets:
+    """Return the replies to `request` alone.
+
+    Routed ones come in where the request went out; the node's own use any of the rule's interfaces.
+    """
+    routed = reply.hook == "forward"
+    return replace(
+        reply,
+        source_ports=request.destination_ports,
+        destination_ports=request.source_ports,
+        sources=request.destinations,
+        destinations=request.sources,
+        comes_in=request.goes_out if routed else reply.comes_in,
+        goes_out=request.comes_in if routed else reply.goes_out,
+    )
+
+
+def without_ours(firewall: Firewall) -> Firewall:
+    """Return the firewall without jumps into accept chains of our own, which come and go with the rules."""
+    chains = tuple(
+        replace(chain, rules=tuple(rule for rule in chain.rules if not _is_ours(rule)))
+        if any(map(_is_ours, chain.rules))
+        else chain
+        for chain in firewall.chains
+    )
+    return replace(firewall, chains=chains)
+
+
+def _is_ours(rule: FirewallRule) -> bool:
+    return rule.target.lower().replace("_", "-").startswith("conntrack-op")
+
+
+def _stateful_sentence(rule: NotrackRule, direction: Direction, loss: Loss) -> str:
+    packets: Packets = loss.packets
+    ports = packets.destination_ports if direction == "request" else packets.source_ports
+    whose = "requests to" if direction == "request" else "replies from"
+    verb = "accepts" if loss.sure else "may accept"
+    return (
+        f"{loss.chain.place} {verb} {whose} {words(rule, ports)} by state alone ({_short(loss.accepted_by)}) and"
+        f" refuses them untracked ({_short(loss.refused_by)}); {_REMEDIES[direction]}"
+    )
+
+
+def _owned_sentence(rule: NotrackRule, loss: Loss) -> str:
+    return (
+        f"{loss.chain.place} refuses untracked packets of rule {rule.name} ({_short(loss.refused_by)}), and its table"
+        " belongs to another program (flags owner), so that no accept rule can be put there; let that program accept"
+        " untracked packets of these ports, or remove the rule"
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _TEXT_MAX else f"{text[: _TEXT_MAX - 3]}..."

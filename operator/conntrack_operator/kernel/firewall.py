@@ -1,0 +1,100 @@
+"""What firewalls there are in this network namespace, whoever made them: every chain but those of our own table.
+
+Read are nftables' tables of the families ip, ip6 and inet, among them those of iptables-nft, and iptables-legacy where
+it is in use. Families bridge, netdev and arp are left out: they see packets outside of IP's own hooks. Dormant tables
+are left out too: they are not at work.
+"""
+
+from typing import Literal
+
+from conntrack_operator.decide.notrack import TABLE
+from conntrack_operator.errors import ConntrackOperatorError, Unsupported
+from conntrack_operator.model.surroundings import Firewall, FirewallChain, PortRanges
+
+from . import firewall_iptables as iptables
+from . import firewall_nft as nftables
+from .firewall_names import BaseChain, TableName, read_base_chains, read_tables
+from .programs import Gone, NotInstalled, NotPermitted
+
+OWN = ("inet", TABLE)
+UNREAD = "FirewallUnread"
+NEEDS_NET_RAW = "LegacyIptablesNeedsNetRaw"
+
+
+def read_firewall(interest: PortRanges | None = None) -> Firewall:
+    """Return the chains of this network namespace, and what could not be read. Raises nothing.
+
+    With `interest`, translations that can concern none of these ports are left out, and so are chains that only they
+    lead to; everything else is told. Needs NET_ADMIN, nft where there is a table, the save programs of iptables where
+    there are tables of theirs, and NET_RAW for those of iptables-legacy.
+    """
+    reading = _Reading(interest)
+    owned = reading.read_nftables()
+    for family in ("ip", "ip6"):
+        reading.read_legacy(family)
+    return Firewall(tuple(reading.chains), owned, tuple(reading.problems))
+
+
+class _Reading:
+    """Gathers chains and problems from one table after another."""
+
+    def __init__(self, interest: PortRanges | None) -> None:
+        self._interest = interest
+        self.chains: list[FirewallChain] = []
+        self.problems: list[tuple[str, str]] = []
+
+    def read_nftables(self) -> frozenset[tuple[str, str]]:
+        """Read every table of nftables; return those with an owner."""
+        try:
+            tables, bases = read_tables(), read_base_chains()
+        except ConntrackOperatorError as error:
+            self.problems.append((UNREAD, f"nftables' tables cannot be listed: {error}"))
+            return frozenset()
+        for table in tables:
+            if (table.family, table.name) != OWN and not table.dormant:
+                hooked = [base for base in bases if (base.family, base.table) == (table.family, table.name)]
+                self._read_table(table, hooked)
+        return frozenset((table.family, table.name) for table in tables if table.owned)
+
+    def _read_table(self, table: TableName, bases: list[BaseChain]) -> None:
+        try:
+            if not iptables.is_iptables(table, bases) or not self._read_iptables(table, bases):
+                self.chains.extend(nftables.read_table(table, bases, self._interest))
+        except Gone:
+            pass
+        except ConntrackOperatorError as error:
+            self.problems.append((UNREAD, f"table {table.family} {table.name} cannot be read: {error}"))
+
+    def _read_iptables(self, table: TableName, bases: list[BaseChain]) -> bool:
+        """Read a table of iptables-nft's; false when it is left to nft, which sees less of it."""
+        family: Literal["ip", "ip6"] = "ip" if table.family == "ip" else "ip6"
+        existing = [base.name for base in bases]
+        try:
+            self.chains.extend(iptables.read_table("iptables-nft", family, table.name, self._interest, existing))
+        except iptables.Incompatible:
+            return False  # somebody put rules of nft's into it; of those of iptables, nft tells the words
+        except NotInstalled as error:
+            self.problems.append(
+                (UNREAD, f"table {family} {table.name} is iptables' and {error}: what its rules match is not known")
+            )
+            return False
+        return True
+
+    def read_legacy(self, family: Literal["ip", "ip6"]) -> None:
+        """Read the tables of iptables-legacy, where there are some."""
+        try:
+            for table in iptables.legacy_tables(family):
+                self.chains.extend(iptables.read_table("iptables-legacy", family, table, self._interest))
+        except NotPermitted:
+            self.problems.append((NEEDS_NET_RAW, _needs_net_raw(family)))
+        except Unsupported as error:
+            self.problems.append((UNREAD, f"{family}tables-legacy is in use here and cannot be read: {error}"))
+        except ConntrackOperatorError as error:
+            self.problems.append((UNREAD, f"{family}tables-legacy cannot be read this time: {error}"))
+
+
+def _needs_net_raw(family: str) -> str:
+    return (
+        f"{family}tables-legacy is in use on this node and only NET_RAW may read it; set agent.iptablesLegacy, or run"
+        " as root with NET_ADMIN and NET_RAW"
+    )

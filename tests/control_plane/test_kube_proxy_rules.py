@@ -1,0 +1,96 @@
+"""What the real kube-proxy writes to a kernel is seen for what it is: translations of Services."""
+
+from collections.abc import Iterator
+
+import pytest
+from tests.lab import kube_proxy
+from tests.lab.cluster import Cluster
+from tests.lab.kube_proxy import KubeProxy
+from tests.lab.namespaces import Lab, Namespace, missing
+from tests.lab.programs import wait_until
+
+from conntrack_operator.kernel.firewall import read_firewall
+from conntrack_operator.model.surroundings import Firewall, FirewallRule
+
+NODE_PORT = 30080
+BACKEND = ("10.99.1.2", 8080)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """Give a lab, or skip where no namespace can be made."""
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    with Lab() as made:
+        yield made
+
+
+@pytest.fixture
+def node(lab: Lab, cluster: Cluster) -> Iterator[Namespace]:
+    """Give a namespace that is the Node `proxied`, at 10.99.1.1, with its Services gone afterwards."""
+    namespace, pod = lab.namespace(), lab.namespace()
+    lab.link(namespace, pod)
+    kube_proxy.add_proxied_node(cluster, "proxied", "10.99.1.1")
+    yield namespace
+    for name in ("web", "api"):
+        kube_proxy.remove_service(cluster, name)
+    cluster.clear()
+
+
+def read(node: Namespace, *ports: int) -> Firewall:
+    """Read the firewall of the node, about some ports when they are given."""
+    with node.inside():
+        return read_firewall(tuple((port, port) for port in ports) or None)
+
+
+def leading_to(found: Firewall, port: int, address: str | None = None) -> list[FirewallRule]:
+    """Return the DNAT rules that a TCP packet to this port (and address) can come to, going by jumps and gotos."""
+    chains = {(each.tool, each.table, each.family, each.name): each for each in found.chains}
+    ends: list[FirewallRule] = []
+    seen: set[tuple[str, str, str, str]] = set()
+
+    def follow(place: tuple[str, str, str, str], *, narrowed: bool) -> None:
+        if place in seen and not narrowed:
+            return
+        seen.add(place)
+        for rule in chains[place].rules:
+            ports, there = rule.match.destination_ports, rule.match.destinations
+            if ports is not None and not any(first <= port <= last for first, last in ports):
+                continue
+            if address and there is not None and f"{address}/32" not in there and len(there) == 1:
+                continue
+            known = narrowed or ports is not None
+            if rule.target and (*place[:3], rule.target) in chains:
+                follow((*place[:3], rule.target), narrowed=known)
+            elif rule.verdict == "dnat" and known:
+                ends.append(rule)
+
+    for place, each in chains.items():
+        if each.hook == "prerouting" and each.type == "nat":
+            follow(place, narrowed=False)
+    return ends
+
+
+MODES = [("nftables", "nft"), ("iptables", "nft"), ("iptables", "legacy")]
+
+
+@pytest.mark.parametrize(("mode", "variant"), MODES)
+def test_services_appear_as_translations(cluster: Cluster, node: Namespace, mode: str, variant: str) -> None:
+    """A NodePort and a ClusterIP lead to their backend's port, read whole and read about these ports alone."""
+    cluster_ip = kube_proxy.add_service(cluster, "api", 6000, BACKEND)
+    kube_proxy.add_service(cluster, "web", 80, (BACKEND[0], 9090), node_port=NODE_PORT)
+    with KubeProxy(cluster, node, "proxied", mode, variant=variant):
+        wait_until(lambda: leading_to(read(node), NODE_PORT), 20, "the NodePort is translated")
+        for found in (read(node), read(node, NODE_PORT, 6000)):
+            assert found.problems == ()
+            for port, address, target in ((NODE_PORT, None, 9090), (6000, cluster_ip, 8080)):
+                ends = leading_to(found, port, address)
+                assert {rule.to_ports for rule in ends} == {((target, target),)}
+                assert {rule.to_addresses for rule in ends} == {("10.99.1.2/32",)}
+                assert all(rule.tracks for rule in ends)
+        other = read(node, 81)
+        assert not leading_to(other, NODE_PORT)
+        assert other.problems == ()
+    tools = {each.tool for each in read(node).chains if "KUBE" in each.name or each.table == "kube-proxy"}
+    assert tools == {"nftables" if mode == "nftables" else f"iptables-{variant}"}

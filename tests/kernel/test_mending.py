@@ -1,0 +1,120 @@
+"""The mender on a real kernel: what was confirmed comes back within seconds, its rival is named, a war ends."""
+
+import time
+
+import pytest
+
+from conntrack_operator.agent.machine import Machine
+from conntrack_operator.agent.mending import Mender
+from conntrack_operator.agent.trial import begin, finished
+from conntrack_operator.kernel import nftables
+from conntrack_operator.kernel.journal import StateDirectory
+from conntrack_operator.kernel.roots import Roots
+from conntrack_operator.model.node import NodeSpec
+from conntrack_operator.model.policy import Settings
+
+STREAM = "net.netfilter.nf_conntrack_udp_timeout_stream"
+WISH = {
+    "timeouts": {"udp": {"stream": 60}},
+    "notrack": {"rules": [{"name": "web", "ports": [80]}]},
+    "trial": {"timeoutSeconds": 30, "soakSeconds": 0},
+}
+
+
+class Node:
+    """A namespace with confirmed settings, its mender, and a clock of its own for the mender."""
+
+    def __init__(self, node, path, document):
+        self.node, self.roots = node, Roots(state=path, etc=path / "etc", usr=path / "usr", run=path / "run")
+        self.machine = Machine(self.roots)
+        self.spec = NodeSpec(revision="r", mode="Apply", node_uid="", settings=Settings.model_validate(document))
+        self.now = 0.0
+        with node.inside(), StateDirectory(self.roots) as state:
+            assert finished(begin(self.machine, state, self.spec, list)).phase == "Current"
+            self.mender = Mender(self.machine)
+            self.mender.settled(self.machine.look(self.spec.settings, (), self.machine.journal(state)))
+        self.mend()
+
+    def mend(self):
+        """Let two seconds pass for the mender, and mend."""
+        self.now += 2.0
+        with self.node.inside(), StateDirectory(self.roots) as state:
+            confirmed = self.machine.read_confirmed(state)
+            assert confirmed is not None
+            return self.mender.mend(state, confirmed, self.spec, self.now)
+
+    def has_table(self):
+        """Tell whether our table is there."""
+        with self.node.inside():
+            return nftables.read_table() is not None
+
+
+@pytest.fixture
+def node(netns, tmp_path):
+    """Return a node with a timeout and a rule."""
+    return Node(netns.namespace(), tmp_path, WISH)
+
+
+def test_a_quiet_node_is_left_alone(node):
+    """Nothing moved, nothing said."""
+    assert [node.mend() for _ in range(10)] == [None] * 10
+
+
+def test_a_sysctl_comes_back_and_its_writer_is_named(node):
+    """A value that a file of this machine has is traced to the file and its line."""
+    conf = node.roots.etc / "sysctl.d/90-udp.conf"
+    conf.parent.mkdir(parents=True)
+    conf.write_text("# tuning\nnet.netfilter.nf_conntrack_udp_timeout_stream = 180\n")
+    node.node.sysctl(STREAM, 180)
+    started = time.monotonic()
+    mended = node.mend()
+    assert time.monotonic() - started < 5
+    assert node.node.sysctl(STREAM) == "60"
+    assert mended.outcome.phase == "Current"
+    (sentence,) = mended.said
+    assert sentence.startswith(
+        f"nf_conntrack_udp_timeout_stream was changed from 60 to 180, likely by sysctl.d ({conf}:2)"
+    )
+    assert dict(node.mender.repairs.totals) == {STREAM: 1}
+    assert node.mend() is None
+
+
+@pytest.mark.parametrize("script", ["flush ruleset\n", "delete table inet conntrack_operator\n"])
+def test_the_table_comes_back(node, script):
+    """Flushed or deleted, at the next look it is there again, counted once."""
+    node.node.nft(script)
+    mended = node.mend()
+    assert mended.outcome.phase == "Current"
+    assert node.has_table()
+    assert dict(node.mender.repairs.totals) == {"notrack": 1}
+    assert node.mend() is None
+    assert node.mend() is None
+
+
+def test_a_war_ends_in_contended(node):
+    """The fourth time in an hour it is left; Contended is said, with who; peace ends it."""
+    for _ in range(3):
+        node.node.sysctl(STREAM, 180)
+        assert node.mend().outcome.phase == "Current"
+    node.node.sysctl(STREAM, 180)
+    mended = node.mend()
+    assert mended.outcome.phase == "Contended"
+    assert node.node.sysctl(STREAM) == "180"
+    (result,) = [result for result in mended.outcome.results if result.reason == "Contended"]
+    assert result.setting == STREAM
+    assert "somebody unknown" in result.message
+    assert node.mend() is None
+    node.node.sysctl(STREAM, 60)
+    node.now += 60
+    assert node.mend().outcome.phase == "Current"
+
+
+def test_tracking_switched_on_again(netns, tmp_path):
+    """With tracking: Disabled a rule that tracks is named at the next look."""
+    node = Node(netns.namespace(), tmp_path, {"tracking": "Disabled"})
+    assert node.mend() is None
+    node.node.track()
+    mended = node.mend()
+    assert mended.outcome.phase == "Refused"
+    assert {result.reason for result in mended.outcome.results} == {"TrackingNeeded"}
+    assert any("lab_tracking" in result.message for result in mended.outcome.results)
