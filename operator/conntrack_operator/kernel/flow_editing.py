@@ -94,8 +94,8 @@ def seed(rules: Sequence[NotrackRule], at_most_seconds: int | None = None, roots
       default) from a side that may open connections. Tried on 6.18.
     - Zones: entries are made in zone 0. Where a firewall puts these ports into another zone, they do not help.
 
-    Raises errors.Unsupported when the kernel does not list its TCP sockets or may not be asked, errors.Retry when it had no
-    room for some of the entries: those it had room for are made.
+    Raises errors.Unsupported when the kernel does not list its TCP sockets or may not be asked, errors.Retry when it
+    had no room for some of the entries: those it had room for are made.
     """
     matcher = Matcher(for_sockets(rules), local_addresses())
     made, failed = 0, dict[int, int]()
