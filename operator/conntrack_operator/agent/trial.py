@@ -215,7 +215,7 @@ class Trial:
         try:
             if self._touches_rules and not rules_failed:
                 if withdrawn := withdrawn_rules(self._journal, plan.rules):
-                    flow_editing.seed(withdrawn, self._machine.roots)
+                    flow_editing.seed(withdrawn, roots=self._machine.roots)
                 nftables.confirm_trial(confirmed_rules(self._journal), plan.rules)
             if self.elapsed > self.budget.timeout_seconds:
                 raise Refused(EXPIRED, "the confirmation was not through by the deadline; see what held the agent up")
