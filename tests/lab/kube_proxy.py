@@ -26,11 +26,11 @@ IPTABLES = ("iptables", "iptables-save", "iptables-restore")
 
 
 class Relay:
-    """Lets programs in a namespace reach 127.0.0.1:port of the host, by the same address."""
+    """Lets programs in a namespace reach 127.0.0.1:port of the host, by the same address or by `at`."""
 
-    def __init__(self, namespace: Namespace, port: int) -> None:
+    def __init__(self, namespace: Namespace, port: int, at: tuple[str, int] | None = None) -> None:
         self._port = port
-        self._listener = namespace.listen("127.0.0.1", port)
+        self._listener = namespace.listen(*(at or ("127.0.0.1", port)))
         self._listener.settimeout(None)
         self._open: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]

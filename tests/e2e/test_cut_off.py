@@ -1,0 +1,102 @@
+"""A change that cuts the API server off, on a real agent that reaches a real API server through a translation."""
+
+import json
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.lab.cluster import Cluster
+from tests.lab.kube_proxy import Relay
+from tests.lab.namespaces import Lab, Namespace, missing
+from tests.lab.operator import Operator
+from tests.lab.programs import wait_until
+
+VIRTUAL = ("10.96.0.1", 443)
+BEHIND = ("10.99.1.2", 6443)
+"""Where the node's own rules lead what it sends to VIRTUAL, as kube-proxy's lead to an API server."""
+TRANSLATION = f"""
+table ip services {{
+  chain output {{
+    type nat hook output priority -100; policy accept;
+    ip daddr {VIRTUAL[0]} tcp dport {VIRTUAL[1]} dnat to {BEHIND[0]}:{BEHIND[1]}
+  }}
+}}
+"""
+CUTTING = {
+    "onConflict": "Force",
+    "rules": [{"name": "direct", "ports": [BEHIND[1]], "side": "Client", "addresses": [f"{BEHIND[0]}/32"]}],
+}
+"""Untracked replies of BEHIND are not translated back to VIRTUAL."""
+
+
+@pytest.fixture
+def node(cluster: Cluster, crds: Path, tmp_path: Path) -> Iterator[Operator]:
+    """Give an operator whose agent runs in a namespace and reaches the API server by VIRTUAL alone."""
+    del crds
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    cluster.clear()
+    with Lab() as lab:
+        namespace, neighbour = lab.namespace(), lab.namespace()
+        near, far = lab.link(namespace, neighbour)
+        assert far.ipv4 == BEHIND[0]
+        lab.route(namespace, far)
+        namespace.nft(TRANSLATION)
+        relay = Relay(neighbour, cluster.port, BEHIND)
+        operator = Operator(cluster, namespace, tmp_path, "virtual", f"https://{VIRTUAL[0]}:{VIRTUAL[1]}")
+        try:
+            operator.start({})
+            yield operator
+        finally:
+            operator.stop()
+            relay.close()
+            cluster.clear()
+
+
+def reachable(namespace: Namespace) -> bool:
+    """Tell whether a fresh connection to the API server comes about, TLS and all."""
+    context = ssl._create_unverified_context()
+    try:
+        with namespace.connect(*VIRTUAL) as plain:
+            plain.settimeout(2)
+            with context.wrap_socket(plain):
+                return True
+    except (OSError, socket.timeout):
+        return False
+
+
+def table_of(namespace: Namespace) -> str:
+    """Return our table, empty when there is none."""
+    return namespace.run("nft", "list", "table", "inet", "conntrack_operator", check=False).stdout
+
+
+def trials(operator: Operator) -> int:
+    """Return how often the node has reported that a change is on trial."""
+    return operator.agent.log.read_text().count(": Trial in ")
+
+
+def edit_failures(operator: Operator, **fields: Any) -> None:
+    """Change what the journal of a stopped agent says of failures."""
+    path = operator.state / "journal.json"
+    journal = json.loads(path.read_text())
+    journal["failures"] |= fields
+    path.write_text(json.dumps(journal))
+
+
+def test_a_rule_that_cuts_the_api_server_off_is_undone_and_parked(node: Operator) -> None:
+    """The kernel is as before by the deadline, the status says which probe failed, and three tries are all."""
+    assert reachable(node.host)
+    node.apply("direct", notrack=CUTTING, trial={"timeoutSeconds": 12, "soakSeconds": 2})
+    wait_until(lambda: table_of(node.host), 20, "the rules are on trial", 0.05)
+    wait_until(lambda: not reachable(node.host), 5, "the API server is cut off", 0.05)
+    took = wait_until(lambda: not table_of(node.host), 12, "the rules are gone", 0.05)
+    assert took < 12
+    assert reachable(node.host)
+    wait_until(lambda: "RolledBack" in node.phases(), 20, "the node says RolledBack")
+    print(node.cluster.kubectl("get", "ctp,nct").stdout)
+    print(node.cluster.kubectl("describe", "nct").stdout)
+    print(node.cluster.kubectl("describe", "ctp").stdout)
