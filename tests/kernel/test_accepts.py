@@ -221,7 +221,7 @@ def _reset_comes(node: Namespace, outside: Namespace, source: str, address: str,
     with outside.inside(), socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
         raw.settimeout(SILENCE_SECONDS)
         with node.listen(address, 22) as listener:
-            listener.setblocking(False)  # noqa: FBT003
+            listener.setblocking(False)
             raw.sendto(_segment((source, 443), (address, 22), flags), (address, 0))
             answered = False
             with contextlib.suppress(TimeoutError):

@@ -238,7 +238,7 @@ class Machine:
         """
         try:
             if withdrawn:
-                flow_editing.seed(withdrawn, self.roots)
+                flow_editing.seed(withdrawn, roots=self.roots)
             nftables.write_rules(rules)
             if beside is not None:
                 accepts.write_accepts(beside)
@@ -298,7 +298,7 @@ class Machine:
     def _spare_new_flows(self, record: TrialRecord) -> None:
         # As well as it goes: a few new connections are not worth keeping rules that cut something off.
         try:
-            flow_editing.seed(record.new_rules, self.roots)
+            flow_editing.seed(record.new_rules, roots=self.roots)
         except ConntrackOperatorError as error:
             log.warning("%s; connections that came about during the trial may break", error)
 
