@@ -20,16 +20,16 @@ from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from conntrack_operator.decide.flow_matching import Matcher, for_sockets, is_translated, without_interfaces
-from conntrack_operator.errors import Retry
+from conntrack_operator.errors import Retry, Unsupported
 from conntrack_operator.model.catalogue import PREFIX as SYSCTL
 from conntrack_operator.model.policy import NotrackRule
 
 from .addresses import local_addresses
-from .flow_messages import LIVES, Life, family_of, liberal, living, tuples
+from .flow_messages import LIVES, UDP, Life, family_of, liberal, living, tuples
 from .flow_selection import Entry, read_entries
 from .netlink import BATCH, Netlink
 from .roots import Roots
-from .sockets import read_connections
+from .sockets import Connection, read_connections
 from .sysctl import read_sysctls
 
 _CT_NEW, _CT_DELETE = 0, 2  # IPCTNL_MSG_CT_*
@@ -43,7 +43,8 @@ _Edit = tuple[int, bytes]
 def make_liberal(rules: Sequence[NotrackRule]) -> int:
     """Let every live TCP entry that `rules` match take packets outside its window from now on; return how many.
 
-    To be called before the rules go in. Translated entries are left alone: no rule may touch their flows. Raises
+    To be called before the rules go in, and once more when they are in: reading a large table takes seconds, in which
+    connections begin. Translated entries are left alone: no rule may touch their flows. Raises
     errors.Unsupported and errors.Retry as `flow_selection.read_entries` does; marking twice does no harm.
     """
     matcher = Matcher((rule for rule in rules if (rule.protocol or "TCP") == "TCP"), local_addresses())
@@ -93,8 +94,8 @@ def seed(rules: Sequence[NotrackRule], at_most_seconds: int | None = None, roots
       default) from a side that may open connections. Tried on 6.18.
     - Zones: entries are made in zone 0. Where a firewall puts these ports into another zone, they do not help.
 
-    Raises errors.Unsupported when the kernel does not list its sockets or may not be asked, errors.Retry when it had no
-    room for some of the entries: those it had room for are made.
+    Raises errors.Unsupported when the kernel does not list its TCP sockets or may not be asked, errors.Retry when it
+    had no room for some of the entries: those it had room for are made.
     """
     matcher = Matcher(for_sockets(rules), local_addresses())
     made, failed = 0, dict[int, int]()
@@ -128,7 +129,7 @@ def _seeds(matcher: Matcher, at_most_seconds: int | None, roots: Roots) -> Itera
             bounded = full if at_most_seconds is None else min(full, at_most_seconds)
             kept = full if at_most_seconds is None else None
             told[state] = living(protocol, life, bounded), living(protocol, life, kept)
-        for connection in read_connections(protocol, frozenset(lives), ports) if lives else ():
+        for connection in _connections(protocol, frozenset(lives), ports):
             inbound = connection.inbound(protocol)
             direction = matcher.direction_of(inbound)
             if direction:
@@ -136,6 +137,14 @@ def _seeds(matcher: Matcher, at_most_seconds: int | None, roots: Roots) -> Itera
                 both = tuples(path)
                 made, renewed = told[connection.state]
                 yield _Seed(family_of(path), both + made, both + renewed)
+
+
+def _connections(protocol: int, states: frozenset[int], ports: bytes) -> Iterator[Connection]:
+    try:
+        yield from read_connections(protocol, states, ports) if states else ()
+    except Unsupported:
+        if protocol != UDP:  # there it is a help alone
+            raise
 
 
 def _timeout_seconds(life: Life, roots: Roots) -> int:

@@ -53,6 +53,8 @@ def read_entries(ports: Mapping[int, bytes]) -> Iterator[Entry]:
     `ports` are 65,536 bytes by IP protocol number, 1 for a port that is wanted. Raises errors.Unsupported (no
     permission, no module) and errors.Retry (an interrupted or broken answer). Needs NET_ADMIN and nf_conntrack_netlink.
     """
+    if not ports:
+        return
     with Netlink() as netlink:
         request = message(CTNETLINK << 8 | CT_GET, NLM_F_REQUEST | NLM_F_DUMP, netlink.next_sequence())
         selection = Selection(ports)

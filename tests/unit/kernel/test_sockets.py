@@ -1,13 +1,15 @@
 """Sockets out of sock_diag's messages, as a kernel writes them."""
 
+import errno
 import socket
 import struct
 from ipaddress import ip_address
 
 import pytest
 
-from conntrack_operator.errors import Retry
-from conntrack_operator.kernel.sockets import ESTABLISHED, Connection, connections_in
+from conntrack_operator.errors import Retry, Unsupported
+from conntrack_operator.kernel.netlink import Netlink
+from conntrack_operator.kernel.sockets import ESTABLISHED, Connection, connections_in, read_connections
 
 PORTS = bytes(port in (80, 443) for port in range(65_536))
 
@@ -51,3 +53,17 @@ def test_a_message_that_is_cut_short_is_no_socket() -> None:
     """Asking again is the remedy."""
     with pytest.raises(Retry, match="cut short"):
         list(connections_in(iter([listed("192.0.2.1", 80, "10.0.0.1", 1)[:50]]), PORTS))
+
+
+@pytest.mark.parametrize(
+    ("number", "expected", "words"),
+    [(errno.ENOENT, Unsupported, "modprobe -a tcp_diag udp_diag"), (errno.ENOBUFS, Retry, "ask again")],
+)
+def test_a_kernel_that_lists_no_sockets_is_told_from_one_that_is_busy(
+    monkeypatch: pytest.MonkeyPatch, number: int, expected: type[Exception], words: str
+) -> None:
+    """The first needs its modules, the second another try."""
+    refusal = struct.pack("=IHHIIi", 36, 2, 0, 1, 0, -number) + bytes(16)
+    monkeypatch.setattr(Netlink, "datagrams", lambda *_: iter([refusal]))
+    with pytest.raises(expected, match=words):
+        list(read_connections(6, frozenset({ESTABLISHED}), PORTS))
