@@ -226,6 +226,8 @@ class Trial:
         if left <= 0:
             raise Refused(EXPIRED, "the time for the trial was over before its rules could be loaded")
         nftables.begin_trial(before, plan.rules, left)
+        # Reading a large table takes seconds, in which connections came about.
+        flow_editing.make_liberal(new_rules(plan, self._journal))
 
     def _confirmed(self) -> Outcome:
         plan = self._sight.plan
@@ -247,7 +249,7 @@ class Trial:
         except ConntrackOperatorError as error:
             return self._undone("StateUnwritable", f"the change could not be confirmed: {error}")
         results = results_for(plan, facts, table, self._failed)
-        outcome = Outcome(phase_of(results, "Apply"), results, plan.changes, facts, plan.warnings)
+        outcome = Outcome(phase_of(results, "Apply"), results, plan.changes, facts, plan.warnings, self._sight)
         self._machine.keep_confirmed(self.spec, outcome, plan, self._state)
         if self._touches_rules and not rules_failed:
             self._tidy()
