@@ -59,6 +59,8 @@ class Outcome:
     changes: tuple[Change, ...]
     facts: Facts
     warnings: tuple[Refusal, ...] = ()
+    sight: "Sight | None" = None
+    """The look that it was made of; None for what was rolled back."""
 
     @property
     def message(self) -> str:
@@ -188,7 +190,7 @@ class Machine:
             facts, table = self.facts(tracking_needed=False), read_table_state()
         state.write_journal(journal_after(plan, journal, failed))
         results = results_for(plan, facts, table, failed)
-        return Outcome(phase_of(results, mode), results, plan.changes, facts, plan.warnings)
+        return Outcome(phase_of(results, mode), results, plan.changes, facts, plan.warnings, sight)
 
     def unload(self, plan: Plan) -> Failed:
         """Unload the modules that `plan` names, after everything else; return why not."""

@@ -61,6 +61,11 @@ def read_base_chains() -> list[BaseChain]:
     return _answers(GET_CHAIN, _base_chain)
 
 
+def read_chain_names() -> list[tuple[Family, str, str]]:
+    """Return (family, table, name) of every chain of ip, ip6 and inet. Raises as `read_tables` does."""
+    return _answers(GET_CHAIN, _chain_name)
+
+
 def _answers(kind: int, read: Callable[[bytes], Name | None]) -> list[Name]:
     for _ in range(ATTEMPTS - 1):
         with contextlib.suppress(Retry):  # somebody changed the ruleset meanwhile
@@ -88,6 +93,12 @@ def _table(answer: bytes) -> TableName | None:
         return None
     flags = _UNSIGNED.unpack(found[2])[0] if 2 in found else 0
     return TableName(family, _text(found[1]), bool(flags & OWNER), bool(flags & DORMANT))
+
+
+def _chain_name(answer: bytes) -> tuple[Family, str, str] | None:
+    family = _FAMILIES.get(answer[HEADER.size])
+    found = {kind: answer[start:end] for kind, start, end in attributes(answer, BODY, len(answer))}
+    return None if family is None or not {1, 3} <= found.keys() else (family, _text(found[1]), _text(found[3]))
 
 
 def _base_chain(answer: bytes) -> BaseChain | None:
