@@ -10,8 +10,8 @@ from . import notrack_exemptions
 from .intervals import Intervals, covers, merged, without
 from .notrack_exemptions import Hook
 from .notrack_lines import ERRORS, TRIAL, Target, error_chain, matches_of
-from .notrack_script import REMOVE, Line, creation, deletions, edit
-from .notrack_table import Chain, Contents, Installed
+from .notrack_script import REMOVE, Line, creation, edit
+from .notrack_table import TABLE, Chain, Contents, Installed
 
 ALIVE = f"{TRIAL}alive"
 """The set that says whether a trial is running."""
@@ -94,17 +94,17 @@ class Ruleset:
         return creation(new, self._chains, seconds)
 
     def ending(self) -> str:
-        """Return the commands that delete the trial's elements; they fail when one has expired."""
-        return deletions(self._sets)
+        """Return the command that ends the trial and fails, with all of its transaction, when it is over already.
+
+        It deletes what every packet on trial asks for. The ports live as long, and to delete them takes nft minutes.
+        """
+        alive = ", ".join(self._sets[ALIVE].timed_names)
+        return f"delete element inet {TABLE} {ALIVE} {{ {alive} }}\n"
 
     def is_running_in(self, installed: Installed | None) -> bool:
-        """Tell whether the trial's elements are all still there."""
-        return installed is not None and all(
-            (found := installed.sets.get(name)) is not None
-            and covers(found.timed, contents.timed)
-            and set(contents.timed_names) <= set(found.timed_names)
-            for name, contents in self._sets.items()
-        )
+        """Tell whether the trial is not over yet."""
+        found = installed.sets.get(ALIVE) if installed else None
+        return found is not None and set(self._sets[ALIVE].timed_names) <= set(found.timed_names)
 
     def missing_from(self, installed: Installed | None) -> tuple[str, ...]:
         """Return the names of the policy rules that `installed` does not carry out in full."""

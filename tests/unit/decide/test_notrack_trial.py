@@ -118,7 +118,7 @@ def _listed(ruleset: Ruleset, elements: dict[str, list[object]] | None = None) -
 
 
 def _edits(script: str, name: str) -> list[str]:
-    return [line for line in script.splitlines() if f" {name} " in line]
+    return [line for line in script.splitlines() if name in line.split()]
 
 
 POOL = "confirmed_udp_server"
@@ -131,6 +131,7 @@ EDITS = (
     (["8000-8100"], ["8050", "9000"], ["delete {8000-8100}", "add {8050, 9000}"]),
     ([80, 443], [80], ["delete {443}"]),
     ([80, 443], [80, 8080], ["delete {443}", "add {8080}"]),
+    (["1-9", *range(11, 151, 2)], ["1-9"], ["flush", "add {1-9}"]),
 )
 
 
@@ -142,7 +143,9 @@ def test_a_set_is_edited_no_more_than_it_must(
     one, other = (notrack.ruleset_for([_rule(protocol="UDP", ports=ports)]) for ports in (before, after))
     expected = [
         f"{verb} element inet conntrack_operator {POOL} {{ {elements[1:-1]} }}"
-        for verb, elements in (command.split(" ", 1) for command in commands)
+        if elements
+        else f"{verb} set inet conntrack_operator {POOL}"
+        for verb, _, elements in (command.partition(" ") for command in commands)
     ]
     assert _edits(other.edit(_listed(one)), POOL) == expected
 
