@@ -120,11 +120,13 @@ class Ruleset:
 
     @cached_property
     def _sets(self) -> dict[str, Contents]:
-        sets = {name: contents for target in self._targets for name, contents in _sets_of(target)}
+        sets: dict[str, Contents] = {}
+        if self.on_trial is not None:
+            # The first to be made is the first to expire: with it everything ends in one moment.
+            sets[ALIVE] = Contents("nf_proto", ("timeout",), timed_names=("ipv4", "ipv6"))
+        sets |= {name: contents for target in self._targets for name, contents in _sets_of(target)}
         if any(target.exempts for target in self._targets):
             sets |= _learned_sets()
-        if self.on_trial is not None:
-            sets[ALIVE] = Contents("nf_proto", ("timeout",), timed_names=("ipv4", "ipv6"))
         return sets
 
     @cached_property
