@@ -134,7 +134,10 @@ class Surroundings:
     services: tuple[Service, ...] = ()
     failsafe: tuple[FailsafePort, ...] = ()
     translated: Mapping[tuple[str, int], str] = field(default_factory=dict)
-    """Live entries that NAT has changed, one example in words for each (protocol, serving port)."""
+    """Live entries that NAT has changed and this node serves, before or after it: one example in words for each
+    (protocol in capitals, serving port)."""
+    translated_elsewhere: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    """The same of entries that others serve: what this node forwards or asks for. They concern Forward and Client."""
     local_port_range: tuple[int, int] = (32768, 60999)
     """net.ipv4.ip_local_port_range: where the node's own connections take their source ports from."""
     other_entries: int = 0
