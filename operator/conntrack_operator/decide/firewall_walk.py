@@ -9,31 +9,18 @@ STATEMENTS). An untracked packet has no connection mark, status or helper: condi
 (nft_ct_get_eval in net/netfilter/nft_ct.c breaks without an entry), `ct state untracked` alone holds.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
-from conntrack_operator.model.surroundings import Firewall, FirewallChain, FirewallRule, Match
+from conntrack_operator.model.surroundings import Firewall, FirewallChain, FirewallRule
 
 from .packets import Packets
-
-UNTRACKED = "untracked"
+from .twins import STEPS_MAX, UNTRACKED, Flow, TooMuch, Walk, beside
 
 Passage = Literal["accepted", "refused", "partly", "unknown"]
-
-_Where = Literal["going", "left", "waiting", "accepted", "refused"]
-"""A twin goes through the chain, has left it by return or goto, waits for its twin in a chain it is not in, is done."""
-
-_VERDICTS: dict[str, _Where] = {
-    "accept": "accepted", "drop": "refused", "reject": "refused", "return": "left", "dnat": "accepted",
-    "redirect": "accepted", "snat": "accepted", "masquerade": "accepted", "tproxy": "accepted", "queue": "accepted",
-}  # fmt: skip
-_TRANSLATIONS = ("dnat", "redirect", "snat", "masquerade")
-_DEEPEST = 16
-"""NFT_JUMP_STACK_SIZE (include/net/netfilter/nf_tables.h)."""
-_STEPS_MAX = 200_000
-_SETS_MAX = 256
-"""Sets of packets followed at once; beyond it they are not cut any finer, which finds more than there is."""
 
 
 @dataclass(frozen=True)
@@ -61,30 +48,21 @@ class Translation:
     """Those it reaches and matches."""
 
 
-@dataclass(frozen=True)
-class _Flow:
-    packets: Packets
-    tracked: _Where = "going"
-    untracked: _Where = "going"
-    sure: bool = True
-    tracked_by: str = ""
-    untracked_by: str = ""
+def losses(firewall: Firewall, sets: Sequence[Packets], state: str) -> tuple[Loss, ...]:
+    """Return one loss for each base chain that treats packets worse when they are untracked than in `state`.
 
-    @property
-    def ended(self) -> bool:
-        return self.tracked == "refused" or "going" not in (self.tracked, self.untracked)
-
-
-def losses(firewall: Firewall, packets: Packets, state: str) -> tuple[Loss, ...]:
-    """Return one loss for each base chain that treats `packets` worse when they are untracked than in `state`.
-
-    `state` is how tracking sees them today, `new` or `established`. Packets that a chain refuses either way are no
-    loss, and none of them comes to the next chain. Each loss is looked at as if the ones before it were mended.
+    `sets` are of one hook and IP version, `state` is how tracking sees them today, `new` or `established`. Packets that
+    a chain refuses either way are no loss, and none of them comes to the next chain. Each loss is looked at as if the
+    ones before it were mended.
     """
     found = []
-    sets: Sequence[Packets] = (packets,)
-    for chain in base_chains(firewall, packets):
-        flows = _Walk(firewall, chain, state).through(_Flow(each) for each in sets)
+    for chain in base_chains(firewall, sets[0]) if sets else ():
+        try:
+            flows = Walk(firewall, chain, state).through(Flow(each) for each in sets)
+        except TooMuch:
+            words = f"more than {STEPS_MAX} steps to follow"
+            found.append(Loss(chain, sets[0], words, words, sure=False))
+            continue
         lost = [flow for flow in flows if flow.tracked == "accepted" and flow.untracked == "refused"]
         if lost:
             worst = max(lost, key=lambda flow: flow.sure)
@@ -93,12 +71,25 @@ def losses(firewall: Firewall, packets: Packets, state: str) -> tuple[Loss, ...]
     return tuple(found)
 
 
+def passing(firewall: Firewall, packets: Packets, state: str) -> tuple[Packets, ...]:
+    """Return those of `packets` that come through all filter chains of their hook, or may, in `state`."""
+    sets: tuple[Packets, ...] = (packets,)
+    for chain in base_chains(firewall, packets):
+        with suppress(TooMuch):
+            flows = Walk(firewall, chain, state).through(Flow(each, untracked="waiting") for each in sets)
+            sets = tuple({flow.packets: None for flow in flows if flow.tracked == "accepted"})
+    return sets
+
+
 def would_pass(firewall: Firewall, packets: Packets, state: str = UNTRACKED) -> Passage:
     """Tell whether the filter chains of the packets' hook let `packets` through when tracking sees them in `state`."""
     sure, ends = True, set[Passage]()
     sets: Sequence[Packets] = (packets,)
     for chain in base_chains(firewall, packets):
-        flows = _Walk(firewall, chain, state).through(_Flow(each, untracked="waiting") for each in sets)
+        try:
+            flows = Walk(firewall, chain, state).through(Flow(each, untracked="waiting") for each in sets)
+        except TooMuch:
+            return "unknown"
         refused = [flow for flow in flows if flow.tracked == "refused"]
         sure = sure and all(flow.sure for flow in flows)
         ends.update(("refused",) if refused else ())
@@ -112,13 +103,50 @@ def would_pass(firewall: Firewall, packets: Packets, state: str = UNTRACKED) -> 
     return "partly" if sure else "unknown"
 
 
-def translations(firewall: Firewall, packets: Packets) -> Iterator[Translation]:
-    """Yield every rule in the nat chains of the packets' hook that may translate some of `packets`."""
+def translation_of(firewall: Firewall, packets: Packets, verdicts: Collection[str]) -> Translation | None:
+    """Return a rule in the nat chains of the packets' hook that may translate some of `packets`, or None.
+
+    `verdicts` are the kinds of translation that count. What a rule takes is gone for the ones after it.
+    """
     for chain in _chains_at(firewall, packets):
         if chain.type == "nat":
-            walk = _Walk(firewall, chain, "new")
-            walk.through([_Flow(packets, untracked="waiting")])
-            yield from walk.translations
+            walk = _TranslationWalk(firewall, chain, verdicts)
+            try:
+                walk.through([Flow(packets, untracked="waiting")])
+            except TooMuch:
+                walk.found.extend(islice(_reached(firewall, chain, packets, verdicts), 1))
+            if walk.found:
+                return walk.found[0]
+    return None
+
+
+def translations(firewall: Firewall, packets: Packets, verdicts: Collection[str]) -> Iterator[Translation]:
+    """Yield every rule in the nat chains of the packets' hook that matches some of `packets` along a way of jumps.
+
+    Rules before it count as if they took nothing: a node has a rule for each Service, and this asks for all of them.
+    """
+    for chain in _chains_at(firewall, packets):
+        if chain.type == "nat":
+            yield from _reached(firewall, chain, packets, verdicts)
+
+
+def _reached(
+    firewall: Firewall, base: FirewallChain, packets: Packets, verdicts: Collection[str]
+) -> Iterator[Translation]:
+    chains = beside(firewall, base)
+    waiting, seen = [(base, packets)], {(base.name, packets)}
+    while waiting:
+        chain, sent = waiting.pop()
+        for rule in chain.rules:
+            leads = rule.target in chains and rule.verdict in ("jump", "goto")
+            taken = sent.cut(rule.match)[0] if leads or rule.verdict in verdicts else None
+            if taken is None:
+                continue
+            if not leads:
+                yield Translation(chain, rule, taken)
+            elif (rule.target, taken) not in seen and len(seen) < STEPS_MAX:
+                seen.add((rule.target, taken))
+                waiting.append((chains[rule.target], taken))
 
 
 def base_chains(firewall: Firewall, packets: Packets) -> list[FirewallChain]:
@@ -132,115 +160,18 @@ def _chains_at(firewall: Firewall, packets: Packets) -> list[FirewallChain]:
     return sorted(chains, key=lambda chain: chain.priority)
 
 
-class _Walk:
-    """One base chain, walked with everything it jumps to."""
+class _TranslationWalk(Walk):
+    """A nat chain, walked by new packets until one of them is translated."""
 
-    def __init__(self, firewall: Firewall, chain: FirewallChain, state: str) -> None:
-        self._base = chain
-        self._state = state
-        self._chains = {
-            each.name: each
-            for each in firewall.chains
-            if (each.tool, each.family, each.table) == (chain.tool, chain.family, chain.table)
-        }
-        self._steps = 0
-        self.translations: list[Translation] = []
+    def __init__(self, firewall: Firewall, chain: FirewallChain, verdicts: Collection[str]) -> None:
+        super().__init__(firewall, chain, "new")
+        self._verdicts = verdicts
+        self.found: list[Translation] = []
 
-    def through(self, flows: Iterable[_Flow]) -> list[_Flow]:
-        """Return the flows with both twins accepted, refused or waiting."""
-        policy: _Where = "refused" if self._base.policy == "drop" else "accepted"
-        words = f"policy {self._base.policy or 'accept'}"
-        return [
-            replace(
-                flow,
-                tracked=policy if flow.tracked in ("going", "left") else flow.tracked,
-                untracked=policy if flow.untracked in ("going", "left") else flow.untracked,
-                tracked_by=flow.tracked_by or words,
-                untracked_by=flow.untracked_by or words,
-            )
-            for flow in self._chain(self._base, flows, 0)
-        ]
+    @property
+    def _over(self) -> bool:
+        return bool(self.found)
 
-    def _chain(self, chain: FirewallChain, flows: Iterable[_Flow], depth: int) -> list[_Flow]:
-        ended: dict[object, _Flow] = {}
-        going: dict[object, _Flow] = {}
-        _sort_in(flows, going, ended)
-        for rule in chain.rules:
-            if not going:
-                break
-            before, going = going, {}
-            coarse = len(before) > _SETS_MAX
-            for flow in before.values():
-                _sort_in(self._rule(chain, rule, flow, depth, coarse=coarse), going, ended)
-        return [*ended.values(), *going.values()]
-
-    def _rule(
-        self, chain: FirewallChain, rule: FirewallRule, flow: _Flow, depth: int, *, coarse: bool
-    ) -> Iterator[_Flow]:
-        self._steps += 1
-        leads = rule.verdict in ("jump", "goto")
-        target = self._chains.get(rule.target) if leads and depth < _DEEPEST and self._steps < _STEPS_MAX else None
-        tracked = flow.tracked == "going" and _holds(rule, self._state)
-        untracked = flow.untracked == "going" and _holds(rule, UNTRACKED)
-        inside, outside = flow.packets.cut(rule.match) if tracked or untracked else (None, ())
-        if inside is None or (target is None and rule.verdict not in _VERDICTS):
-            yield flow
-            return
-        if coarse and outside:
-            yield replace(flow, sure=False)
-        else:
-            yield from (replace(flow, packets=rest) for rest in outside)
-        if rule.match.other:
-            yield replace(flow, packets=inside, sure=False)
-        taken = replace(flow, packets=inside, sure=flow.sure and not rule.match.other and not (coarse and outside))
-        if target is not None:
-            yield from self._inside(target, rule, taken, depth, (tracked, untracked))
-            return
-        if rule.verdict in _TRANSLATIONS:
-            self.translations.append(Translation(chain, rule, inside))
-        end, text = _VERDICTS[rule.verdict], "" if rule.verdict == "return" else rule.text
-        if tracked:
-            taken = replace(taken, tracked=end, tracked_by=text)
-        if untracked:
-            taken = replace(taken, untracked=end, untracked_by=text)
-        yield taken
-
-    def _inside(
-        self, target: FirewallChain, rule: FirewallRule, flow: _Flow, depth: int, twins: tuple[bool, bool]
-    ) -> Iterator[_Flow]:
-        tracked, untracked = twins
-        entered = replace(
-            flow,
-            tracked="waiting" if flow.tracked == "going" and not tracked else flow.tracked,
-            untracked="waiting" if flow.untracked == "going" and not untracked else flow.untracked,
-        )
-        back: _Where = "going" if rule.verdict == "jump" else "left"
-        for end in self._chain(target, (entered,), depth + 1):
-            yield replace(
-                end,
-                tracked=_after(end.tracked, back) if tracked else flow.tracked,
-                untracked=_after(end.untracked, back) if untracked else flow.untracked,
-            )
-
-
-def _after(end: _Where, back: _Where) -> _Where:
-    return back if end in ("going", "left") else end
-
-
-def _holds(rule: FirewallRule, state: str) -> bool:
-    """Tell whether what a rule wants of connection tracking can hold for a packet in `state`."""
-    match: Match = rule.match
-    if match.states is not None:
-        return state in match.states
-    # Marks, status, helpers: what the packet of no connection has not.
-    return not (state == UNTRACKED and rule.tracks and match.other and rule.verdict not in _TRANSLATIONS)
-
-
-def _sort_in(flows: Iterable[_Flow], going: dict[object, _Flow], ended: dict[object, _Flow]) -> None:
-    """Put each flow where it belongs; of two that differ in sureness alone the sure one stays."""
-    for flow in flows:
-        into = ended if flow.ended else going
-        key = (flow.packets, flow.tracked, flow.untracked)
-        known = into.get(key)
-        if known is None or (flow.sure and not known.sure):
-            into[key] = flow
+    def _meets(self, chain: FirewallChain, rule: FirewallRule, packets: Packets) -> None:
+        if rule.verdict in self._verdicts:
+            self.found.append(Translation(chain, rule, packets))

@@ -76,9 +76,12 @@ class Packets:
             inside = _with(inside, name, taken)
         return inside, tuple(outside)
 
-    def overlaps(self, match: Match) -> bool:
-        """Tell whether `match` takes any of them."""
-        return self.cut(match)[0] is not None
+    @property
+    def pieces(self) -> int:
+        """Intervals and names it takes to tell this set."""
+        parts = (self.source_ports, self.destination_ports, self.sources or (), self.destinations or ())
+        names = (self.comes_in.only or (), self.comes_in.never, self.goes_out.only or (), self.goes_out.never)
+        return sum(map(len, parts)) + sum(map(len, names))
 
     def _cuts(self, match: Match) -> Iterator[tuple[str, object, object]]:
         """Yield what each part of the match takes of a field and leaves of it; nothing is None."""

@@ -3,12 +3,12 @@
 What cannot be told of a match counts as touching, and where the node's own addresses are not known, any may be one.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from conntrack_operator.model.policy import NotrackRule
 from conntrack_operator.model.surroundings import Firewall, Service, Surroundings
 
-from .firewall_walk import Translation, translations
+from .firewall_walk import Translation, translation_of, translations
 from .intervals import WIDTHS
 from .packets import Hook, Packets, common
 from .rule_packets import overlap, packets_of, ports_of, protocol_of, serving_addresses, side_of, words
@@ -19,6 +19,8 @@ _TOUCHED_BY: dict[str, frozenset[str]] = {
     "Client": frozenset({"ClusterIP"}),
     "Forward": _SERVING | {"ClusterIP"},
 }
+_DESTINATION = ("dnat", "redirect")
+_SOURCE = ("snat", "masquerade")
 _LOWEST_PICKED = 1024
 """Masquerade gives a source port of 1024 or more one of 1024 or more (nf_nat_l4proto_unique_tuple in nf_nat_core.c);
 the ones below go to the few programs that send from such a port."""
@@ -52,11 +54,11 @@ def source_port_overlap(rule: NotrackRule, surroundings: Surroundings) -> str | 
             f" {low} {high}), whose replies would be taken for requests; serve on a port outside that range, or"
             " narrow the range"
         )
-    for firewall_rule in _source_rules(surroundings.firewall, protocol_of(rule)):
-        picked = firewall_rule.rule.to_ports or ((_LOWEST_PICKED, _HIGHEST),)
+    for found in _every(surroundings.firewall, "postrouting", protocol_of(rule), _SOURCE):
+        picked = found.rule.to_ports or ((_LOWEST_PICKED, _HIGHEST),)
         if ports := common(ports_of(rule), picked):
             return (
-                f"{words(rule, ports)} may be picked as source ports by {_where(firewall_rule)}, and replies to such"
+                f"{words(rule, ports)} may be picked as source ports by {_where(found)}, and replies to such"
                 f" flows would not be translated back; give the translation a port range without them, or serve below"
                 f" {_LOWEST_PICKED}"
             )
@@ -65,9 +67,7 @@ def source_port_overlap(rule: NotrackRule, surroundings: Surroundings) -> str | 
 
 def translates(firewall: Firewall) -> bool:
     """Tell whether any rule translates: then every entry carries the NAT extension."""
-    return any(
-        rule.verdict in ("dnat", "redirect", "snat", "masquerade") for chain in firewall.chains for rule in chain.rules
-    )
+    return any(rule.verdict in (*_DESTINATION, *_SOURCE) for chain in firewall.chains for rule in chain.rules)
 
 
 def _of_service(rule: NotrackRule, services: Iterable[Service]) -> str | None:
@@ -114,12 +114,11 @@ def _of_destination_rule(rule: NotrackRule, surroundings: Surroundings) -> str |
     """Judge the requests before any translation: what DNAT and REDIRECT would take."""
     hook: Hook = "output" if side_of(rule) == "Client" else "prerouting"
     for packets in packets_of(rule, "request", hook, surroundings.local_addresses):
-        for found in translations(surroundings.firewall, packets):
-            if found.rule.verdict in ("dnat", "redirect"):
-                return (
-                    f"{words(rule, found.packets.destination_ports)} is translated by {_where(found)}; take the port"
-                    " out of the rule, or remove that translation"
-                )
+        if found := translation_of(surroundings.firewall, packets, _DESTINATION):
+            return (
+                f"{words(rule, found.packets.destination_ports)} is translated by {_where(found)}; take the port"
+                " out of the rule, or remove that translation"
+            )
     return None
 
 
@@ -128,9 +127,7 @@ def _of_target(rule: NotrackRule, surroundings: Surroundings) -> str | None:
     if side_of(rule) == "Client":
         return None
     serving = serving_addresses(rule, surroundings.local_addresses)
-    for found in _every_translation(surroundings.firewall, "prerouting", protocol_of(rule)):
-        if found.rule.verdict not in ("dnat", "redirect"):
-            continue
+    for found in _every(surroundings.firewall, "prerouting", protocol_of(rule), _DESTINATION):
         ports = common(ports_of(rule), found.rule.to_ports or found.packets.destination_ports)
         local = found.rule.verdict == "redirect"
         if side_of(rule) == "Forward":
@@ -147,27 +144,19 @@ def _of_target(rule: NotrackRule, surroundings: Surroundings) -> str | None:
 
 def _of_source_rule(rule: NotrackRule, surroundings: Surroundings) -> str | None:
     """Judge what leaves: masquerade and SNAT of routed packets; of the node's own, SNAT, which changes the address."""
-    verdicts = {"Forward": ("snat", "masquerade"), "Client": ("snat",)}.get(side_of(rule), ())
+    verdicts = {"Forward": _SOURCE, "Client": ("snat",)}.get(side_of(rule), ())
     for packets in packets_of(rule, "request", "postrouting") if verdicts else ():
-        for found in translations(surroundings.firewall, packets):
-            if found.rule.verdict in verdicts:
-                return (
-                    f"the sources of {words(rule, found.packets.destination_ports)} are translated by {_where(found)};"
-                    " name addresses or peers in the rule that this does not cover, or remove the rule"
-                )
+        if found := translation_of(surroundings.firewall, packets, verdicts):
+            return (
+                f"the sources of {words(rule, found.packets.destination_ports)} are translated by {_where(found)};"
+                " name addresses or peers in the rule that this does not cover, or remove the rule"
+            )
     return None
 
 
-def _source_rules(firewall: Firewall, protocol: str) -> Iterator[Translation]:
-    for hook in ("postrouting", "input"):
-        for found in _every_translation(firewall, hook, protocol):
-            if found.rule.verdict in ("snat", "masquerade"):
-                yield found
-
-
-def _every_translation(firewall: Firewall, hook: Hook, protocol: str) -> Iterator[Translation]:
+def _every(firewall: Firewall, hook: Hook, protocol: str, verdicts: Collection[str]) -> Iterator[Translation]:
     for family in WIDTHS:
-        yield from translations(firewall, Packets(hook, family, protocol))
+        yield from translations(firewall, Packets(hook, family, protocol), verdicts)
 
 
 def _where(found: Translation) -> str:

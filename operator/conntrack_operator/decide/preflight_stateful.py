@@ -8,7 +8,7 @@ from conntrack_operator.model.policy import NotrackRule
 from conntrack_operator.model.surroundings import Firewall, FirewallRule
 
 from .accept_places import is_ours
-from .firewall_walk import Loss, losses, would_pass
+from .firewall_walk import Loss, losses, passing
 from .packets import Packets
 from .rule_packets import FILTERED, Direction, packets_of, side_of, words
 
@@ -53,17 +53,38 @@ def stateful_refusals(
 
 
 def losses_of(rule: NotrackRule, firewall: Firewall) -> Iterator[tuple[Direction, Loss]]:
-    """Yield every chain in which the packets of `rule` are worse off untracked, requests first."""
+    """Yield every chain in which the packets of `rule` are worse off untracked, requests first.
+
+    Replies count where their requests come through today: what nobody may ask is not answered either.
+    """
     hooks = FILTERED[side_of(rule)]
-    pairs = tuple(
-        zip(packets_of(rule, "request", hooks["request"]), packets_of(rule, "reply", hooks["reply"]), strict=True)
+    replies = []
+    for request, reply in zip(
+        packets_of(rule, "request", hooks["request"]), packets_of(rule, "reply", hooks["reply"]), strict=True
+    ):
+        for loss in losses(firewall, (request,), STATES["request"]):
+            yield "request", loss
+        replies.append([_answering(each, reply) for each in passing(firewall, request, STATES["request"])])
+    for sets in replies:
+        for loss in losses(firewall, sets, STATES["reply"]):
+            yield "reply", loss
+
+
+def _answering(request: Packets, reply: Packets) -> Packets:
+    """Return the replies to `request` alone.
+
+    Routed ones come in where the request went out; the node's own use any of the rule's interfaces.
+    """
+    routed = reply.hook == "forward"
+    return replace(
+        reply,
+        source_ports=request.destination_ports,
+        destination_ports=request.source_ports,
+        sources=request.destinations,
+        destinations=request.sources,
+        comes_in=request.goes_out if routed else reply.comes_in,
+        goes_out=request.comes_in if routed else reply.goes_out,
     )
-    open_pairs = [pair for pair in pairs if would_pass(firewall, pair[0], STATES["request"]) != "refused"]
-    directions: tuple[Direction, ...] = ("request", "reply")
-    for index, direction in enumerate(directions):
-        for pair in open_pairs:
-            for loss in losses(firewall, pair[index], STATES[direction]):
-                yield direction, loss
 
 
 def without_ours(firewall: Firewall) -> Firewall:

@@ -66,14 +66,11 @@ def packets_of(
                     hook, family, protocol_of(rule), destination_ports=ports, sources=peer, destinations=server,
                     comes_in=comes_in, goes_out=goes_out,
                 )  # fmt: skip
-                continue
-            if side_of(rule) == "Forward":
-                # A routed reply leaves by the interface that its request came in by: both are yielded in one order.
-                comes_in, goes_out = goes_out, comes_in  # noqa: PLW2901
-            yield Packets(
-                hook, family, protocol_of(rule), source_ports=ports, sources=server, destinations=peer,
-                comes_in=comes_in, goes_out=goes_out,
-            )  # fmt: skip
+            else:
+                yield Packets(
+                    hook, family, protocol_of(rule), source_ports=ports, sources=server, destinations=peer,
+                    comes_in=comes_in, goes_out=goes_out,
+                )  # fmt: skip
 
 
 def overlap(texts: tuple[str, ...] | None, others: tuple[str, ...] | None) -> bool:

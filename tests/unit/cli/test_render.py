@@ -82,6 +82,23 @@ def test_a_plan_in_a_pipe_has_one_line_a_row() -> None:
     assert not any(line.endswith(" ") for line in text.splitlines())
 
 
+WARNING = """\
+Nothing to change: the machine is as it should be.
+
+warning  net.netfilter.nf_conntrack_tcp_timeout_established  BelowKeepalive
+  tcp_timeout_established is 10m; use 24h
+"""
+
+
+def test_warnings_are_told_but_are_no_refusals() -> None:
+    """Below what is refused, in yellow, in plans and outcomes alike."""
+    odd = Refusal(ESTABLISHED, "BelowKeepalive", "tcp_timeout_established is 10m; use 24h")
+    plan = Plan(changes=(), refused=(), wanted={}, rules=(), warnings=(odd,))
+    assert plain(plan_view(plan), 80) == WARNING
+    outcome = plain(outcome_view((), (), facts(), warnings=(odd,)), 80)
+    assert outcome == WARNING.replace("Nothing to change: the machine is as it should be.", "Nothing was changed.")
+
+
 def test_nothing_to_do() -> None:
     """A plan without changes is one sentence."""
     text = plain(plan_view(Plan(changes=(), refused=(), wanted={}, rules=())), 80)

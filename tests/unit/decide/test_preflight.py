@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.lab.firewalls import REPLIES, chain, firewalld, jump, nftables, rule, ufw
+from tests.lab.firewalls import chain, firewalld, jump, nftables, rule, ufw
 
 from conntrack_operator.decide.preflight import FORCIBLE, judge
 from conntrack_operator.model.policy import Notrack, NotrackRule
@@ -288,6 +288,8 @@ def test_another_machine_is_judged_by_what_every_node_lives_by():
 
 BAD_ASK = "accepts requests to port 80/TCP by state alone"
 BAD_ANSWER = "accepts replies from port 80/TCP by state alone"
+FROM = ("10.0.0.0/8",)
+FROM_10 = rule("accept", "ip saddr 10.0.0.0/8 tcp dport 80 accept", ports=[80], sources=FROM)
 OUT_BY_STATE = nftables(hook="output")
 OUT_NEW_80 = nftables(rule("accept", "dport 80 new", ports=[80], states={"new"}), hook="output")
 OUT_PLAIN_80 = nftables(rule("accept", "dport 80", ports=[80]), hook="output")
@@ -330,6 +332,19 @@ def both(*firewalls):
             id="routed by one interface",
         ),
         pytest.param(
+            wanted(side="Forward", interfaces=["eth0"]),
+            nftables(
+                rule("drop", in_interfaces=("eth0",), out_interfaces=("eth0",)),
+                rule("accept", ports=[80], in_interfaces=("eth0",)),
+                rule("accept", source_ports=[80], out_interfaces=("eth0",)), hook="forward",
+            ), None, None, None, id="routed by one interface and back by it",
+        ),
+        pytest.param(
+            wanted(),
+            both(nftables(FROM_10), nftables(rule("accept", source_ports=[80], destinations=FROM), hook="output")),
+            None, None, None, id="answers to those who may ask",
+        ),
+        pytest.param(
             wanted(peers=["10.0.0.0/8"]),
             nftables(rule("accept", ports=[80], sources=("10.0.0.0/8",)), NEW_80), None, None, None, id="peers let in",
         ),
@@ -357,9 +372,10 @@ def test_a_stateful_refusal_names_everything():
     )
 
 
-def test_accept_rules_of_our_own_prove_nothing():
+@pytest.mark.parametrize("name", ["CONNTRACK-OP-IN-REQUESTS", "conntrack_operator_input_requests"])
+def test_accept_rules_of_our_own_prove_nothing(name):
     """They come and go with the rules: a port that only they let in is still accepted by state alone."""
-    ours = jump("CONNTRACK-OPERATOR-IN"), chain("CONNTRACK-OPERATOR-IN", rule("accept", states={"untracked"}))
+    ours = jump(name), chain(name, rule("accept", states={"untracked"}))
     base = nftables(ours[0], NEW_80).chains[0]
     beside = dataclasses.replace(ours[1], tool=base.tool, family=base.family, table=base.table)
     assert [each.reason for each in judged(wanted(), around(Firewall((base, beside))))] == ["StatefulAccept"]
@@ -436,8 +452,3 @@ def test_every_refusal_is_one_sentence_with_a_remedy():
         assert "; " in each.message
         assert "\n" not in each.message
         assert len(each.message) <= 512
-
-
-def test_replies_are_the_usual_stateful_start():
-    """The arrangement all of this is about: replies by state first."""
-    assert "established" in REPLIES.match.states

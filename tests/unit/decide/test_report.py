@@ -5,20 +5,24 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from conntrack_operator.decide.refusal import Refusal
 from conntrack_operator.decide.report import Deed, Moment, is_due, status_for
 from conntrack_operator.model.node import NodeSpec, Result, Talker, Usage
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 SPEC = NodeSpec(revision="abc", mode="Apply", node_uid="uid-1")
 GOOD = Result(setting="net.netfilter.nf_conntrack_max", wanted="1", observed="1", reason="Applied")
+ODD = Refusal("net.netfilter.nf_conntrack_tcp_timeout_established", "BelowKeepalive", "is 10m; use 24h")
 BAD = Result(setting="notrack/web", wanted="x", observed="", reason="Unsupported", message="write ports")
 
 
-def status(previous=None, spec=SPEC, phase="Current", results=(GOOD,), percent=10, now=NOW, drops=0, talkers=()):
+def status(
+    previous=None, spec=SPEC, phase="Current", results=(GOOD,), percent=10, now=NOW, drops=0, talkers=(), warnings=()
+):
     """Return a status with a use of `percent`."""
     usage = Usage(entries=percent, max_entries=100, percent=percent, drops_per_second=drops)
     moment = Moment(now, "boot", usage, talkers)
-    return status_for(spec, previous, Deed(phase, results, {"buckets": 512}), moment)
+    return status_for(spec, previous, Deed(phase, results, {"buckets": 512}, warnings=warnings), moment)
 
 
 def condition(of, kind):
@@ -73,6 +77,20 @@ def test_never_over_4_kilobytes():
     assert all(result.reason == "WriteFailed" for result in fat.results)
 
 
+def test_warnings_are_told_and_go_early():
+    """They stand in the status as setting, reason and sentence; when room is short they make way for what failed."""
+    calm = status(warnings=(ODD,))
+    assert [warning.document() for warning in calm.warnings] == [ODD.document()]
+    assert (calm.phase, condition(calm, "Ready").status) == ("Current", "True")
+    failures = [
+        Result(setting=f"s{n}", wanted="1", observed="2", reason="WriteFailed", message="m" * 400) for n in range(5)
+    ]
+    many = [Refusal(f"w{n}", "TooShort", "m" * 400) for n in range(20)]
+    fat = status(results=failures, warnings=many, phase="Refused")
+    assert len(json.dumps(fat.document(), separators=(",", ":"))) <= 4096
+    assert (len(fat.results), fat.results[0].message, len(fat.warnings)) == (5, "m" * 400, 0)
+
+
 def due(reported, fresh, seconds=30, since_usage=1e9):
     """Tell whether `fresh`, made that many seconds after, would be written."""
     return is_due(reported, fresh, NOW + timedelta(seconds=seconds), since_usage, 1.0)
@@ -87,6 +105,8 @@ def due(reported, fresh, seconds=30, since_usage=1e9):
         ({"drops": 5}, True),
         ({"phase": "Refused"}, True),
         ({"results": (GOOD, BAD)}, True),
+        ({"results": (GOOD.model_copy(update={"message": "another number"}),)}, False),
+        ({"warnings": (ODD,)}, True),
         ({"spec": SPEC.model_copy(update={"revision": "new"})}, True),
         ({"spec": SPEC.model_copy(update={"node_uid": "another"})}, True),
     ],
