@@ -46,7 +46,14 @@ def run_in_cluster(node: str, kubeconfig: str | None, roots: Roots, top_talkers:
         api_server = Probe(f"API server {address_of(host, port)}", lambda seconds: answers(access, seconds))
         return [api_server, *cluster_probes(roots, host, port, os.environ)]
 
-    return _run(roots, top_talkers, write, find_probes, lambda mailbox, pause: watch_object(watching, mailbox, pause))
+    return _run(
+        roots,
+        top_talkers,
+        write,
+        find_probes,
+        lambda mailbox, pause: watch_object(watching, mailbox, pause),
+        host_and_port(access),
+    )
 
 
 def run_on_file(
@@ -82,6 +89,7 @@ def _run(
     write: Callable[[NodeStatus], None],
     find_probes: Callable[[], Sequence[Probe]],
     watch: Callable[[Mailbox, threading.Event], None],
+    api_server: tuple[str, int] | None = None,
 ) -> int:
     mailbox, pause = Mailbox(), threading.Event()
     failure: list[BaseException] = []
@@ -101,7 +109,7 @@ def _run(
         gc.collect()
         gc.freeze()
         agent = Agent(
-            duty=Duty(Machine(roots), state, find_probes),
+            duty=Duty(Machine(roots, api_server=api_server), state, find_probes),
             mailbox=mailbox,
             meter=meter,
             write_status=write,

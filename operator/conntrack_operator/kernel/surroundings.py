@@ -1,23 +1,22 @@
 """Everything on this node that has to do with packets a policy is about, read at one moment."""
 
 import contextlib
+import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from conntrack_operator.errors import ConntrackOperatorError
 from conntrack_operator.model.surroundings import Firewall, PortRanges, Service, Surroundings
 
+from .addresses import local_addresses
 from .failsafe import read_failsafe
 from .firewall import UNREAD, read_firewall
-from .flow_traits import local_addresses
 from .other_namespaces import read_other_namespaces
 from .roots import Roots
 from .translated import Translated, read_translated
 from .writers import kube_proxies
 
 CONNTRACK = "nf_conntrack"
-# A thread may be in another network namespace than its process, and a container's roots hold no /proc/net.
-_HERE = Roots(proc=Path("/proc/thread-self"))
 
 
 def read_surroundings(
@@ -42,6 +41,7 @@ def read_surroundings(
         failsafe=read_failsafe(roots, api_server),
         translated=translated.here,
         translated_elsewhere=translated.elsewhere,
+        local_addresses=_own_addresses(),
         local_port_range=_port_range(roots.file("sys/net/ipv4/ip_local_port_range")),
         other_entries=sum(namespace.entries for namespace in read_other_namespaces(roots)[0]),
         keepalive_seconds=next(iter(_numbers(roots.file("sys/net/ipv4/tcp_keepalive_time"))), None),
@@ -71,9 +71,17 @@ def _translated(roots: Roots, interest: PortRanges | None) -> tuple[Translated, 
     if not interest or not (roots.netfilter / "nf_conntrack_count").exists():
         return Translated({}, {}), ""
     try:
-        return read_translated(interest, local_addresses(_HERE)), ""
+        local = [ipaddress.ip_address(address).packed for address in local_addresses()]
+        return read_translated(interest, local), ""
     except ConntrackOperatorError as error:
         return Translated({}, {}), f"live translated entries cannot be read: {error}"
+
+
+def _own_addresses() -> tuple[str, ...] | None:
+    try:
+        return tuple(sorted(local_addresses()))
+    except ConntrackOperatorError:
+        return None  # then any address may be this node's
 
 
 def _has_kube_proxy(roots: Roots, firewall: Firewall) -> bool:
