@@ -85,7 +85,7 @@ def _wanted(
 
 
 def _losing(firewall: Firewall, sets: Iterable[Packets], state: str) -> frozenset[tuple[str, ...]]:
-    return frozenset(_key(loss.chain) for packets in sets for loss in losses(firewall, packets, state))
+    return frozenset(_key(loss.chain) for packets in sets for loss in losses(firewall, (packets,), state))
 
 
 def _begun(firewall: Firewall, requests: Sequence[Packets]) -> Iterator[Packets]:
