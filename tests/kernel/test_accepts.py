@@ -393,3 +393,78 @@ def test_a_router_lets_replies_through(netns: Lab, tool: str, family: str) -> No
     with tcp(routed.server, routed.client, server, 80):
         assert tracked(routed.router, "dport=80") == []
     assert not _talks(routed.client, routed.server, client, 22, 80)
+
+
+def test_sixteen_rules_of_a_thousand_ports_fit(netns: Lab, tool: str) -> None:
+    """The most that a policy may ask for goes in, in one transaction a tool, and comes out."""
+    node = netns.namespace()
+    wall = Wall(tool, {hook: [ESTABLISHED, Rule("accept", NEW)] for hook in ("input", "output", "forward")})
+    wall.load(node)
+    before = wall.listing(node)
+    rules = [
+        NotrackRule(name=f"rule{number}", protocol=("TCP", "UDP")[number % 2], ports=[*range(1024 + number, 32768, 31)])
+        for number in range(16)
+    ]
+    accepts = _accept(node, rules, "Both")
+    assert len(accepts.chains) == (4 if tool == "nftables" else 8)
+    with node.inside():
+        remove_accepts()
+    assert wall.listing(node) == before
+
+
+NESTED = {
+    "nftables": """table inet wall {
+      chain input {
+        type filter hook input priority filter; policy drop;
+        jump early
+        iifname "lo" accept
+        jump zones
+      }
+      chain early { ct state vmap { established : accept, related : accept, invalid : drop }; }
+      chain zones { goto public; }
+      chain public { ip saddr 192.0.2.66 drop; tcp dport 80 ct state new accept; reject; }
+      chain output {
+        type filter hook output priority filter; policy drop;
+        oifname { "eth*", "veth1a" } meta l4proto tcp ip daddr 10.0.0.0/8 ct state established,related accept
+        ip6 daddr fd00::/8 ct state established,related accept
+        tcp sport 80-90 ct state established accept
+        ct state established meta mark 7 accept
+      }
+    }
+    """,
+    "iptables": """*filter
+:INPUT DROP [0:0]
+:OUTPUT DROP [0:0]
+:early - [0:0]
+:public - [0:0]
+-A INPUT -j early
+-A INPUT -i lo -j ACCEPT
+-A INPUT -j public
+-A early -m state --state RELATED,ESTABLISHED -j ACCEPT
+-A public -s 192.0.2.66 -j DROP
+-A public -p tcp --dport 80 -m state --state NEW -j ACCEPT
+-A public -j REJECT
+-A OUTPUT -o eth+ -p tcp -d 10.0.0.0/8 -m state --state RELATED,ESTABLISHED -j ACCEPT
+-A OUTPUT -m iprange --dst-range 10.0.0.9-10.0.0.77 -m state --state ESTABLISHED -j ACCEPT
+-A OUTPUT -p tcp -m multiport --sports 80:90,99 -m state --state ESTABLISHED -j ACCEPT
+-A OUTPUT -m mark --mark 7 -m state --state ESTABLISHED -j ACCEPT
+COMMIT
+""",
+}
+
+
+def test_jumps_stand_in_the_chains_where_others_decide(netns: Lab, tool: str) -> None:
+    """Chains reached by jumps and gotos, accepts with conditions of all kinds: everything loads, and stands."""
+    node = netns.namespace()
+    kind = tool.removeprefix("iptables-")
+    if tool == "nftables":
+        node.nft(NESTED[tool])
+    else:
+        node.run(f"iptables-{kind}-restore", text=NESTED["iptables"])
+    accepts = _accept(node, [WEB, DNS], "Both")
+    assert {jump.chain.lower() for jump in accepts.jumps} == {"early", "public", "output"}
+    last = max(jump.index for jump in accepts.jumps if jump.chain == "public")
+    assert last == 2  # between the accepts and the last reject
+    with node.inside():
+        remove_accepts()
+        assert read_accepts() == Standing()

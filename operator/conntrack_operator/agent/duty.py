@@ -47,6 +47,7 @@ class Duty:
     _trial: Trial | None = None
     _due: float = field(default=float("inf"))
     _refusals: int = 0
+    _changes: int = 0
     _confirmed: Confirmed | None = None
     _mend_at: float = field(default=float("inf"))
 
@@ -76,8 +77,7 @@ class Duty:
         """Take note of the newest wish and begin with it. None is no wish: only mode Restore undoes anything."""
         trial, self.spec = self._trial, spec
         if trial is not None and (spec is None or _tried(spec) != _tried(trial.spec)):
-            self._trial = None
-            trial.abort("something else is wanted now")
+            self._abort("something else is wanted now")
         if spec is not None and self._trial is None and self._done != _key(spec):
             self._refusals = 0
             self._mender.repairs.forget()
@@ -85,12 +85,23 @@ class Duty:
 
     def step(self) -> bool:
         """Do what is due, and tell whether anything was decided. Takes as long as one round of probes at most."""
+        try:
+            return self._step()
+        except ConntrackOperatorError as error:
+            # What is on trial stands in the journal, and is taken back before anything else is done.
+            spec, self._trial = self._trial.spec if self._trial else self.spec, None
+            if spec is not None:
+                self._failed(spec, error)
+            return True
+
+    def _step(self) -> bool:
         if self._trial is not None:
             outcome = self._trial.tick()
             if outcome is None:
                 return False
-            spec, self._trial = self._trial.spec, None
-            self._ended(spec, outcome)
+            trial, self._trial = self._trial, None
+            log.info("trial ended after %.0f s: %s", trial.elapsed, outcome.phase)
+            self._ended(trial.spec, outcome)
             return True
         if time.monotonic() >= self._due:
             self._act()
@@ -106,9 +117,17 @@ class Duty:
 
     def end(self) -> None:
         """Take back a trial under way; what is confirmed stays in force."""
-        if self._trial is not None:
-            self._trial.abort("the agent was told to end")
-            self._trial = None
+        self._abort("the agent was told to end")
+
+    def _abort(self, why: str) -> None:
+        trial, self._trial = self._trial, None
+        if trial is None:
+            return
+        self._done = ""
+        try:
+            trial.abort(why)
+        except ConntrackOperatorError as error:
+            log.warning("%s; the trial is taken back when the agent acts again, or starts", error)
 
     def _mended(self) -> bool:
         """Put right what somebody else changed of what is confirmed; tell whether there was anything."""
@@ -151,15 +170,19 @@ class Duty:
         if spec is None:
             return
         began = time.monotonic()
-        self._due = float("inf")
+        self._due, self._changes = float("inf"), 0
         try:
             self._begin(spec)
         except ConntrackOperatorError as error:
-            reason = error.reason if isinstance(error, Refused) else type(error).__name__
-            result = Result(setting=NODE, wanted="", observed="", reason=reason, message=str(error))
-            self._finish(spec, Deed("Refused", (result,)), RETRY_SECONDS)
+            self._failed(spec, error)
         phase = self.deed.phase if self.deed else ""
-        log.info("revision %s, %s: %s in %.0f ms", spec.revision, spec.mode, phase, (time.monotonic() - began) * 1000)
+        took = (time.monotonic() - began) * 1000
+        log.info("revision %s, %s: %s, %d changes in %.0f ms", spec.revision, spec.mode, phase, self._changes, took)
+
+    def _failed(self, spec: NodeSpec, error: ConntrackOperatorError) -> None:
+        reason = error.reason if isinstance(error, Refused) else type(error).__name__
+        result = Result(setting=NODE, wanted="", observed="", reason=reason, message=str(error))
+        self._finish(spec, Deed("Refused", (result,)), RETRY_SECONDS)
 
     def _begin(self, spec: NodeSpec) -> None:
         undone = self.machine.recover(self.state)
@@ -172,7 +195,7 @@ class Duty:
             if isinstance(begun, Outcome):
                 self._ended(spec, begun)
             else:
-                self._trial = begun
+                self._trial, self._changes = begun, begun.changes
                 self._finish(spec, Deed("Trial", begun.results, self._observed(begun.facts.sysctls)), float("inf"))
 
     def _is_waiting(self, spec: NodeSpec) -> bool:
@@ -195,6 +218,7 @@ class Duty:
             if not self._is_waiting(spec):
                 self._finish(spec, Deed("RolledBack", outcome.results), RETRY_SECONDS)
             return
+        self._changes = len(outcome.changes)
         self._watch(outcome)
         preview = self.machine.plan(spec.preview, services=spec.services) if spec.preview is not None else None
         deed = Deed(outcome.phase, outcome.results, self._observed(outcome.facts.sysctls), preview, outcome.warnings)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from conntrack_operator.decide.outcome import phase_of, results_for
 from conntrack_operator.decide.remember import journal_confirmed, journal_on_trial
 from conntrack_operator.decide.trial import (
+    BEFORE_SECONDS,
     EXPIRED,
     PROBE_SECONDS,
     Budget,
@@ -90,7 +91,7 @@ class Trial:
         self._machine, self._state, self._sight = machine, state, sight
         self.spec = spec
         self.budget: Budget = budget_for(spec.settings.trial)
-        answered = passing(probes, PROBE_SECONDS)
+        answered = passing(probes, BEFORE_SECONDS)
         self.probes = tuple(probe for probe in probes if probe.name in answered)
         """Those that passed before the change and must pass after it."""
         self.unwatched = tuple(probe.name for probe in probes if probe.name not in answered)
@@ -122,6 +123,11 @@ class Trial:
         """Seconds until there is something to do."""
         decision = self._verdict()
         return max(0.0, decision.next_round - self.elapsed) if isinstance(decision, Wait) else 0.0
+
+    @property
+    def changes(self) -> int:
+        """How many settings the change is about."""
+        return len(self._sight.plan.changes)
 
     @property
     def facts(self) -> Facts:

@@ -195,7 +195,7 @@ def _jumps(chain: Chain, spot: Spot, what: What, protocols: set[str]) -> Iterato
             index=spot.index,
             rules=count_of(spot.chain),
             where=spot.where,
-            handle=spot.handle,
+            handle=spot.handle if chain.table.tool == "nftables" else 0,
         )
 
 

@@ -18,7 +18,7 @@ from conntrack_operator.errors import Retry, Unsupported
 from conntrack_operator.model.surroundings import Firewall, FirewallChain
 
 from .accept_tools import Failed, restore, run_nft
-from .firewall import NEEDS_NET_RAW, Backend, read_firewall
+from .firewall import Backend, read_firewall
 from .firewall_names import read_chain_names
 
 _LEGACY_FILTERS = ("filter", "mangle", "security")
@@ -63,18 +63,18 @@ def _read(tables: Collection[Table]) -> Firewall:
 
     Names of chains come by netlink, at a few bytes each, and tables without one of ours are not listed: a jump of ours
     cannot be where no chain of ours is, the kernel keeps what is jumped to. iptables-legacy has no such list of names;
-    what of it may not be read (no NET_RAW) cannot hold anything of ours.
+    what of it cannot be read (no NET_RAW, no program) cannot hold anything of ours.
     """
-    named = {(family, table) for family, table, chain in read_chain_names() if is_ours(chain)}
-    named |= {(table.family, table.name) for table in tables if table.tool != "iptables-legacy"}
+    ours = {(family, table) for family, table, chain in read_chain_names() if is_ours(chain)}
+    named = ours | {(table.family, table.name) for table in tables if table.tool != "iptables-legacy"}
 
     def is_wanted(backend: Backend, family: str, name: str) -> bool:
         return name in _LEGACY_FILTERS if backend == "legacy" else (family, name) in named
 
     firewall = read_firewall(wanted=is_wanted)
-    for reason, sentence in firewall.problems:
-        if reason != NEEDS_NET_RAW:
-            raise Retry(sentence)
+    found = {(chain.family, chain.table) for chain in firewall.chains if chain.tool != "iptables-legacy"}
+    if firewall.problems and not ours <= found:
+        raise Retry("; ".join(sentence for _, sentence in firewall.problems))
     return firewall
 
 
@@ -84,8 +84,10 @@ def _carry_out(tables: list[Table], accepts: Accepts, firewall: Firewall) -> Non
         chains = [chain for chain in accepts.chains if chain.table == table]
         jumps = [jump for jump in accepts.jumps if jump.table == table]
         seen = {chain.name: chain for chain in firewall.chains if _table_of(chain) == table}
+        if not seen and firewall.problems:
+            raise Unsupported("; ".join(sentence for _, sentence in firewall.problems))
         if not seen:
-            raise Retry(f"{table.place} is gone since it was read, or may not be read; it will be read again")
+            raise Retry(f"{table.place} is gone since it was read; it will be read again")
         if table.tool == "nftables":
             scripts[table.tool, ""] += _nft_lines(table, chains, jumps, seen)
         else:

@@ -13,8 +13,9 @@ from conntrack_operator.errors import ConntrackOperatorError, Unsupported
 from conntrack_operator.model.surroundings import Firewall, FirewallChain, PortRanges
 
 from . import firewall_iptables as iptables
+from . import firewall_kube_proxy as kube_proxy
 from . import firewall_nft as nftables
-from .firewall_names import BaseChain, TableName, read_base_chains, read_tables
+from .firewall_names import BaseChain, TableName, read_chains, read_tables
 from .programs import Gone, NotInstalled, NotPermitted
 
 Backend = Literal["nf_tables", "legacy"]
@@ -54,7 +55,7 @@ class _Reading:
     def read_nftables(self) -> frozenset[tuple[str, str]]:
         """Read every table of nftables; return those with an owner."""
         try:
-            tables, bases = read_tables(), read_base_chains()
+            tables, (bases, numbers) = read_tables(), read_chains()
         except ConntrackOperatorError as error:
             self.problems.append((UNREAD, f"nftables' tables cannot be listed: {error}"))
             return frozenset()
@@ -62,12 +63,14 @@ class _Reading:
             named = table.family, table.name
             if named != OWN and not table.dormant and self._wanted("nf_tables", *named):
                 hooked = [base for base in bases if (base.family, base.table) == (table.family, table.name)]
-                self._read_table(table, hooked)
+                self._read_table(table, hooked, numbers.get((table.family, table.name), 0))
         return frozenset((table.family, table.name) for table in tables if table.owned)
 
-    def _read_table(self, table: TableName, bases: list[BaseChain]) -> None:
+    def _read_table(self, table: TableName, bases: list[BaseChain], chains: int) -> None:
         try:
-            if not iptables.is_iptables(table, bases) or not self._read_iptables(table, bases):
+            if self._interest is not None and kube_proxy.is_large(table, chains):
+                self.chains.extend(kube_proxy.read_table(table, bases, self._interest))
+            elif not iptables.is_iptables(table, bases) or not self._read_iptables(table, bases):
                 self.chains.extend(nftables.read_table(table, bases, self._interest))
         except Gone:
             pass
