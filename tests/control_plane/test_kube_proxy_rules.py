@@ -9,6 +9,7 @@ from tests.lab.kube_proxy import KubeProxy
 from tests.lab.namespaces import Lab, Namespace, missing
 from tests.lab.programs import wait_until
 
+from conntrack_operator.kernel import firewall_kube_proxy
 from conntrack_operator.kernel.firewall import read_firewall
 from conntrack_operator.model.surroundings import Firewall, FirewallRule
 
@@ -76,7 +77,9 @@ MODES = [("nftables", "nft"), ("iptables", "nft"), ("iptables", "legacy")]
 
 
 @pytest.mark.parametrize(("mode", "variant"), MODES)
-def test_services_appear_as_translations(cluster: Cluster, node: Namespace, mode: str, variant: str) -> None:
+def test_services_appear_as_translations(
+    cluster: Cluster, node: Namespace, mode: str, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A NodePort and a ClusterIP lead to their backend's port, read whole and read about these ports alone."""
     cluster_ip = kube_proxy.add_service(cluster, "api", 6000, BACKEND)
     kube_proxy.add_service(cluster, "web", 80, (BACKEND[0], 9090), node_port=NODE_PORT)
@@ -89,6 +92,10 @@ def test_services_appear_as_translations(cluster: Cluster, node: Namespace, mode
                 assert {rule.to_ports for rule in ends} == {((target, target),)}
                 assert {rule.to_addresses for rule in ends} == {("10.99.1.2/32",)}
                 assert all(rule.tracks for rule in ends)
+        if mode == "nftables":  # read by its maps, as a large one is
+            monkeypatch.setattr(firewall_kube_proxy, "MANY", 0)
+            assert leading_to(read(node, NODE_PORT, 6000), NODE_PORT)
+            assert leading_to(read(node, NODE_PORT, 6000), 6000, cluster_ip)
         other = read(node, 81)
         assert not leading_to(other, NODE_PORT)
         assert other.problems == ()

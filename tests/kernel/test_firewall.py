@@ -12,6 +12,7 @@ from tests.lab.namespaces import Lab, Namespace
 from tests.lab.programs import wait_until
 
 from conntrack_operator.decide.notrack import TABLE
+from conntrack_operator.kernel import firewall_kube_proxy
 from conntrack_operator.kernel.firewall import read_firewall
 from conntrack_operator.kernel.firewall_gathering import CROWD
 from conntrack_operator.model.surroundings import Firewall, FirewallChain, FirewallRule, Match
@@ -459,3 +460,31 @@ def test_a_crowd_of_services_at_one_port_is_told_by_its_first_and_the_rest_toget
     assert rules[-1].target == "web"
     assert rules[-1].text.endswith(f"(and {100 - CROWD - 1} more like it)")
     assert len(chain(firewall(node), "ip", "fw", "pre").rules) == 100
+
+
+def test_a_large_table_of_kube_proxy_is_read_by_its_maps(node: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way to a Service at the ports asked for is a DNAT rule on each hook that kube-proxy translates at."""
+    node.nft("""table ip kube-proxy {
+        map service-ips { type ipv4_addr . inet_proto . inet_service : verdict; elements = {
+            10.0.0.1 . tcp . 80 : goto web, 10.0.0.2 . tcp . 81 : goto web } }
+        map service-nodeports { type inet_proto . inet_service : verdict; elements = { tcp . 30080 : goto web } }
+        chain web { meta l4proto tcp dnat to 10.1.0.1:8080; }
+        chain nat-prerouting {
+            type nat hook prerouting priority -100
+            ip daddr . meta l4proto . th dport vmap @service-ips
+        }
+        chain nat-output { type nat hook output priority -100; }
+        chain nat-postrouting { type nat hook postrouting priority 100; masquerade; }
+        chain filter-input { type filter hook input priority -110; }
+        }""")
+    monkeypatch.setattr(firewall_kube_proxy, "MANY", 4)
+    found = firewall(node, ((80, 80), (30080, 30080)))
+    for name in ("nat-prerouting", "nat-output"):
+        assert [
+            (rule.verdict, rule.match.destinations, rule.match.destination_ports, rule.tracks)
+            for rule in chain(found, "ip", "kube-proxy", name).rules
+        ] == [("dnat", ("10.0.0.1/32",), ((80, 80),), True), ("dnat", None, ((30080, 30080),), True)]
+    (masquerade,) = chain(found, "ip", "kube-proxy", "nat-postrouting").rules
+    assert masquerade.verdict == "masquerade"
+    assert masquerade.fully_random
+    assert chain(found, "ip", "kube-proxy", "filter-input").rules == ()

@@ -97,7 +97,7 @@ def test_thousands_of_connections_go_out_from_served_ports(site: Site, family: s
     assert learned[0] > 1000
     assert learned[1] > learned[0] + 50
     assert set(bypassed(site.node)) == {("tcp/server", "requests"), ("tcp/server", "replies")}
-    assert tracked(site.node, "dport=8080") == []
+    assert tracked(site.node, "dport=8080", "sport=8080") == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)

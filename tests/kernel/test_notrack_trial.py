@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -112,6 +112,26 @@ def test_from_any_rules_to_any_other(node: Namespace, before: str, after: str) -
     _confirm(node, confirmed, wanted)
     assert installed(node) == ruleset_for(wanted).expected
     assert ruleset_for(wanted).missing_from(installed(node)) == ()
+
+
+def test_the_largest_policy_is_tried_and_changed(node: Namespace, record_property: Callable[..., None]) -> None:
+    """16 rules of 1,024 ports, none of which touch: tried, confirmed and exchanged for their neighbours in time."""
+    rules = [
+        [
+            _rule(f"rule-{at}", ports=list(range(1 + shift + at * 2048, 1 + shift + (at + 1) * 2048, 2)))
+            for at in range(16)
+        ]
+        for shift in (0, 1)
+    ]
+    seconds = []
+    for confirmed, wanted in (([], rules[0]), rules):
+        for call in (_begin, _confirm):
+            started = time.monotonic()
+            call(node, confirmed, wanted)
+            seconds.append(round(time.monotonic() - started, 1))
+        assert installed(node) == ruleset_for(wanted).expected
+    record_property("seconds", seconds)
+    assert max(seconds) < nftables.TIMEOUT_SECONDS
 
 
 def test_nothing_differs_nothing_is_written(node: Namespace) -> None:
@@ -249,6 +269,7 @@ CHANGES = {
     "wider by one": ["7999-8100"],
     "wider in the midst": ["8000-8099", 8200],
     "other": ["8000-8099", "8101-9000"],
+    "very many": ["8000-8099", *range(9001, 9201, 2)],  # so many that they are not deleted one by one
 }
 
 

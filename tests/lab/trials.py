@@ -60,8 +60,8 @@ class Reachable:
 
 
 def _accept(listener: socket.socket) -> None:
-    listener.settimeout(None)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # closed
+        listener.settimeout(None)
         while True:
             listener.accept()[0].close()
 

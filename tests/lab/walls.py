@@ -1,6 +1,5 @@
 """Stateful firewalls for tests, the same rules in nftables, iptables-nft and iptables-legacy."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from typing import Literal
 
 from tests.lab.namespaces import Namespace
 
-from conntrack_operator.model.surroundings import Firewall, FirewallChain, FirewallRule, Match, Tool
+from conntrack_operator.model.surroundings import Tool
 
 TOOLS: tuple[Tool, ...] = ("nftables", "iptables-nft", "iptables-legacy")
 Hook = Literal["input", "output", "forward"]
@@ -52,17 +51,6 @@ class Rule:
         words += [f"-m conntrack --ctstate {','.join(self.states).upper()}"] if self.states else []
         return [" ".join([*words, "-j", self.verdict.upper()])]
 
-    def read(self, number: int) -> FirewallRule:
-        """Return it as a reader of firewalls should."""
-        match = Match(
-            protocols=frozenset({"icmpv6"}) if self.nd else frozenset({self.protocol}) if self.protocol else None,
-            destination_ports=((self.port, self.port),) if self.port else None,
-            sources=(self.source,) if self.source else None,
-            states=frozenset(self.states) or None,
-            other=self.nd,
-        )
-        return FirewallRule(match, self.verdict, self.nft(), handle=number)
-
 
 ESTABLISHED = Rule("accept", states=("established", "related"))
 NEIGHBOURS = Rule("accept", nd=True)
@@ -91,24 +79,6 @@ class Wall:
             lines += [f"-A {hook.upper()} {words}" for hook in self.rules for words in self._words(hook, family)]
             namespace.run(f"{program}-{self._kind}-restore", text="\n".join(["*filter", *lines, "COMMIT", ""]))
 
-    def firewall(self, namespace: Namespace) -> Firewall:
-        """Return it as a reader of firewalls should."""
-        if self.tool == "nftables":
-            handles = self._handles(namespace)
-            return Firewall(
-                tuple(
-                    self._chain("inet", "wall", hook, hook, map(Rule.read, rules, handles[hook]))
-                    for hook, rules in self.rules.items()
-                )
-            )
-        return Firewall(
-            tuple(
-                self._chain(family, "filter", hook, hook.upper(), self._numbered(hook, family))
-                for family in _PROGRAMS
-                for hook in self.rules
-            )
-        )
-
     def listing(self, namespace: Namespace) -> str:
         """Return all of it as its own tool prints it, without counters."""
         if self.tool == "nftables":
@@ -120,7 +90,8 @@ class Wall:
         """Put the second rule of `hook` right behind the first, which is there already."""
         second = self.rules[hook][1]
         if self.tool == "nftables":
-            handle = str(self._handles(namespace)[hook][0])
+            listing = namespace.run("nft", "-a", "list", "chain", "inet", "wall", hook).stdout
+            handle = re.search(r"policy .*\n.* # handle (\d+)", listing)[1]
             namespace.run("nft", "add", "rule", "inet", "wall", hook, "handle", handle, *second.nft().split())
             return
         for program in _PROGRAMS.values():
@@ -151,20 +122,3 @@ class Wall:
 
     def _words(self, hook: Hook, family: str) -> list[str]:
         return [words for rule in self.rules[hook] if rule.family in ("", family) for words in rule.iptables()]
-
-    def _numbered(self, hook: Hook, family: str) -> list[FirewallRule]:
-        of_family = [rule for rule in self.rules[hook] if rule.family in ("", family)]
-        each = [rule for rule in of_family for _ in rule.iptables()]
-        return [rule.read(number) for number, rule in enumerate(each, 1)]
-
-    def _handles(self, namespace: Namespace) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {hook: [] for hook in self.rules}
-        listing = json.loads(namespace.run("nft", "-j", "list", "table", "inet", "wall").stdout)
-        for item in listing["nftables"]:
-            rule = item.get("rule")
-            if rule and rule["chain"] in found and "conntrack-operator" not in rule.get("comment", ""):
-                found[rule["chain"]].append(rule["handle"])
-        return found
-
-    def _chain(self, family, table, hook, name, rules) -> FirewallChain:
-        return FirewallChain(self.tool, family, table, name, tuple(rules), "filter", hook, 0, "drop")

@@ -9,14 +9,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from conntrack_operator.decide.outcome import APPLIED
 from conntrack_operator.decide.plan import BUCKETS
 from conntrack_operator.decide.report import Deed
 from conntrack_operator.decide.trial import Wishing, known_part, seconds_to_next_try, why_not_now
 from conntrack_operator.errors import ConntrackOperatorError, Refused
 from conntrack_operator.kernel.journal import StateDirectory
+from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec, Result
 
 from .machine import NODE, Machine, Outcome
+from .mending import Mender
 from .probes import Probe
 from .trial import Trial, begin
 
@@ -24,6 +27,8 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 30.0
 """Until what was refused, or is parked, is looked at again: the reason may have gone."""
+MEND_SECONDS = 1.5
+"""Between two looks for what somebody else changed; a look costs next to nothing while nobody does."""
 LONGEST_RETRY_SECONDS = 600.0
 """Where the kernel refuses a value each time: every try is a trial, and reported as one."""
 
@@ -42,6 +47,12 @@ class Duty:
     _trial: Trial | None = None
     _due: float = field(default=float("inf"))
     _refusals: int = 0
+    _changes: int = 0
+    _confirmed: Confirmed | None = None
+    _mend_at: float = field(default=float("inf"))
+
+    def __post_init__(self) -> None:
+        self._mender = Mender(self.machine)
 
     def start(self) -> None:
         """Take back what another agent left unfinished. Call it before anything else."""
@@ -66,51 +77,112 @@ class Duty:
         """Take note of the newest wish and begin with it. None is no wish: only mode Restore undoes anything."""
         trial, self.spec = self._trial, spec
         if trial is not None and (spec is None or _tried(spec) != _tried(trial.spec)):
-            self._trial = None
-            trial.abort("something else is wanted now")
+            self._abort("something else is wanted now")
         if spec is not None and self._trial is None and self._done != _key(spec):
             self._refusals = 0
+            self._mender.repairs.forget()
             self._act()
 
     def step(self) -> bool:
         """Do what is due, and tell whether anything was decided. Takes as long as one round of probes at most."""
+        try:
+            return self._step()
+        except ConntrackOperatorError as error:
+            # What is on trial stands in the journal, and is taken back before anything else is done.
+            spec, self._trial = self._trial.spec if self._trial else self.spec, None
+            if spec is not None:
+                self._failed(spec, error)
+            return True
+
+    def _step(self) -> bool:
         if self._trial is not None:
             outcome = self._trial.tick()
             if outcome is None:
                 return False
-            spec, self._trial = self._trial.spec, None
-            self._ended(spec, outcome)
+            trial, self._trial = self._trial, None
+            log.info("trial ended after %.0f s: %s", trial.elapsed, outcome.phase)
+            self._ended(trial.spec, outcome)
             return True
         if time.monotonic() >= self._due:
             self._act()
             return True
-        return False
+        return time.monotonic() >= self._mend_at and self._mended()
 
     @property
     def seconds_to_step(self) -> float:
         """Seconds until there is something to do; infinity when there is nothing."""
-        return self._trial.seconds_to_tick if self._trial else max(0.0, self._due - time.monotonic())
+        if self._trial:
+            return self._trial.seconds_to_tick
+        return max(0.0, min(self._due, self._mend_at) - time.monotonic())
 
     def end(self) -> None:
         """Take back a trial under way; what is confirmed stays in force."""
-        if self._trial is not None:
-            self._trial.abort("the agent was told to end")
-            self._trial = None
+        self._abort("the agent was told to end")
+
+    def _abort(self, why: str) -> None:
+        trial, self._trial = self._trial, None
+        if trial is None:
+            return
+        self._done = ""
+        try:
+            trial.abort(why)
+        except ConntrackOperatorError as error:
+            log.warning("%s; the trial is taken back when the agent acts again, or starts", error)
+
+    def _mended(self) -> bool:
+        """Put right what somebody else changed of what is confirmed; tell whether there was anything."""
+        spec, confirmed, self._mend_at = self.spec, self._confirmed, time.monotonic() + MEND_SECONDS
+        if spec is None or confirmed is None:
+            return False
+        try:
+            mended = self._mender.mend(self.state, confirmed, spec, time.monotonic())
+        except ConntrackOperatorError as error:
+            log.warning("%s; it is looked at again", error)
+            return False
+        # A wish that was taken back stays reported as such: what is mended is the one before it.
+        if mended is None or self.deed is None or self.deed.phase == "RolledBack":
+            return False
+        outcome = mended.outcome
+        self.deed = Deed(
+            outcome.phase,
+            outcome.results,
+            self._observed(outcome.facts.sysctls),
+            self.deed.preview,
+            outcome.warnings,
+        )
+        return True
+
+    def _watch(self, outcome: Outcome | None = None) -> None:
+        """Take the machine as it is now as right, and watch it from now on."""
+        self._confirmed = self.machine.read_confirmed(self.state)
+        if self._confirmed is None or (outcome is not None and outcome.phase == "Restored"):
+            self._mend_at = float("inf")
+            return
+        if outcome is not None and outcome.sight is not None:
+            plan = outcome.sight.plan
+            good = {result.setting for result in outcome.results if result.reason == APPLIED}
+            wanted = {name: value for name, value in plan.wanted.items() if name in good}
+            self._mender.settled(replace(outcome.sight, plan=replace(plan, wanted=wanted)))
+        self._mend_at = time.monotonic() + MEND_SECONDS
 
     def _act(self) -> None:
         spec = self.spec
         if spec is None:
             return
         began = time.monotonic()
-        self._due = float("inf")
+        self._due, self._changes = float("inf"), 0
         try:
             self._begin(spec)
         except ConntrackOperatorError as error:
-            reason = error.reason if isinstance(error, Refused) else type(error).__name__
-            result = Result(setting=NODE, wanted="", observed="", reason=reason, message=str(error))
-            self._finish(spec, Deed("Refused", (result,)), RETRY_SECONDS)
+            self._failed(spec, error)
         phase = self.deed.phase if self.deed else ""
-        log.info("revision %s, %s: %s in %.0f ms", spec.revision, spec.mode, phase, (time.monotonic() - began) * 1000)
+        took = (time.monotonic() - began) * 1000
+        log.info("revision %s, %s: %s, %d changes in %.0f ms", spec.revision, spec.mode, phase, self._changes, took)
+
+    def _failed(self, spec: NodeSpec, error: ConntrackOperatorError) -> None:
+        reason = error.reason if isinstance(error, Refused) else type(error).__name__
+        result = Result(setting=NODE, wanted="", observed="", reason=reason, message=str(error))
+        self._finish(spec, Deed("Refused", (result,)), RETRY_SECONDS)
 
     def _begin(self, spec: NodeSpec) -> None:
         undone = self.machine.recover(self.state)
@@ -123,7 +195,7 @@ class Duty:
             if isinstance(begun, Outcome):
                 self._ended(spec, begun)
             else:
-                self._trial = begun
+                self._trial, self._changes = begun, begun.changes
                 self._finish(spec, Deed("Trial", begun.results, self._observed(begun.facts.sysctls)), float("inf"))
 
     def _is_waiting(self, spec: NodeSpec) -> bool:
@@ -146,6 +218,8 @@ class Duty:
             if not self._is_waiting(spec):
                 self._finish(spec, Deed("RolledBack", outcome.results), RETRY_SECONDS)
             return
+        self._changes = len(outcome.changes)
+        self._watch(outcome)
         preview = self.machine.plan(spec.preview, services=spec.services) if spec.preview is not None else None
         deed = Deed(outcome.phase, outcome.results, self._observed(outcome.facts.sysctls), preview, outcome.warnings)
         self._refusals = self._refusals + 1 if outcome.phase == "Refused" and outcome.changes else 0
@@ -167,11 +241,12 @@ class Duty:
         if confirmed is None:
             return 0, ""
         journal = self.machine.journal(self.state)
-        sight = self.machine.look(confirmed.settings, confirmed.uses, journal)
+        services = self.spec.services if self.spec else ()
+        sight = self.machine.look(confirmed.settings, confirmed.uses, journal, services)
         plan = known_part(sight.plan, confirmed)
         sight = replace(sight, plan=plan)
-        if sight.changes_anything:
-            self.machine.settle(sight, journal, self.state, confirmed.uses)
+        outcome = self.machine.settle(sight, journal, self.state, confirmed.uses)
+        self._watch(outcome)
         return len(plan.changes), confirmed.revision
 
 

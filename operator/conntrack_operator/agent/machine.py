@@ -11,6 +11,7 @@ from typing import Literal
 
 from conntrack_operator.decide import notrack
 from conntrack_operator.decide.accepts import Accepts, AcceptUntracked, accepts_for
+from conntrack_operator.decide.intervals import Intervals, merged, port_intervals
 from conntrack_operator.decide.outcome import phase_of, results_for
 from conntrack_operator.decide.plan import Change, Plan, TableState, plan_for
 from conntrack_operator.decide.refusal import Refusal
@@ -37,13 +38,14 @@ from conntrack_operator.kernel.facts import read_boot_id, read_facts
 from conntrack_operator.kernel.firewall import read_firewall
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
+from conntrack_operator.kernel.surroundings import read_surroundings
 from conntrack_operator.kernel.sysctl import write_sysctl
-from conntrack_operator.kernel.tracking import kube_proxy_runs, read_tracking
+from conntrack_operator.kernel.tracking import read_tracking
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Confirmed, Journal, TrialRecord
 from conntrack_operator.model.node import NodeSpec, Phase, PolicyUse, Result
 from conntrack_operator.model.policy import NotrackRule, Settings
-from conntrack_operator.model.surroundings import Service, Surroundings, TrackingState
+from conntrack_operator.model.surroundings import Service, TrackingState
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ class Outcome:
     changes: tuple[Change, ...]
     facts: Facts
     warnings: tuple[Refusal, ...] = ()
+    sight: "Sight | None" = None
+    """The look that it was made of; None for what was rolled back."""
 
     @property
     def message(self) -> str:
@@ -96,8 +100,15 @@ Failed = dict[str, ConntrackOperatorError]
 class Machine:
     """The machine this process runs on, in the network namespace it runs in."""
 
-    def __init__(self, roots: Roots, clock: Callable[[], float] = read_boottime) -> None:
+    def __init__(
+        self,
+        roots: Roots,
+        clock: Callable[[], float] = read_boottime,
+        api_server: tuple[str, int] | None = None,
+    ) -> None:
         self.roots = roots
+        self.api_server = api_server
+        """Host and port of the API server this process is configured with; a rule must not touch it."""
         self.clock = clock
         """Seconds on CLOCK_BOOTTIME."""
 
@@ -135,16 +146,13 @@ class Machine:
         asks = settings.notrack is not None and bool(settings.notrack.rules)
         if not off and (table.problem or not (asks or journal.applied_rules)):
             return Sight(facts, table, plan_for(settings, facts, table, journal, uses))
-        firewall = read_firewall()
-        surroundings = Surroundings(
-            firewall=firewall,
-            services=tuple(services),
+        surroundings = replace(
+            read_surroundings(self.roots, services, None if off else _ports_of(settings, journal), self.api_server),
             timed_elements=journal.timed_elements is not False,
-            kube_proxy=off and kube_proxy_runs(self.roots),
             tracking=read_tracking(self.roots) if off else TrackingState(),
         )
         plan = plan_for(settings, facts, table, journal, uses, surroundings)
-        wanted = accepts_for(plan.rules, accept_mode(settings), firewall)
+        wanted = accepts_for(plan.rules, accept_mode(settings), surroundings.firewall)
         unplaced = (Refusal(ACCEPT_UNTRACKED, reason, f"{place}: {words}") for reason, place, words in wanted.refused)
         plan = replace(plan, warnings=(*plan.warnings, *unplaced))
         return Sight(facts, table, plan, wanted, wanted.standing != accepts.read_accepts())
@@ -188,7 +196,7 @@ class Machine:
             facts, table = self.facts(tracking_needed=False), read_table_state()
         state.write_journal(journal_after(plan, journal, failed))
         results = results_for(plan, facts, table, failed)
-        return Outcome(phase_of(results, mode), results, plan.changes, facts, plan.warnings)
+        return Outcome(phase_of(results, mode), results, plan.changes, facts, plan.warnings, sight)
 
     def unload(self, plan: Plan) -> Failed:
         """Unload the modules that `plan` names, after everything else; return why not."""
@@ -248,7 +256,8 @@ class Machine:
 
     def accepts_of(self, rules: Sequence[NotrackRule], mode: AcceptUntracked) -> Accepts:
         """Return what has to stand in the firewalls, as they are now, for `rules`."""
-        return accepts_for(rules, mode, read_firewall())
+        ports = merged(interval for rule in rules for interval in port_intervals(rule.ports or ()))
+        return accepts_for(rules, mode, read_firewall(ports))
 
     def read_confirmed(self, state: StateDirectory) -> Confirmed | None:
         """Return what was confirmed last; None too when its file is damaged, which costs a second trial at most."""
@@ -345,6 +354,11 @@ class Machine:
 def confirmed_rules(journal: Journal) -> list[NotrackRule]:
     """Return the rules that are confirmed."""
     return [applied.rule for applied in journal.applied_rules.values()]
+
+
+def _ports_of(settings: Settings, journal: Journal) -> Intervals:
+    rules = [*((settings.notrack and settings.notrack.rules) or ()), *confirmed_rules(journal)]
+    return merged(interval for rule in rules for interval in port_intervals(rule.ports or ()))
 
 
 def accept_mode(settings: Settings) -> AcceptUntracked:

@@ -46,7 +46,8 @@ def run_in_cluster(node: str, kubeconfig: str | None, roots: Roots, top_talkers:
         api_server = Probe(f"API server {address_of(host, port)}", lambda seconds: answers(access, seconds))
         return [api_server, *cluster_probes(roots, host, port, os.environ)]
 
-    return _run(roots, top_talkers, write, find_probes, lambda mailbox, pause: watch_object(watching, mailbox, pause))
+    machine = Machine(roots, api_server=host_and_port(access))
+    return _run(machine, top_talkers, write, find_probes, lambda mailbox, pause: watch_object(watching, mailbox, pause))
 
 
 def run_on_file(
@@ -68,7 +69,7 @@ def run_on_file(
                 log.warning("%s: %s: %s", result.setting, result.reason, result.message)
 
     return _run(
-        roots,
+        Machine(roots),
         top_talkers,
         write,
         lambda: [*gateway_probes(), *probes],
@@ -77,7 +78,7 @@ def run_on_file(
 
 
 def _run(
-    roots: Roots,
+    machine: Machine,
     top_talkers: int,
     write: Callable[[NodeStatus], None],
     find_probes: Callable[[], Sequence[Probe]],
@@ -93,7 +94,7 @@ def _run(
             failure.append(error)
             mailbox.stop()
 
-    with StateDirectory(roots) as state, Meter(roots) as meter:
+    with StateDirectory(machine.roots) as state, Meter(machine.roots) as meter:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: mailbox.stop_soon())
         threading.Thread(target=watched, name="watch", daemon=True).start()
@@ -101,7 +102,7 @@ def _run(
         gc.collect()
         gc.freeze()
         agent = Agent(
-            duty=Duty(Machine(roots), state, find_probes),
+            duty=Duty(machine, state, find_probes),
             mailbox=mailbox,
             meter=meter,
             write_status=write,

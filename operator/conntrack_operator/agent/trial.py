@@ -16,6 +16,7 @@ from dataclasses import replace
 from conntrack_operator.decide.outcome import phase_of, results_for
 from conntrack_operator.decide.remember import journal_confirmed, journal_on_trial
 from conntrack_operator.decide.trial import (
+    BEFORE_SECONDS,
     EXPIRED,
     PROBE_SECONDS,
     Budget,
@@ -42,6 +43,11 @@ from .machine import ACCEPT_UNTRACKED, Failed, Machine, Outcome, Sight, accept_m
 from .probes import Probe, passing
 
 log = logging.getLogger(__name__)
+
+SEED_SECONDS = 5.0
+"""Between two times that the connections born in a trial get entries: it takes a walk over all sockets."""
+SEED_LEFT_SECONDS = 60
+"""How long after the deadline such entries wait for their first packet."""
 
 
 def begin(
@@ -85,12 +91,13 @@ class Trial:
         self._machine, self._state, self._sight = machine, state, sight
         self.spec = spec
         self.budget: Budget = budget_for(spec.settings.trial)
-        answered = passing(probes, PROBE_SECONDS)
+        answered = passing(probes, BEFORE_SECONDS)
         self.probes = tuple(probe for probe in probes if probe.name in answered)
         """Those that passed before the change and must pass after it."""
         self.unwatched = tuple(probe.name for probe in probes if probe.name not in answered)
         """Names of those that did not answer before either: they say nothing about the change."""
         self.rounds: list[Round] = []
+        self._seeded = 0.0
         self.outcome: Outcome | None = None
         journal = self._tested(machine.journal(state))
         self._began = machine.clock()
@@ -116,6 +123,11 @@ class Trial:
         """Seconds until there is something to do."""
         decision = self._verdict()
         return max(0.0, decision.next_round - self.elapsed) if isinstance(decision, Wait) else 0.0
+
+    @property
+    def changes(self) -> int:
+        """How many settings the change is about."""
+        return len(self._sight.plan.changes)
 
     @property
     def facts(self) -> Facts:
@@ -156,12 +168,24 @@ class Trial:
         return verdict(self.budget, [probe.name for probe in self.probes], self.rounds, self.elapsed)
 
     def _round(self) -> Round:
+        self._prepare_for_expiry()
         began = self.elapsed
         answered = passing(self.probes, PROBE_SECONDS)
         failed = frozenset(probe.name for probe in self.probes) - answered
         if failed:
             log.info("trial: %s does not answer", " and ".join(sorted(failed)))
         return Round(began, self.elapsed, failed)
+
+    def _prepare_for_expiry(self) -> None:
+        """Give connections that came about in the trial entries, in case the rules expire with nobody to do it then."""
+        if not self._touches_rules or self.elapsed - self._seeded < SEED_SECONDS:
+            return
+        self._seeded = self.elapsed
+        at_most = round(self.budget.timeout_seconds - self.elapsed + SEED_LEFT_SECONDS)
+        try:
+            flow_editing.seed(new_rules(self._sight.plan, self._journal), at_most, self._machine.roots)
+        except ConntrackOperatorError as error:
+            log.warning("%s; connections of the trial may break if it expires", error)
 
     def _is_on_trial(self, result: Result) -> bool:
         return result.setting.startswith("notrack/") and result.reason == "ReadBackDiffers"
@@ -208,6 +232,8 @@ class Trial:
         if left <= 0:
             raise Refused(EXPIRED, "the time for the trial was over before its rules could be loaded")
         nftables.begin_trial(before, plan.rules, left)
+        # Reading a large table takes seconds, in which connections came about.
+        flow_editing.make_liberal(new_rules(plan, self._journal))
 
     def _confirmed(self) -> Outcome:
         plan = self._sight.plan
@@ -229,10 +255,15 @@ class Trial:
         except ConntrackOperatorError as error:
             return self._undone("StateUnwritable", f"the change could not be confirmed: {error}")
         results = results_for(plan, facts, table, self._failed)
-        outcome = Outcome(phase_of(results, "Apply"), results, plan.changes, facts, plan.warnings)
+        outcome = Outcome(phase_of(results, "Apply"), results, plan.changes, facts, plan.warnings, self._sight)
         self._machine.keep_confirmed(self.spec, outcome, plan, self._state)
         if self._touches_rules and not rules_failed:
             self._tidy()
+        if plan.off and plan.off.unload and not self._failed:
+            # Nothing holds the module any more; that needs no trial.
+            spec, journal = self.spec, self._machine.journal(self._state)
+            sight = self._machine.look(spec.settings, spec.policies, journal, spec.services)
+            return self._machine.settle(sight, journal, self._state, spec.policies)
         return outcome
 
     def _tidy(self) -> None:

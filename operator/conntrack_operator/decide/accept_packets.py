@@ -7,9 +7,10 @@
 
 Errors belong to the replies: NOTRACK leaves them untracked with the packets they quote (`notrack_lines`), and a
 firewall that accepts only `related` would end path MTU discovery. A reply is never a bare SYN nor an SCTP INIT: who
-opens connections from a serving port is judged by the firewall, like anybody else. Every line asks whether the
-node's own end is local (Forward: that neither is), because a chain of somebody else's may be jumped to from several
-hooks, and what is accepted for one must not be for another.
+opens connections from a serving port is judged by the firewall, like anybody else. UDP has no such mark: the servers
+that a Client rule names may send from these ports to any port of the node, as behind every stateless firewall.
+Every line asks whether the node's own end is local (Forward: that neither is), because a chain of somebody else's may
+be jumped to from several hooks, and what is accepted for one must not be for another.
 """
 
 from collections.abc import Iterable, Iterator

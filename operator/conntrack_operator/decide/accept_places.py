@@ -74,6 +74,15 @@ def rules_of(chain: FirewallChain) -> tuple[FirewallRule, ...]:
     )
 
 
+def each_once(chain: FirewallChain) -> Iterator[FirewallRule]:
+    """Yield the rules of `chain`, ours too; of one that was read as several (a verdict map) the first."""
+    last = 0
+    for rule in chain.rules:
+        if not rule.handle or rule.handle != last:
+            yield rule
+        last = rule.handle
+
+
 def stateful_chains(firewall: Firewall) -> list[FirewallChain]:
     """Return the base filter chains that see states and may refuse an untracked packet, in the order packets take."""
     chains = [
@@ -138,8 +147,8 @@ class _Table:
                 if _refuses_untracked(rule) and _unscoped(rule):
                     refusing.append(rule)
                 continue
-            callee = self._chains.get(rule.target) if rule.verdict in ("jump", "goto") else None
-            ends = callee is not None and depth < _DEEPEST and self.accepts(callee, state, found, refusing, depth + 1)
+            callee = self._callee(rule, depth)
+            ends = callee is not None and self.accepts(callee, state, found, refusing, depth + 1)
             if not _takes_all(rule, state):
                 continue
             if rule.verdict in ("accept", "drop", "reject", "goto") or ends:
@@ -153,37 +162,35 @@ class _Table:
         certain = True
         for rule, number in _numbered(chain):
             everything = _takes_all(rule, "untracked")
-            if everything and rule.verdict in ("drop", "reject"):
+            callee = self._callee(rule, depth)
+            if everything and rule.verdict in ("accept", "return"):
+                return certain and rule.verdict == "accept"
+            if everything and (rule.verdict in ("drop", "reject") or (callee and self._only_refuses(callee))):
                 if _takes_all(rule, "new"):
                     found.spots.append(Spot(chain, number - 1, "before", rule.handle))
                 else:
                     # Tracked requests get past it, and others may refuse them further down.
                     found.blocked.append(Blocked("StatefulDrop", rule))
                 return certain
-            if everything and rule.verdict in ("accept", "return"):
-                return certain and rule.verdict == "accept"
-            if rule.verdict == "return":
-                certain = False
-            callee = self._chains.get(rule.target) if rule.verdict in ("jump", "goto") else None
-            if callee is None or depth >= _DEEPEST or not _scoped_by_interface_alone(rule):
-                continue
-            if self._decides(callee):
+            certain = certain and rule.verdict != "return"
+            if callee and _scoped_by_interface_alone(rule) and self._decides(callee):
                 ends = self.refusals(callee, found, depth + 1)
                 if everything and (ends or rule.verdict == "goto"):
                     return certain and ends
-            elif everything and self._only_refuses(callee):
-                # A chain that logs and drops is where explicit drops lead, too: nothing is accepted in there.
-                found.spots.append(Spot(chain, number - 1, "before", rule.handle))
-                return certain
         if chain.policy == "drop":
             found.spots.append(Spot(chain, count_of(chain), "end"))
         return False
+
+    def _callee(self, rule: FirewallRule, depth: int) -> FirewallChain | None:
+        leads = rule.verdict in ("jump", "goto") and depth < _DEEPEST
+        return self._chains.get(rule.target) if leads else None
 
     def _decides(self, chain: FirewallChain) -> bool:
         """Tell whether `chain` is there to choose whom to accept, and not to refuse those who were chosen before."""
         return any(rule.verdict == "accept" for each in self._reachable(chain) for rule in rules_of(each))
 
     def _only_refuses(self, chain: FirewallChain) -> bool:
+        # A chain that logs and drops is where explicit drops lead, too: nothing may be accepted in there.
         rules = rules_of(chain)
         ends = any(_takes_all(rule, "untracked") and rule.verdict in ("drop", "reject") for rule in rules)
         return ends and all(rule.verdict in ("none", "drop", "reject") for rule in rules)

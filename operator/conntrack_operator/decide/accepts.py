@@ -7,22 +7,32 @@ A bare UNTRACKED accept is never made: it lets in sources that were refused, and
 untracked, too (both tried on 6.18). What exactly is accepted: `accept_packets`; where: `accept_places`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, product
 
 from conntrack_operator.model.policy import NotrackRule
-from conntrack_operator.model.surroundings import Firewall, FirewallChain, Match, Tool
+from conntrack_operator.model.surroundings import Firewall, FirewallChain, Match
 
 from . import accept_iptables, accept_nftables
 from .accept_packets import Accepted, Hook, What, accepted_by, unbounded
-from .accept_places import OURS, Blocked, Found, Spot, after_accepts, before_refusal, count_of, is_ours, stateful_chains
+from .accept_places import (
+    Blocked,
+    Found,
+    Spot,
+    after_accepts,
+    before_refusal,
+    count_of,
+    is_ours,
+    stateful_chains,
+)
+from .accept_standing import Accepts, Chain, Jump, Standing, Table, standing_of
+from .firewall_walk import losses, would_pass
 from .notrack_table import digest_of
+from .packets import Packets
+from .preflight_stateful import AcceptUntracked, without_ours
+from .rule_packets import FILTERED, Direction, packets_of, side_of
 
-__all__ = ["OURS", "AcceptUntracked", "Accepts", "Chain", "Jump", "Standing", "Table", "accepts_for", "is_ours"]
-
-AcceptUntracked = Literal["Never", "Replies", "Both"]
+__all__ = ["AcceptUntracked", "Accepts", "Standing", "accepts_for", "standing_of"]
 
 _VERSIONS: dict[str, tuple[int, ...]] = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
 _SHORT: dict[Hook, str] = {"input": "IN", "output": "OUT", "forward": "FWD"}
@@ -30,95 +40,11 @@ _SHORT: dict[Hook, str] = {"input": "IN", "output": "OUT", "forward": "FWD"}
 _RULES_MAX = 4096
 """Rules in one chain. Only iptables, which has no sets, can need so many."""
 
+_UNTOLD_MAX = 64
+"""Rules with conditions that are not told, of those that are looked into."""
+
 _JUMPS_MAX = 64
 """Jumps for one base chain: firewalls that accept by state in more places make a chain for each pod."""
-
-
-@dataclass(frozen=True, order=True)
-class Table:
-    """Somebody else's table."""
-
-    tool: Tool
-    family: Literal["ip", "ip6", "inet"]
-    name: str
-
-    @property
-    def place(self) -> str:
-        """As a person would look for it: `nftables inet filter`."""
-        return f"{self.tool} {self.family} {self.name}"
-
-
-@dataclass(frozen=True)
-class Chain:
-    """One of our chains: its rules in the words of its table's tool, each with its comment."""
-
-    table: Table
-    name: str
-    rules: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class Jump:
-    """A rule in somebody's chain that leads to one of ours.
-
-    `index` is the number of rules in front of it and `rules` that of all in the chain, ours not counted. nftables puts
-    it `after` or `before` the rule of this `handle`, or at the `end`.
-    """
-
-    table: Table
-    chain: str
-    target: str
-    condition: str
-    index: int
-    rules: int
-    where: Literal["after", "before", "end"]
-    handle: int = 0
-
-    @property
-    def comment(self) -> str:
-        """Whose it is, with a digest of all of it."""
-        return f"conntrack-operator {digest_of(f'{self.condition} {self.target}')}"
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Our chains and jumps in other people's tables as a value that compares.
-
-    `chains`: the comments of the rules in each. `jumps`: (table, chain, index, target, comment), sorted.
-    """
-
-    chains: Mapping[tuple[Table, str], tuple[str, ...]] = field(default_factory=dict)
-    jumps: tuple[tuple[Table, str, int, str, str], ...] = ()
-
-    @property
-    def tables(self) -> list[Table]:
-        """Tables in which something of ours stands."""
-        return sorted({table for table, _ in self.chains} | {jump[0] for jump in self.jumps})
-
-    def within(self, table: Table) -> "Standing":
-        """Return the part that is in `table`."""
-        chains = {key: rules for key, rules in self.chains.items() if key[0] == table}
-        return Standing(chains, tuple(jump for jump in self.jumps if jump[0] == table))
-
-
-@dataclass(frozen=True)
-class Accepts:
-    """All that has to stand in other people's tables, and what could not be placed.
-
-    `refused`: (reason, place, sentence with the remedy). Reasons: OwnedTable, UnclearAccept, StatefulDrop,
-    UnboundedReplies, TooManyRules.
-    """
-
-    chains: tuple[Chain, ...] = ()
-    jumps: tuple[Jump, ...] = ()
-    refused: tuple[tuple[str, str, str], ...] = ()
-
-    @cached_property
-    def standing(self) -> Standing:
-        """What `kernel.accepts.read_accepts` must show."""
-        chains = {(chain.table, chain.name): tuple(comment for _, comment in chain.rules) for chain in self.chains}
-        jumps = sorted((jump.table, jump.chain, jump.index, jump.target, jump.comment) for jump in self.jumps)
-        return Standing(chains, tuple(jumps))
 
 
 def accepts_for(rules: Sequence[NotrackRule], accept_untracked: AcceptUntracked, firewall: Firewall) -> Accepts:
@@ -129,8 +55,8 @@ def accepts_for(rules: Sequence[NotrackRule], accept_untracked: AcceptUntracked,
     if accept_untracked == "Never":
         return Accepts()
     ordered = sorted(rules, key=lambda rule: (rule.name, rule.model_dump_json()))
-    accepted = [each for rule in ordered for each in accepted_by(rule, requests=accept_untracked == "Both")]
-    making = _Making(firewall, accepted)
+    foreign = without_ours(firewall)
+    making = _Making(firewall, [pair for rule in ordered for pair in _wanted(rule, accept_untracked, foreign)])
     for base in stateful_chains(firewall):
         making.base(base)
         making.refused += [
@@ -141,12 +67,52 @@ def accepts_for(rules: Sequence[NotrackRule], accept_untracked: AcceptUntracked,
     return making.accepts()
 
 
+def _wanted(
+    rule: NotrackRule, accept_untracked: AcceptUntracked, firewall: Firewall
+) -> Iterator[tuple[Accepted, frozenset[tuple[str, ...]] | None]]:
+    """Yield what `rule` accepts, with the base chains that would refuse it; None where only their looks tell."""
+    directions: tuple[Direction, ...] = ("request", "reply")
+    requests, replies = (
+        list(packets_of(rule, direction, FILTERED[side_of(rule)][direction])) for direction in directions
+    )
+    places = {
+        "replies": _losing(firewall, replies, "established"),
+        "requests": _losing(firewall, requests, "new") | _losing(firewall, _begun(firewall, requests), "established"),
+    }
+    for accepted in accepted_by(rule, requests=accept_untracked == "Both"):
+        # Errors are no packets of the rule's protocol; walking tells nothing about them.
+        yield accepted, places.get(accepted.what)
+
+
+def _losing(firewall: Firewall, sets: Iterable[Packets], state: str) -> frozenset[tuple[str, ...]]:
+    return frozenset(_key(loss.chain) for packets in sets for loss in losses(firewall, (packets,), state))
+
+
+def _begun(firewall: Firewall, requests: Sequence[Packets]) -> Iterator[Packets]:
+    """Yield the requests that may be let in by a rule with conditions that are not told, such as the SYN flag.
+
+    What follows such a first packet may be accepted by state alone.
+    """
+    matches = {
+        rule.match: None
+        for chain in firewall.chains
+        for rule in chain.rules
+        if not is_ours(chain.name) and rule.verdict == "accept" and rule.match.other and rule.match.states is None
+    }
+    for packets, match in product(requests, islice(matches, _UNTOLD_MAX)):
+        inside, _ = packets.cut(match)
+        if inside is not None and would_pass(firewall, inside, "new") != "refused":
+            yield inside
+
+
 class _Making:
     """Chains and jumps as they come up, base chain by base chain."""
 
-    def __init__(self, firewall: Firewall, accepted: Sequence[Accepted]) -> None:
+    def __init__(
+        self, firewall: Firewall, wanted: Sequence[tuple[Accepted, frozenset[tuple[str, ...]] | None]]
+    ) -> None:
         self._firewall = firewall
-        self._accepted = accepted
+        self._wanted = wanted
         self._chains: dict[tuple[Table, str], Chain] = {}
         self._jumps: dict[tuple[Table, str, int, str, str], Jump] = {}
         self.refused: list[tuple[str, str, str]] = []
@@ -157,7 +123,12 @@ class _Making:
     def base(self, base: FirewallChain) -> None:
         hook: Hook = base.hook  # type: ignore[assignment]  # stateful_chains gives no other
         for what in ("replies", "errors", "requests"):
-            wanted = [each for each in self._accepted if (each.hook, each.what) == (hook, what)]
+            fitting = [pair for pair in self._wanted if (pair[0].hook, pair[0].what) == (hook, what)]
+            if not any(places is None or _key(base) in places for _, places in fitting):
+                continue
+            # One chain for all base chains of a table at a hook.
+            here = _key(base)[:-1]
+            wanted = [each for each, places in fitting if places is None or here in {key[:-1] for key in places}]
             chain = _chain(base, hook, what, wanted)
             if not chain.rules:
                 continue
@@ -181,6 +152,10 @@ class _Making:
         for jump in jumps:
             self._chains[chain.table, chain.name] = chain
             self._jumps[jump.table, jump.chain, jump.index, jump.target, jump.comment] = jump
+
+
+def _key(chain: FirewallChain) -> tuple[str, ...]:
+    return chain.tool, chain.family, chain.table, chain.name
 
 
 def _spots(firewall: Firewall, base: FirewallChain, what: What) -> Found:
@@ -220,7 +195,7 @@ def _jumps(chain: Chain, spot: Spot, what: What, protocols: set[str]) -> Iterato
             index=spot.index,
             rules=count_of(spot.chain),
             where=spot.where,
-            handle=spot.handle,
+            handle=spot.handle if chain.table.tool == "nftables" else 0,
         )
 
 

@@ -31,12 +31,15 @@ def merged(intervals: Iterable[Interval]) -> Intervals:
 
 def covers(outer: Sequence[Interval], inner: Iterable[Interval]) -> bool:
     """Tell whether every integer of `inner` is in `outer`, which must be merged."""
+    every = list(inner)
+    return len(within(outer, every)) == len(every)
+
+
+def within(outer: Sequence[Interval], intervals: Iterable[Interval]) -> list[Interval]:
+    """Return those of `intervals` that lie in `outer`, which must be merged, as a whole."""
     starts = [first for first, _ in outer]
-    for first, last in inner:
-        place = bisect_right(starts, first) - 1
-        if place < 0 or last > outer[place][1]:
-            return False
-    return True
+    places = ((each, bisect_right(starts, each[0]) - 1) for each in intervals)
+    return [each for each, place in places if place >= 0 and each[1] <= outer[place][1]]
 
 
 def without(outer: Iterable[Interval], taken: Iterable[Interval]) -> Intervals:

@@ -36,7 +36,8 @@ SIZE = 65_536
 LEARN = "learn"
 
 _FAMILY = {4: "ip", 6: "ip6"}
-_ENDS = {"prerouting": "{ip} saddr . tcp sport . tcp dport", "output": "{ip} daddr . tcp dport . tcp sport"}
+# th, not tcp: the protocol is known where this is asked, and need not be looked at again for every packet.
+_ENDS = {"prerouting": "{ip} saddr . th sport . th dport", "output": "{ip} daddr . th dport . th sport"}
 _CHAIN = {"prerouting": "exempt_in", "output": "exempt_out"}
 
 

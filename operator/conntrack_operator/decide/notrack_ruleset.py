@@ -10,8 +10,8 @@ from . import notrack_exemptions
 from .intervals import Intervals, covers, merged, without
 from .notrack_exemptions import Hook
 from .notrack_lines import ERRORS, TRIAL, Target, error_chain, matches_of
-from .notrack_script import REMOVE, Line, creation, deletions, edit
-from .notrack_table import Chain, Contents, Installed
+from .notrack_script import REMOVE, Line, creation, edit
+from .notrack_table import TABLE, Chain, Contents, Installed
 
 ALIVE = f"{TRIAL}alive"
 """The set that says whether a trial is running."""
@@ -94,17 +94,17 @@ class Ruleset:
         return creation(new, self._chains, seconds)
 
     def ending(self) -> str:
-        """Return the commands that delete the trial's elements; they fail when one has expired."""
-        return deletions(self._sets)
+        """Return the command that ends the trial and fails, with all of its transaction, when it is over already.
+
+        It deletes what every packet on trial asks for. The ports live as long, and to delete them takes nft minutes.
+        """
+        alive = ", ".join(self._sets[ALIVE].timed_names)
+        return f"delete element inet {TABLE} {ALIVE} {{ {alive} }}\n"
 
     def is_running_in(self, installed: Installed | None) -> bool:
-        """Tell whether the trial's elements are all still there."""
-        return installed is not None and all(
-            (found := installed.sets.get(name)) is not None
-            and covers(found.timed, contents.timed)
-            and set(contents.timed_names) <= set(found.timed_names)
-            for name, contents in self._sets.items()
-        )
+        """Tell whether the trial is not over yet."""
+        found = installed.sets.get(ALIVE) if installed else None
+        return found is not None and set(self._sets[ALIVE].timed_names) <= set(found.timed_names)
 
     def missing_from(self, installed: Installed | None) -> tuple[str, ...]:
         """Return the names of the policy rules that `installed` does not carry out in full."""
@@ -120,11 +120,13 @@ class Ruleset:
 
     @cached_property
     def _sets(self) -> dict[str, Contents]:
-        sets = {name: contents for target in self._targets for name, contents in _sets_of(target)}
+        sets: dict[str, Contents] = {}
+        if self.on_trial is not None:
+            # The first to be made is the first to expire: with it everything ends in one moment.
+            sets[ALIVE] = Contents("nf_proto", ("timeout",), timed_names=("ipv4", "ipv6"))
+        sets |= {name: contents for target in self._targets for name, contents in _sets_of(target)}
         if any(target.exempts for target in self._targets):
             sets |= _learned_sets()
-        if self.on_trial is not None:
-            sets[ALIVE] = Contents("nf_proto", ("timeout",), timed_names=("ipv4", "ipv6"))
         return sets
 
     @cached_property

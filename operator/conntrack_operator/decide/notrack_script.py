@@ -1,20 +1,24 @@
 """The nft scripts that bring our table from what it is to what it should be, each one transaction.
 
 What stays is not touched: rules keep their counters, exemptions that were learned stay, and an interval of a set is
-deleted only when some of it goes. Intervals that touch stand side by side in the kernel, so widening only adds; a
-range is narrowed by deleting it and adding what is left, which nobody sees half done (tried on 6.18).
+deleted only when some of it goes (of very many, all are written anew). Intervals that touch stand side by side in the
+kernel, so widening only adds; a range is narrowed by deleting it and adding what is left, which no packet sees half
+done (tried on 6.18).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from .intervals import Interval, address_text, covers, port_text, without
+from .intervals import Interval, address_text, port_text, within, without
 from .notrack_lines import UNTRACK
 from .notrack_table import LEARNED_SETS, TABLE, Chain, Contents, Count, Installed, digest_of
 
 REMOVE = f"add table inet {TABLE}\ndelete table inet {TABLE}\n"
 """Script that leaves no table of ours, whether there was one or not."""
+
+DELETIONS_MAX = 64
+"""More elements are not deleted one by one: nft 1.0.6 takes 5 s for 2,000 of 4,000, and 0.05 s to write them all."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,6 @@ def edit(installed: Installed, expected: Installed, lines: Lines) -> str | None:
     return "".join(commands)
 
 
-def deletions(sets: Mapping[str, Contents]) -> str:
-    """Return commands that delete every timed element of `sets` and fail when one has expired."""
-    return "".join(
-        _command("delete", name, contents, contents.timed, contents.timed_names) for name, contents in sets.items()
-    )
-
-
 def _same_kind(one: Contents, other: Contents) -> bool:
     return (one.type, one.flags, one.size, one.timeout) == (other.type, other.flags, other.size, other.timeout)
 
@@ -112,9 +109,14 @@ def _chain_edits(name: str, chain: Chain, lines: Sequence[Line]) -> Iterator[str
 
 
 def _set_edits(name: str, found: Contents, wanted: Contents) -> Iterator[str]:
-    stale = [each for each in found.elements if not covers(wanted.intervals, [each])]
-    yield _command("delete", name, found, [*stale, *found.timed_elements], [*found.names, *found.timed_names])
-    kept = (each for each in found.elements if each not in set(stale))
+    # A single element is deleted whole; what of it is still wanted is added again with the rest.
+    kept = within(wanted.intervals, found.elements)
+    stale = [*sorted({*found.elements} - {*kept}), *found.timed_elements]
+    if len(stale) > DELETIONS_MAX:
+        yield f"flush set inet {TABLE} {name}\n"
+        kept = []
+    else:
+        yield _command("delete", name, found, stale, [*found.names, *found.timed_names])
     yield _command("add", name, wanted, without(wanted.intervals, kept), wanted.names)
 
 

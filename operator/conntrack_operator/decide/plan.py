@@ -123,6 +123,12 @@ def plan_for(  # noqa: PLR0913, PLR0917 - all that a plan is a function of
     )
 
 
+def _unloading(off: Off | None) -> Iterator[Change]:
+    # Last: a rule of ours that is about to go holds the module too.
+    if off and off.unload:
+        yield Change(TRACKING, "nf_conntrack is loaded", f"unloaded: {', '.join(off.unload)}", "tracking: Disabled")
+
+
 def _claimed(applied: Mapping[str, AppliedRule], uses: Sequence[PolicyUse]) -> Mapping[str, AppliedRule]:
     """Return `applied` without the keep of rules that a policy still speaks for.
 
@@ -134,12 +140,6 @@ def _claimed(applied: Mapping[str, AppliedRule], uses: Sequence[PolicyUse]) -> M
         name: rule.model_copy(update={"keep": False}) if f"notrack.rules[{name}]" in fields else rule
         for name, rule in applied.items()
     }
-
-
-def _unloading(off: Off | None) -> Iterator[Change]:
-    # Last: a rule of ours that is about to go holds the module too.
-    if off and off.unload:
-        yield Change(TRACKING, "nf_conntrack is loaded", f"unloaded: {', '.join(off.unload)}", "tracking: Disabled")
 
 
 def ordered(changes: Iterable[Change]) -> list[Change]:

@@ -7,6 +7,7 @@ from typing import Literal
 from conntrack_operator.model.policy import NotrackRule
 from conntrack_operator.model.surroundings import Firewall, FirewallRule
 
+from .accept_places import is_ours
 from .firewall_walk import Loss, losses, passing
 from .packets import Packets
 from .rule_packets import FILTERED, Direction, packets_of, side_of, words
@@ -98,7 +99,7 @@ def without_ours(firewall: Firewall) -> Firewall:
 
 
 def _is_ours(rule: FirewallRule) -> bool:
-    return rule.target.lower().replace("_", "-").startswith("conntrack-op")
+    return is_ours(rule.target)
 
 
 def _stateful_sentence(rule: NotrackRule, direction: Direction, loss: Loss) -> str:

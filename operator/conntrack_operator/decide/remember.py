@@ -55,7 +55,7 @@ def journal_on_trial(plan: Plan, journal: Journal, facts: Facts, spec: NodeSpec,
     The rules confirmed before stay what they are; the new ones are nobody's until they are confirmed.
     """
     noted = journal_before(plan, journal, facts, spec.policies)
-    writes = {change.setting: int(change.to) for change in plan.changes if change.setting not in rules_named(plan)}
+    writes = {change.setting: int(change.to) for change in plan.changes if change.setting.startswith(catalogue.PREFIX)}
     record = TrialRecord(
         revision=spec.revision,
         attempt=spec.attempt,

@@ -20,6 +20,8 @@ from .tracking import SETTING as TRACKING
 
 PROBE_SECONDS = 2.0
 """The longest a round of probes takes: all run side by side, and whatever has not answered by then has failed."""
+BEFORE_SECONDS = 1.0
+"""The same before the change, which waits for it: what answers within that has time to spare afterwards."""
 PAUSE_SECONDS = 1.0
 """Between two rounds, so that a trial of an hour is not a load on what it asks."""
 CONFIRM_SECONDS = 5.0

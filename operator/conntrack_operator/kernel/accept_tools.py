@@ -3,7 +3,6 @@
 import os
 import subprocess
 
-from conntrack_operator.decide.accepts import Table
 from conntrack_operator.errors import Retry, Unsupported
 
 TIMEOUT_SECONDS = 30
@@ -30,9 +29,9 @@ class Failed(Exception):
         self.complaint = complaint
         super().__init__(complaint)
 
-    def as_error(self, what: str, table: Table | None = None) -> Retry | Unsupported:
-        """Return the error to raise for it: `what` was to be done, to which table."""
-        where = f"{what} {table.place}" if table else what
+    def as_error(self, places: str) -> Retry | Unsupported:
+        """Return the error to raise for it: `places` were to be changed."""
+        where = f"change {places}"
         lines = [line.strip() for line in self.complaint.splitlines() if line.strip() and not line.startswith("#")]
         told = next((line for line in lines if "Error:" in line), lines[0] if lines else "it gave no reason")
         if self.status < 0:
@@ -48,18 +47,13 @@ class Failed(Exception):
         )
 
 
-def nft(*arguments: str, text: str = "") -> str:
-    """Run nft and return what it prints. Raises Failed, Unsupported (not installed) and Retry (takes too long)."""
-    return _run(["nft", *arguments], text)
-
-
-def save(table: Table) -> str:
-    """Return a table of iptables as its own save program prints it. Raises as `nft` does."""
-    return _run([f"{_program(table.tool, table.family)}-save", "-t", table.name], "")
+def run_nft(text: str) -> None:
+    """Carry out an nft script in one transaction. Raises Failed, Unsupported (not installed), Retry (too long)."""
+    _run(["nft", "-f", "-"], text)
 
 
 def restore(tool: str, family: str, text: str) -> None:
-    """Carry out changes to one family's tables of iptables, a transaction each. Raises as `nft` does."""
+    """Carry out changes to one family's tables of iptables, a transaction each. Raises as `run_nft` does."""
     _run([f"{_program(tool, family)}-restore", "--wait", _LOCK_SECONDS, "--noflush"], text)
 
 
@@ -67,7 +61,7 @@ def _program(tool: str, family: str) -> str:
     return f"{'ip6tables' if family == 'ip6' else 'iptables'}-{tool.removeprefix('iptables-')}"
 
 
-def _run(command: list[str], text: str) -> str:
+def _run(command: list[str], text: str) -> None:
     program = command[0]
     try:
         done = subprocess.run(
@@ -91,4 +85,3 @@ def _run(command: list[str], text: str) -> str:
         raise Retry(f"{program} did not finish within {TIMEOUT_SECONDS} s; it will be tried again") from error
     if done.returncode != 0:
         raise Failed(program, done.returncode, done.stderr)
-    return done.stdout

@@ -10,13 +10,19 @@ out after them.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-from conntrack_operator.decide.accepts import Accepts, Chain, Jump, Standing, Table, is_ours
+from conntrack_operator.decide.accept_places import count_of, each_once, is_ours
+from conntrack_operator.decide.accept_standing import Accepts, Chain, Jump, Standing, Table, standing_of
 from conntrack_operator.errors import Retry, Unsupported
+from conntrack_operator.model.surroundings import Firewall, FirewallChain
 
-from .accept_reading import Seen, SeenChain, read_tables, standing_of
-from .accept_tools import Failed, nft, restore
+from .accept_tools import Failed, restore, run_nft
+from .firewall import Backend, read_firewall
+from .firewall_names import read_chain_names
+
+_LEGACY_FILTERS = ("filter", "mangle", "security")
+"""Tables of iptables that filter where connections have a state."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
 """What nft's grammar takes as a name (token string in its scanner)."""
@@ -28,7 +34,7 @@ def read_accepts() -> Standing:
     Compare it with the accepts for the firewall as it is now: a flush takes our jumps away, a rule put in front of one
     changes its index. Raises Unsupported and Retry as `kernel.nftables.read_table` does.
     """
-    return standing_of(read_tables())
+    return standing_of(_read(frozenset()))
 
 
 def write_accepts(accepts: Accepts) -> None:
@@ -38,13 +44,13 @@ def write_accepts(accepts: Accepts) -> None:
     again), Unsupported when a tool is missing, not permitted or lacks a module. Needs NET_ADMIN; NET_RAW too for
     iptables-legacy.
     """
-    seen = read_tables({chain.table for chain in accepts.chains})
-    standing = standing_of(seen)
+    firewall = _read({chain.table for chain in accepts.chains})
+    standing = standing_of(firewall)
     wanted = accepts.standing
     differing = [
         table for table in sorted({*standing.tables, *wanted.tables}) if standing.within(table) != wanted.within(table)
     ]
-    _carry_out(differing, accepts, seen)
+    _carry_out(differing, accepts, firewall)
 
 
 def remove_accepts() -> None:
@@ -52,35 +58,58 @@ def remove_accepts() -> None:
     write_accepts(Accepts())
 
 
-def _carry_out(tables: list[Table], accepts: Accepts, seen: Seen) -> None:
+def _read(tables: Collection[Table]) -> Firewall:
+    """Return `tables` and all others in which something of ours stands.
+
+    Names of chains come by netlink, at a few bytes each, and tables without one of ours are not listed: a jump of ours
+    cannot be where no chain of ours is, the kernel keeps what is jumped to. iptables-legacy has no such list of names;
+    what of it cannot be read (no NET_RAW, no program) cannot hold anything of ours.
+    """
+    ours = {(family, table) for family, table, chain in read_chain_names() if is_ours(chain)}
+    named = ours | {(table.family, table.name) for table in tables if table.tool != "iptables-legacy"}
+
+    def is_wanted(backend: Backend, family: str, name: str) -> bool:
+        return name in _LEGACY_FILTERS if backend == "legacy" else (family, name) in named
+
+    firewall = read_firewall(wanted=is_wanted)
+    found = {(chain.family, chain.table) for chain in firewall.chains if chain.tool != "iptables-legacy"}
+    if firewall.problems and not ours <= found:
+        raise Retry("; ".join(sentence for _, sentence in firewall.problems))
+    return firewall
+
+
+def _carry_out(tables: list[Table], accepts: Accepts, firewall: Firewall) -> None:
     scripts: dict[tuple[str, str], list[str]] = defaultdict(list)
     for table in tables:
         chains = [chain for chain in accepts.chains if chain.table == table]
         jumps = [jump for jump in accepts.jumps if jump.table == table]
-        if table not in seen:
+        seen = {chain.name: chain for chain in firewall.chains if _table_of(chain) == table}
+        if not seen and firewall.problems:
+            raise Unsupported("; ".join(sentence for _, sentence in firewall.problems))
+        if not seen:
             raise Retry(f"{table.place} is gone since it was read; it will be read again")
         if table.tool == "nftables":
-            scripts[table.tool, ""] += _nft_lines(table, chains, jumps, seen[table])
+            scripts[table.tool, ""] += _nft_lines(table, chains, jumps, seen)
         else:
-            scripts[table.tool, table.family] += _iptables_lines(table, chains, jumps, seen[table])
+            scripts[table.tool, table.family] += _iptables_lines(table, chains, jumps, seen)
     for (tool, family), lines in scripts.items():
         text = "".join(f"{line}\n" for line in lines)
         try:
             if tool == "nftables":
-                nft("-f", "-", text=text)
+                run_nft(text)
             else:
                 restore(tool, family, text)
         except Failed as error:
             places = ", ".join(table.place for table in tables if table.tool == tool)
-            raise error.as_error(f"change {places}") from None
+            raise error.as_error(places) from None
 
 
-def _nft_lines(table: Table, chains: list[Chain], jumps: list[Jump], seen: dict[str, SeenChain]) -> Iterator[str]:
+def _nft_lines(table: Table, chains: list[Chain], jumps: list[Jump], seen: dict[str, FirewallChain]) -> Iterator[str]:
     where = f"{table.family} {_plain(table.name)}"
     for name, found in seen.items():
-        for target, _, handle in found.rules:
-            if is_ours(target) and not is_ours(name):
-                yield f"delete rule {where} {_plain(name)} handle {handle}"
+        for rule in each_once(found):
+            if is_ours(rule.target) and not is_ours(name):
+                yield f"delete rule {where} {_plain(name)} handle {rule.handle}"
     kept = {chain.name for chain in chains}
     for name in seen:
         if is_ours(name):
@@ -89,8 +118,8 @@ def _nft_lines(table: Table, chains: list[Chain], jumps: list[Jump], seen: dict[
                 yield f"delete chain {where} {name}"
     for chain in chains:
         yield f"add chain {where} {chain.name}"
-        for rule, comment in chain.rules:
-            yield f'add rule {where} {chain.name} {rule} comment "{comment}"'
+        for line, comment in chain.rules:
+            yield f'add rule {where} {chain.name} {line} comment "{comment}"'
     for jump in jumps:
         verb = "insert" if jump.where == "before" else "add"
         beside = f"handle {jump.handle} " if jump.where != "end" else ""
@@ -100,16 +129,18 @@ def _nft_lines(table: Table, chains: list[Chain], jumps: list[Jump], seen: dict[
         )
 
 
-def _iptables_lines(table: Table, chains: list[Chain], jumps: list[Jump], seen: dict[str, SeenChain]) -> Iterator[str]:
+def _iptables_lines(
+    table: Table, chains: list[Chain], jumps: list[Jump], seen: dict[str, FirewallChain]
+) -> Iterator[str]:
     for jump in jumps:
-        if jump.chain not in seen or seen[jump.chain].foreign != jump.rules:
+        if jump.chain not in seen or count_of(seen[jump.chain]) != jump.rules:
             raise Retry(f"chain {jump.chain} of {table.place} has changed since it was read; it will be read again")
     yield f"*{table.name}"
     for chain in chains:
         yield f":{chain.name} - [0:0]"  # makes it, or flushes it
     for name, found in seen.items():
         if not is_ours(name):
-            numbers = [number for number, (target, _, _) in enumerate(found.rules, 1) if is_ours(target)]
+            numbers = [number for number, rule in enumerate(each_once(found), 1) if is_ours(rule.target)]
             yield from (f"-D {name} {number}" for number in reversed(numbers))
     kept = {chain.name for chain in chains}
     stale = [name for name in seen if is_ours(name) and name not in kept]
@@ -124,6 +155,10 @@ def _iptables_lines(table: Table, chains: list[Chain], jumps: list[Jump], seen: 
             f'-I {jump.chain} {jump.index + 1} {jump.condition} -m comment --comment "{jump.comment}" -j {jump.target}'
         )
     yield "COMMIT"
+
+
+def _table_of(chain: FirewallChain) -> Table:
+    return Table(chain.tool, chain.family, chain.table)
 
 
 def _plain(name: str) -> str:

@@ -5,6 +5,7 @@ it is in use. Families bridge, netdev and arp are left out: they see packets out
 are left out too: they are not at work.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 from conntrack_operator.decide.notrack import TABLE
@@ -12,23 +13,30 @@ from conntrack_operator.errors import ConntrackOperatorError, Unsupported
 from conntrack_operator.model.surroundings import Firewall, FirewallChain, PortRanges
 
 from . import firewall_iptables as iptables
+from . import firewall_kube_proxy as kube_proxy
 from . import firewall_nft as nftables
-from .firewall_names import BaseChain, TableName, read_base_chains, read_tables
+from .firewall_names import BaseChain, TableName, read_chains, read_tables
 from .programs import Gone, NotInstalled, NotPermitted
+
+Backend = Literal["nf_tables", "legacy"]
+"""Which half of the kernel a table is in: iptables-nft's are nf_tables'."""
 
 OWN = ("inet", TABLE)
 UNREAD = "FirewallUnread"
 NEEDS_NET_RAW = "LegacyIptablesNeedsNetRaw"
 
 
-def read_firewall(interest: PortRanges | None = None) -> Firewall:
+def read_firewall(
+    interest: PortRanges | None = None, wanted: Callable[[Backend, str, str], bool] | None = None
+) -> Firewall:
     """Return the chains of this network namespace, and what could not be read. Raises nothing.
 
+    With `wanted`, called with backend, family and name, the tables for which it is false are passed over.
     With `interest`, translations that can concern none of these ports are left out, and so are chains that only they
     lead to; everything else is told. Needs NET_ADMIN, nft where there is a table, the save programs of iptables where
     there are tables of theirs, and NET_RAW for those of iptables-legacy.
     """
-    reading = _Reading(interest)
+    reading = _Reading(interest, wanted or (lambda *_: True))
     owned = reading.read_nftables()
     for family in ("ip", "ip6"):
         reading.read_legacy(family)
@@ -38,27 +46,31 @@ def read_firewall(interest: PortRanges | None = None) -> Firewall:
 class _Reading:
     """Gathers chains and problems from one table after another."""
 
-    def __init__(self, interest: PortRanges | None) -> None:
+    def __init__(self, interest: PortRanges | None, wanted: Callable[[Backend, str, str], bool]) -> None:
         self._interest = interest
+        self._wanted = wanted
         self.chains: list[FirewallChain] = []
         self.problems: list[tuple[str, str]] = []
 
     def read_nftables(self) -> frozenset[tuple[str, str]]:
         """Read every table of nftables; return those with an owner."""
         try:
-            tables, bases = read_tables(), read_base_chains()
+            tables, (bases, numbers) = read_tables(), read_chains()
         except ConntrackOperatorError as error:
             self.problems.append((UNREAD, f"nftables' tables cannot be listed: {error}"))
             return frozenset()
         for table in tables:
-            if (table.family, table.name) != OWN and not table.dormant:
+            named = table.family, table.name
+            if named != OWN and not table.dormant and self._wanted("nf_tables", *named):
                 hooked = [base for base in bases if (base.family, base.table) == (table.family, table.name)]
-                self._read_table(table, hooked)
+                self._read_table(table, hooked, numbers.get((table.family, table.name), 0))
         return frozenset((table.family, table.name) for table in tables if table.owned)
 
-    def _read_table(self, table: TableName, bases: list[BaseChain]) -> None:
+    def _read_table(self, table: TableName, bases: list[BaseChain], chains: int) -> None:
         try:
-            if not iptables.is_iptables(table, bases) or not self._read_iptables(table, bases):
+            if self._interest is not None and kube_proxy.is_large(table, chains):
+                self.chains.extend(kube_proxy.read_table(table, bases, self._interest))
+            elif not iptables.is_iptables(table, bases) or not self._read_iptables(table, bases):
                 self.chains.extend(nftables.read_table(table, bases, self._interest))
         except Gone:
             pass
@@ -84,6 +96,8 @@ class _Reading:
         """Read the tables of iptables-legacy, where there are some."""
         try:
             for table in iptables.legacy_tables(family):
+                if not self._wanted("legacy", family, table):
+                    continue
                 self.chains.extend(iptables.read_table("iptables-legacy", family, table, self._interest))
         except NotPermitted:
             self.problems.append((NEEDS_NET_RAW, _needs_net_raw(family)))

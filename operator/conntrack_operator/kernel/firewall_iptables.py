@@ -33,11 +33,10 @@ class Incompatible(Unsupported):
 
 
 def is_iptables(table: TableName, bases: Sequence[BaseChain]) -> bool:
-    """Tell whether iptables-nft made a table: by its name, and by the names of its base chains, all of them."""
+    """Tell whether iptables-nft made a table: by its name, and by the names of its base chains, if there are any."""
     return (
         table.family in NAMES
         and (table.name == "nat" or table.name in PRIORITIES)
-        and bool(bases)
         and all(HOOKS.get(base.name) == base.hook for base in bases)
     )
 

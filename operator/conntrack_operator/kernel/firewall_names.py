@@ -8,6 +8,7 @@ happens before or below connection tracking of IP.
 
 import contextlib
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, TypeVar
 
@@ -56,9 +57,23 @@ def read_tables() -> list[TableName]:
     return _answers(GET_TABLE, _table)
 
 
-def read_base_chains() -> list[BaseChain]:
-    """Return the base chains of ip, ip6 and inet. Raises as `read_tables` does."""
-    return _answers(GET_CHAIN, _base_chain)
+def read_chains() -> tuple[list[BaseChain], dict[tuple[Family, str], int]]:
+    """Return the base chains of ip, ip6 and inet, and how many chains each (family, table) has of both kinds.
+
+    Raises as `read_tables` does. Tried: 22,000 chains take 0.1 s.
+    """
+    bases: list[BaseChain] = []
+    numbers: dict[tuple[Family, str], int] = {}
+    for family, table, base in _answers(GET_CHAIN, _chain):
+        numbers[family, table] = numbers.get((family, table), 0) + 1
+        if base is not None:
+            bases.append(base)
+    return bases, numbers
+
+
+def read_chain_names() -> list[tuple[Family, str, str]]:
+    """Return (family, table, name) of every chain of ip, ip6 and inet. Raises as `read_tables` does."""
+    return _answers(GET_CHAIN, _chain_name)
 
 
 def _answers(kind: int, read: Callable[[bytes], Name | None]) -> list[Name]:
@@ -90,11 +105,22 @@ def _table(answer: bytes) -> TableName | None:
     return TableName(family, _text(found[1]), bool(flags & OWNER), bool(flags & DORMANT))
 
 
-def _base_chain(answer: bytes) -> BaseChain | None:
+def _chain_name(answer: bytes) -> tuple[Family, str, str] | None:
     family = _FAMILIES.get(answer[HEADER.size])
-    places = {kind: (start, end) for kind, start, end in attributes(answer, BODY, len(answer))}
-    if family is None or 4 not in places:  # NFTA_CHAIN_HOOK
+    found = {kind: answer[start:end] for kind, start, end in attributes(answer, BODY, len(answer))}
+    return None if family is None or not {1, 3} <= found.keys() else (family, _text(found[1]), _text(found[3]))
+
+
+def _chain(answer: bytes) -> tuple[Family, str, BaseChain | None] | None:
+    family = _FAMILIES.get(answer[HEADER.size])
+    if family is None:
         return None
+    places = {kind: (start, end) for kind, start, end in attributes(answer, BODY, len(answer))}
+    table = sys.intern(_text(answer[slice(*places[1])]))
+    return family, table, _base_chain(answer, family, places) if 4 in places else None  # NFTA_CHAIN_HOOK
+
+
+def _base_chain(answer: bytes, family: Family, places: dict[int, tuple[int, int]]) -> BaseChain:
     found = {kind: answer[start:end] for kind, (start, end) in places.items()}
     hook = {kind: answer[start:end] for kind, start, end in attributes(answer, *places[4])}
     number = _UNSIGNED.unpack(hook[1])[0]

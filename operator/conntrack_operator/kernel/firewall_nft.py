@@ -34,7 +34,7 @@ def read_table(table: TableName, bases: Sequence[BaseChain], interest: PortRange
     texts = _texts(table, {rule.handle for rules in chains.values() for rule in rules})
     places = {base.name: base for base in bases}
     ordered = [*places, *(name for name in chains if name not in places)]
-    return [_chain(table, name, places.get(name), _worded(chains.get(name, ()), texts)) for name in ordered]
+    return [chain_of(table, name, places.get(name), _worded(chains.get(name, ()), texts)) for name in ordered]
 
 
 def rules_in(
@@ -59,7 +59,7 @@ def rules_in(
 def _listed(table: TableName, gathering: Gathering) -> None:
     sets: dict[str, Sequence[Any]] = {}
     with output_of(["nft", "-j", "list", "table", table.family, table.name]) as stream:
-        for kind, found in objects(stream.read, _keeper(gathering.interest)):
+        for kind, found in objects(stream.read, keeper(gathering.interest)):
             # What is put in for a time may be another thing a moment later. 1.0.6 does not print `dynamic` (tried).
             if kind in ("set", "map") and not {"dynamic", "timeout"} & {*_flags(found)}:
                 sets[found["name"]] = found.get("elem", ())
@@ -74,7 +74,7 @@ def _listed(table: TableName, gathering: Gathering) -> None:
                     gathering.take(found["chain"], rule, stray=stray)
 
 
-def _keeper(interest: PortRanges | None) -> Callable[[dict[str, Any], Any], bool]:
+def keeper(interest: PortRanges | None) -> Callable[[dict[str, Any], Any], bool]:
     """Return what chooses the elements to keep: of maps to verdicts those of interest, of maps to data none."""
 
     def keep(header: dict[str, Any], element: Any) -> bool:
@@ -133,7 +133,8 @@ def _key_words(key: Any) -> str:
     return str(key)
 
 
-def _chain(table: TableName, name: str, base: BaseChain | None, rules: tuple[FirewallRule, ...]) -> FirewallChain:
+def chain_of(table: TableName, name: str, base: BaseChain | None, rules: tuple[FirewallRule, ...]) -> FirewallChain:
+    """Return a chain; `base` is None for one that hangs on no hook."""
     if base is None:
         return FirewallChain("nftables", table.family, table.name, name, rules)
     return FirewallChain(

@@ -165,12 +165,19 @@ def generation() -> int:
     """Return the number that changes with every change to any nftables rule of this network namespace.
 
     Elements that expire or that packets add do not change it. Kernel function nf_tables_getgen, Linux 3.19; 73 µs.
+    Raises Unsupported without NET_ADMIN or nf_tables, Retry when the kernel does not answer this time.
     """
-    with Netlink() as netlink:
-        for answer in netlink.messages(_GETGEN, subsystem=_NFTABLES):
-            for found in attributes(answer, BODY, len(answer)):
-                if found.type == _GEN_ID:
-                    return int.from_bytes(answer[found.start : found.end], "big")
+    try:
+        with Netlink() as netlink:
+            for answer in netlink.messages(_GETGEN, subsystem=_NFTABLES):
+                for found in attributes(answer, BODY, len(answer)):
+                    if found.type == _GEN_ID:
+                        return int.from_bytes(answer[found.start : found.end], "big")
+    except Unsupported as error:
+        raise Unsupported(
+            "the kernel does not tell its nftables generation; run as root or with NET_ADMIN, and check that nf_tables"
+            " is there"
+        ) from error
     raise Retry("the kernel did not tell its nftables generation; ask again")
 
 

@@ -171,8 +171,9 @@ class NodeStatus(Reported):
     boot_id: Annotated[str, Field(alias="bootID")] = ""
     """The kernel's boot id at that time."""
     phase: Phase | None = None
-    """Current: as asked. Refused: some setting was refused, see results. Restored: the originals are back.
-    Trial, RolledBack and Contended come with the trial."""
+    """Current: as asked. Trial: a change is made and not confirmed yet. RolledBack: it was taken back, see results.
+    Refused: some setting was refused, see results. Contended: somebody keeps writing other values. Restored: the
+    originals are back."""
     conditions: Conditions = []
     """Conditions of the node."""
     observed: dict[str, int] = {}

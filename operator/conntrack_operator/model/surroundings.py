@@ -163,10 +163,10 @@ class Surroundings:
     services: tuple[Service, ...] = ()
     failsafe: tuple[FailsafePort, ...] = ()
     translated: Mapping[tuple[str, int], str] = field(default_factory=dict)
-    """Live entries that NAT has changed, one example in words for each (protocol, serving port): those whose serving
-    end is an address of this node, before or after the translation."""
+    """Live entries that NAT has changed and this node serves, before or after it: one example in words for each
+    (protocol in capitals, serving port)."""
     translated_elsewhere: Mapping[tuple[str, int], str] = field(default_factory=dict)
-    """The same for entries that this node only routes, such as masqueraded ones on their way to others."""
+    """The same of entries that others serve: what this node forwards or asks for. They concern Forward and Client."""
     local_addresses: tuple[str, ...] | None = None
     """Addresses of this node in this network namespace; None where nobody looked, and then any may be its own."""
     local_port_range: tuple[int, int] = (32768, 60999)

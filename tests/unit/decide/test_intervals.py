@@ -14,6 +14,7 @@ from conntrack_operator.decide.intervals import (
     network_intervals,
     port_intervals,
     port_text,
+    without,
 )
 
 _small = st.tuples(st.integers(0, 60), st.integers(0, 12)).map(lambda pair: (pair[0], pair[0] + pair[1]))
@@ -30,6 +31,14 @@ def test_merging_is_the_union_in_its_shortest_form(intervals: list[tuple[int, in
     joined = merged(intervals)
     assert _members(joined) == _members(intervals)
     assert all(left[1] + 1 < right[0] for left, right in itertools.pairwise(joined))
+
+
+@given(_intervals, _intervals)
+def test_taking_away_is_the_difference(outer: list[tuple[int, int]], taken: list[tuple[int, int]]) -> None:
+    """Exactly the members that were not taken, merged."""
+    left = without(outer, taken)
+    assert _members(left) == _members(outer) - _members(taken)
+    assert merged(left) == left
 
 
 @given(_intervals, st.randoms())

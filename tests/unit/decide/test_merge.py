@@ -277,3 +277,16 @@ def test_nothing_is_lost_and_nothing_invented(policies: list[ConntrackPolicy]) -
     kept = merge.settings.notrack.rules or [] if merge.settings.notrack else []
     assert len(kept) + sum(bool(each.why) for each in merge.conflicts) == asked_rules
     assert len(kept) == min(asked_rules, RULES_MAX)
+
+
+def test_a_soak_that_another_policys_timeout_has_no_room_for():
+    """Each is right by itself; together the soak is cut, and its policy is told."""
+    merge = merged(
+        [policy("short", {"trial": {"timeoutSeconds": 20}}, 2), policy("long", {"trial": {"soakSeconds": 40}}, 1)]
+    )
+    assert merge.settings.trial is not None
+    assert (merge.settings.trial.timeout_seconds, merge.settings.trial.soak_seconds) == (20, 10)
+    assert [(each.loser, each.field, each.winner) for each in merge.conflicts] == [
+        ("long", "trial.soakSeconds", "short")
+    ]
+    assert "cut to 10 s" in merge.conflicts[0].why

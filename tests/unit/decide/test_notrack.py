@@ -46,33 +46,69 @@ def test_the_shared_set_of_a_server() -> None:
     assert _set_of("confirmed_tcp_server", script) == (
         "\t\ttype inet_service\n\t\tflags interval, timeout\n\t\telements = { 80, 443, 8000-8100 }"
     )
+    assert _set_of("exempt6", script) == (
+        "\t\ttype ipv6_addr . inet_service . inet_service\n\t\tflags timeout, dynamic\n\t\tsize 65536\n\t\ttimeout 120s"
+    )
+    into, out = ("saddr . th sport . th dport", "daddr . th dport . th sport")
+    errors = (
+        (
+            "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
+            " @th,64,8 0x45 @th,112,16 & 0x1fff 0 jump {hook}_errors4"
+        ),
+        (
+            "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
+            " jump {hook}_errors6"
+        ),
+    )
     assert _chains(script) == {
         "prerouting": [
-            "type filter hook prerouting priority raw; policy accept;",
+            "type filter hook prerouting priority -300; policy accept;",
             'iifname "lo" accept',
-            (
-                "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
-                " @th,64,8 0x45 @th,112,16 & 0x1fff 0 jump prerouting_errors4"
-            ),
-            (
-                "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
-                " jump prerouting_errors6"
-            ),
-            "tcp dport @confirmed_tcp_server fib daddr type local",
+            "tcp dport @confirmed_tcp_server jump confirmed_tcp_server_requests",
+            *(line.replace("{hook}", "prerouting") for line in errors),
         ],
         "output": [
-            "type filter hook output priority raw; policy accept;",
+            "type filter hook output priority -300; policy accept;",
             'oifname "lo" accept',
-            (
-                "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
-                " @th,64,8 0x45 @th,112,16 & 0x1fff 0 jump output_errors4"
-            ),
-            (
-                "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
-                " jump output_errors6"
-            ),
-            "tcp sport @confirmed_tcp_server fib saddr type local",
+            "tcp sport @confirmed_tcp_server jump confirmed_tcp_server_replies",
+            *(line.replace("{hook}", "output") for line in errors),
         ],
+        "postrouting": [
+            "type filter hook postrouting priority 101; policy accept;",
+            "tcp flags & (syn | rst) == 0x0 accept",
+            "tcp flags & (syn | ack) == syn | ack accept",
+            'oifname "lo" accept',
+            "tcp sport @confirmed_tcp_server goto learn",
+        ],
+        "confirmed_tcp_server_requests": [
+            f"ip {into} @exempt4 goto exempt_in4",
+            f"ip6 {into} @exempt6 goto exempt_in6",
+            "fib daddr type local",
+        ],
+        "confirmed_tcp_server_replies": [
+            "tcp flags & (syn | ack) == syn goto learn",
+            f"ip {out} @exempt4 goto exempt_out4",
+            f"ip6 {out} @exempt6 goto exempt_out6",
+            "fib saddr type local",
+        ],
+        "learn": [
+            line
+            for version, ip in ((4, "ip"), (6, "ip6"))
+            for update in (f"update @exempt{version} {{ {ip} {out} timeout 120s }} accept",)
+            for line in (
+                f"tcp flags & rst == rst {ip} {out} @exempt{version} {update}",
+                f"tcp flags & (syn | ack | rst) == syn fib saddr type local {update}",
+            )
+        ],
+        **{
+            f"exempt_{way}{version}": [
+                f"tcp flags & (fin | rst) != 0x0 update @exempt{version} {{ {ip} {ends} timeout 120s }} accept",
+                f"tcp flags & (syn | psh) != 0x0 update @exempt{version} {{ {ip} {ends} timeout 86400s }} accept",
+                "accept",
+            ]
+            for way, ends in (("in", into), ("out", out))
+            for version, ip in ((4, "ip"), (6, "ip6"))
+        },
         "prerouting_errors4": ["@th,136,8 6 @th,224,16 { 80, 443, 8000-8100 } fib daddr type local"],
         "prerouting_errors6": ["@th,112,8 6 @th,384,16 { 80, 443, 8000-8100 } fib daddr type local"],
         "output_errors4": [
@@ -93,13 +129,25 @@ def test_the_shared_set_of_a_server() -> None:
 SIDES = (
     (
         {"addresses": ["192.0.2.1"]},
+        "S_requests",
+        [
+            "ip saddr . th sport . th dport @exempt4 goto exempt_in4",
+            "ip daddr @S_addresses4 fib daddr type local",
+        ],
+    ),
+    (
+        {"protocol": "UDP", "addresses": ["192.0.2.1"]},
         "prerouting",
-        ["tcp dport @S ip daddr @S_addresses4 fib daddr type local"],
+        ["udp dport @S ip daddr @S_addresses4 fib daddr type local"],
     ),
     (
         {"addresses": ["192.0.2.1"], "peers": ["10.0.0.0/8"], "interfaces": ["eth0"]},
-        "output",
-        ["tcp sport @S ip saddr @S_addresses4 ip daddr @S_peers4 oifname @S_interfaces fib saddr type local"],
+        "S_replies",
+        [
+            "tcp flags & (syn | ack) == syn goto learn",
+            "ip daddr . th dport . th sport @exempt4 goto exempt_out4",
+            "ip saddr @S_addresses4 ip daddr @S_peers4 oifname @S_interfaces fib saddr type local",
+        ],
     ),
     (
         {"side": "Client", "addresses": ["192.0.2.1"]},
@@ -178,7 +226,7 @@ def test_rules_with_sets_of_their_own(fields: dict[str, object], chain: str, exp
     name = re.search(r"set (rule_web_[0-9a-f]{8}) ", script)[1]
     rules = [
         rule.replace(name, "S")
-        for rule in _chains(script).get(chain, [])
+        for rule in _chains(script).get(chain.replace("S_", f"{name}_"), [])
         if not rule.startswith("type ") and " jump " not in rule and '"lo"' not in rule
     ]
     assert rules == expected
@@ -189,7 +237,8 @@ def test_sets_of_their_own_hold_what_the_rule_names() -> None:
     rule = _rule(addresses=["192.0.2.0/24", "2001:db8::1"], peers=["10.0.0.0/8"], interfaces=["b0", "a.1"])
     sets = notrack.ruleset_for([rule]).expected.sets
     timed = ("interval", "timeout")
-    assert {name.split("_", 3)[3] if name.count("_") > 2 else "": found for name, found in sets.items()} == {
+    own = {name: found for name, found in sets.items() if name.startswith("rule_")}
+    assert {name.split("_", 3)[3] if name.count("_") > 2 else "": found for name, found in own.items()} == {
         "": Contents("inet_service", timed, ((80, 80),)),
         "addresses4": Contents("ipv4_addr", timed, ((0xC0000200, 0xC00002FF),)),
         "peers4": Contents("ipv4_addr", timed, ((0x0A000000, 0x0AFFFFFF),)),
@@ -257,7 +306,19 @@ def test_a_newcomer_alone_is_missing() -> None:
     assert before.missing_from(after.expected) == ()
 
 
-@pytest.mark.parametrize("chain", ["prerouting", "output", "prerouting_errors4", "output_errors6"])
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "prerouting",
+        "output",
+        "postrouting",
+        "confirmed_tcp_server_requests",
+        "learn",
+        "exempt_in4",
+        "prerouting_errors4",
+        "output_errors6",
+    ],
+)
 def test_missing_names_the_rules_of_an_emptied_chain(chain: str) -> None:
     """Without any one of its chains' rules a policy rule is not carried out in full."""
     ruleset = notrack.ruleset_for([_rule()])

@@ -3,11 +3,21 @@
 import pytest
 
 from conntrack_operator.decide.plan import BUCKETS, MAX, plan_for
-from conntrack_operator.decide.remember import is_kept, journal_after, journal_before, judged_anew, without_keeps
+from conntrack_operator.decide.remember import (
+    is_kept,
+    journal_after,
+    journal_before,
+    journal_confirmed,
+    journal_of_next_boot,
+    journal_on_trial,
+    journal_undone,
+    judged_anew,
+    without_keeps,
+)
 from conntrack_operator.model.facts import Facts
-from conntrack_operator.model.journal import Journal, Original
-from conntrack_operator.model.node import PolicyUse
-from conntrack_operator.model.policy import Settings
+from conntrack_operator.model.journal import AppliedRule, Failures, Journal, Original
+from conntrack_operator.model.node import NodeSpec, PolicyUse
+from conntrack_operator.model.policy import NotrackRule, Settings
 
 TIME_WAIT = "net.netfilter.nf_conntrack_tcp_timeout_time_wait"
 EMPTY = Journal(boot_id="b")
@@ -113,3 +123,58 @@ def test_rules(on_delete):
 def test_which_field_keeps_what(name, field, kept):
     """Every sysctl belongs to the field that sets it."""
     assert is_kept(name, frozenset({field})) is kept
+
+
+WEB, DNS = NotrackRule(name="web", ports=[80]), NotrackRule(name="dns", ports=[53])
+TRIED = {"timeouts": {"tcp": {"timeWait": 40}}, "notrack": {"rules": [{"name": "web", "ports": ["80-81"]}]}}
+
+
+def on_trial(journal, now=120):
+    """Return the plan of `TRIED`, and the journal while it is tried."""
+    spec = NodeSpec(revision="r", attempt="a", mode="Apply", node_uid="", settings=Settings.model_validate(TRIED))
+    plan = plan_for(spec.settings, facts(now), journal=journal)
+    return plan, journal_on_trial(plan, journal, facts(now), spec, 77.5)
+
+
+def test_on_trial():
+    """The trial's own values before and after are noted; rules confirmed before stay what they are."""
+    before = Journal(boot_id="b", applied_rules={"web": AppliedRule(rule=WEB), "dns": AppliedRule(rule=DNS)})
+    plan, journal = on_trial(before)
+    assert journal.applied_rules == before.applied_rules
+    record = journal.trial
+    assert record is not None
+    assert (record.before, record.written, record.new_originals) == ({TIME_WAIT: 120}, {TIME_WAIT: 40}, [TIME_WAIT])
+    assert (record.revision, record.attempt, record.deadline, record.touches_rules) == ("r", "a", 77.5, True)
+    assert [rule.ports for rule in record.new_rules] == [["80-81"]]
+    assert Journal.model_validate_json(journal.model_dump_json(by_alias=True, exclude_none=True)) == journal
+    confirmed = journal_confirmed(plan, journal, facts(40), (), {})
+    assert {name: applied.rule.ports for name, applied in confirmed.applied_rules.items()} == {"web": ["80-81"]}
+    assert (confirmed.trial, confirmed.originals[TIME_WAIT].value) == (None, 120)
+    without_rules = journal_confirmed(plan, journal, facts(40), (), {"notrack/web": OSError()})
+    assert without_rules.applied_rules["web"].rule == WEB
+
+
+def test_undone():
+    """Originals of what only the trial wrote are forgotten, older ones are not."""
+    _, journal = on_trial(EMPTY)
+    failures = Failures(revision="r", count=1, reason="x", message="y")
+    assert journal_undone(journal, failures) == EMPTY.model_copy(update={"failures": failures})
+    older = kept_before(wish(30), 120, EMPTY)
+    _, journal = on_trial(older, 30)
+    assert journal_undone(journal, None).originals[TIME_WAIT].value == 120
+
+
+def test_next_boot():
+    """Nothing but the failures outlives a boot; a trial that was under way is one more."""
+    _, journal = on_trial(EMPTY.model_copy(update={"timed_elements": True}))
+    after = journal_of_next_boot(journal, "next")
+    assert (after.boot_id, after.originals, after.applied_rules, after.trial, after.timed_elements) == (
+        "next", {}, {}, None, None,
+    )  # fmt: skip
+    assert after.failures is not None
+    assert (after.failures.count, after.failures.reason, after.failures.at) == (1, "NodeRebooted", 0)
+    assert journal_of_next_boot(after, "third").failures == after.failures
+    _, again = on_trial(after)
+    twice = journal_of_next_boot(again, "third").failures
+    assert twice is not None
+    assert twice.count == 2
