@@ -4,7 +4,7 @@ Both variants print the same words. An option that is not understood sets `other
 connection tracking sets `tracks` as well. Read: iptables(8), iptables-extensions(8).
 """
 
-import shlex
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
@@ -35,6 +35,8 @@ _PORT_OPTIONS = {
 }  # fmt: skip
 _ADDRESSES = {"-s": "sources", "-d": "destinations", "--src-range": "sources", "--dst-range": "destinations"}
 _INTERFACES = {"-i": "in_interfaces", "-o": "out_interfaces"}
+_WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
+_ESCAPE = re.compile(r"\\(.)")
 _STATES = frozenset({"NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED", "SNAT", "DNAT"})
 
 
@@ -49,7 +51,10 @@ class _Target(NamedTuple):
 
 def words_of(line: str) -> list[str]:
     """Return the words of a line, quotes taken off."""
-    return shlex.split(line) if '"' in line or "\\" in line else line.split()
+    if '"' not in line:
+        return line.split()
+    # shlex takes 0.2 ms a line, and there may be 50,000.
+    return [bare or _ESCAPE.sub(r"\1", quoted) for quoted, bare in _WORD.findall(line)]
 
 
 def rule_of(line: str, family: str, number: int) -> FirewallRule:
