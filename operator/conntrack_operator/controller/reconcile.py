@@ -10,22 +10,33 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from conntrack_operator.cluster.events import Subject, post_event
-from conntrack_operator.cluster.objects import NODE_CONNTRACKS, NODES, POLICIES, Objects
+from conntrack_operator.cluster.objects import (
+    ENDPOINT_SLICES,
+    HOST_PODS,
+    NODE_CONNTRACKS,
+    NODES,
+    POLICIES,
+    SERVICES,
+    Kind,
+    Listing,
+    Objects,
+)
+from conntrack_operator.decide.blindness import blindness_of
 from conntrack_operator.decide.happenings import happenings_between
 from conntrack_operator.decide.merge import Merge, merged
 from conntrack_operator.decide.standing import speaks_of, standing_of
 from conntrack_operator.decide.summary import Sight, rejected, summary_of
 from conntrack_operator.decide.targeting import Node, selects
 from conntrack_operator.decide.targets import Remove, Write, owner_of, share_of, step_for
-from conntrack_operator.errors import ConntrackOperatorError
+from conntrack_operator.errors import ConntrackOperatorError, Refused
 from conntrack_operator.model.node import NodeConntrack, NodeSpec
 from conntrack_operator.model.policy import ConntrackPolicy
 from conntrack_operator.model.status import PolicyStatus
 
 from .agents import Agents
 from .pace import Pace
-from .sights import Unreadable
-from .store import Key, Store
+from .sights import Unreadable, slimmed
+from .store import Key, Lists, Store
 from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -60,10 +71,30 @@ class Reconciler:
 
     def read_everything(self) -> None:
         """Replace all that is known by full lists, look at everything anew, and come again in five minutes."""
-        lists = [self.objects.list(kind) for kind in (POLICIES, NODES, NODE_CONNTRACKS)]
-        self.store.replace(*lists)
+        refused: dict[str, str] = {}
+        self.store.replace(
+            Lists(
+                policies=self.objects.list(POLICIES, slimmed),
+                nodes=self.objects.list(NODES, slimmed),
+                node_conntracks=self.objects.list(NODE_CONNTRACKS, slimmed),
+                services=self._list_if_allowed(SERVICES, refused),
+                slices=self._list_if_allowed(ENDPOINT_SLICES, refused),
+                pods=self._list_if_allowed(HOST_PODS, refused),
+                refused=refused,
+            )
+        )
         self.queue.add_all(self.store.every_key())
         self.queue.add(Key("list"), RELIST_SECONDS)
+
+    def _list_if_allowed(self, kind: Kind, refused: dict[str, str]) -> Listing | None:
+        """Return the list, or None and say why in `refused`: sizes and timeouts need no look at Services and pods."""
+        try:
+            return self.objects.list(kind, slimmed)
+        except Refused as refusal:
+            refused[kind.plural] = str(refusal)
+            if self.store.refused().get(kind.plural) != str(refusal):
+                log.warning("%s cannot be looked at: %s; see the controller's rights", kind.plural, refusal)
+            return None
 
     def _node(self, name: str) -> None:
         node, existing = self.store.node(name), self.store.node_conntrack(name)
@@ -72,13 +103,16 @@ class Reconciler:
                 self._let_go_of_lost_node(name)
             return
         policies, unreadable = self.store.policies(), self.store.unreadable_policies()
+        local, seconds = self.store.local(node)
+        if seconds:
+            self.queue.add(Key("node", name), seconds)
         if isinstance(existing, Unreadable):
             # Somebody spoilt it by hand. Whether it named an unreadable policy cannot be told, so none may be about.
-            step = None if unreadable else step_for(node, policies, None, merging=self._merged)
+            step = None if unreadable else step_for(node, policies, None, merging=self._merged, local=local)
             if isinstance(step, Write):
                 self._write(node, step.spec, exists=True)
             return
-        step = step_for(node, policies, existing, unreadable, self._merged)
+        step = step_for(node, policies, existing, unreadable, merging=self._merged, local=local)
         if isinstance(step, Write):
             self._write(node, step.spec, exists=existing is not None)
         elif isinstance(step, Remove) and existing is not None:
@@ -127,7 +161,8 @@ class Reconciler:
                 return
         else:
             before, uid = policy.status, policy.metadata.uid or ""
-            after = summary_of(policy, self._sights(policy, now), now, self.agents.trouble)
+            sights, blind = self._sights(policy, now), blindness_of(policy.spec, self.store.refused())
+            after = summary_of(policy, sights, now, self.agents.trouble, blind)
         if after == before:
             return
         stored = self.objects.replace_parts(POLICIES, name, {"/status": after.document()}, subresource="status")

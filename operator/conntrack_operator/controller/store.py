@@ -1,23 +1,36 @@
-"""What the controller knows of the cluster: every policy, node and NodeConntrack, and what a change of one touches.
+"""What the controller knows of the cluster, and what a change of one thing touches.
 
-Three streams fill it: watches, full lists, and the answers to our own writes. They may overtake one another, so each
-object carries its resource version and an older sight never replaces a newer one, a deletion included. (Kubernetes lets
-versions of one kind be compared since 1.35, KEP-5504; every API server on etcd has always counted them up.)
+Of Services, endpoints and pods it keeps only what rules can meet: ports and addresses.
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
-from conntrack_operator.cluster.objects import Listing
+from conntrack_operator.cluster.objects import (
+    ENDPOINT_SLICES,
+    HOST_PODS,
+    NODE_CONNTRACKS,
+    NODES,
+    POLICIES,
+    SERVICES,
+    Kind,
+    Listing,
+)
+from conntrack_operator.decide.asking import Asking, asking_of
+from conntrack_operator.decide.pods import HostPod
+from conntrack_operator.decide.services import Translation
 from conntrack_operator.decide.targeting import Node, policies_for
+from conntrack_operator.decide.targets import Local
 from conntrack_operator.model.node import NodeConntrack
-from conntrack_operator.model.policy import ConntrackPolicy
+from conntrack_operator.model.policy import ConntrackPolicy, NotrackRule
+from conntrack_operator.model.surroundings import Service
 
+from .host_pods import HostPods
+from .shelf import Change, Shelf
 from .sights import Unreadable, node_conntrack_in, node_in, policy_in
-
-T = TypeVar("T")
+from .translations import Translations
 
 
 class Key(NamedTuple):
@@ -31,53 +44,16 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Change(Generic[T]):
-    """One object before and after; None where it was not there."""
+class Lists:
+    """Full lists of everything. What may not be listed is None; `refused` says why, by the kind's plural."""
 
-    name: str
-    before: T | None
-    after: T | None
-
-
-class Shelf(Generic[T]):
-    """The objects of one kind by name. Not safe for threads by itself; the store's lock is."""
-
-    def __init__(self, read: Callable[[dict[str, Any]], T]) -> None:
-        self._read = read
-        self._seen: dict[str, tuple[int, T | None]] = {}
-
-    def get(self, name: str) -> T | None:
-        """Return the object, or None."""
-        return self._seen.get(name, (0, None))[1]
-
-    def values(self) -> list[T]:
-        """Return all objects."""
-        return [item for _, item in self._seen.values() if item is not None]
-
-    def names(self) -> list[str]:
-        """Return the names of all objects."""
-        return [name for name, (_, item) in self._seen.items() if item is not None]
-
-    def put(self, document: dict[str, Any], *, deleted: bool = False) -> Change[T] | None:
-        """Take in one sight of an object; None when it tells nothing new."""
-        name, version = document["metadata"]["name"], int(document["metadata"]["resourceVersion"])
-        known, before = self._seen.get(name, (0, None))
-        if version < known or (version == known and not deleted):
-            return None
-        after = None if deleted else self._read(document)
-        self._seen[name] = (version, after)
-        return Change(name, before, after) if before != after else None
-
-    def replace(self, listing: Listing) -> list[Change[T]]:
-        """Take in a full list; what it lacks is gone, unless it was seen later than the list was made."""
-        changes = [change for document in listing.items if (change := self.put(document))]
-        listed = {document["metadata"]["name"] for document in listing.items}
-        for name, (version, item) in list(self._seen.items()):
-            if name not in listed and version <= listing.resource_version:
-                del self._seen[name]
-                if item is not None:
-                    changes.append(Change(name, item, None))
-        return changes
+    policies: Listing
+    nodes: Listing
+    node_conntracks: Listing
+    services: Listing | None = None
+    slices: Listing | None = None
+    pods: Listing | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 class Store:
@@ -88,6 +64,19 @@ class Store:
         self._policies: Shelf[ConntrackPolicy | Unreadable] = Shelf(policy_in)
         self._nodes: Shelf[Node] = Shelf(node_in)
         self._node_conntracks: Shelf[NodeConntrack | Unreadable] = Shelf(node_conntrack_in)
+        self._host_pods = HostPods()
+        self._translations = Translations()
+        self._refused: Mapping[str, str] = {}
+        self._asking: list[Asking] | None = None
+        self.puts: Mapping[Kind, Callable[..., set[Key]]] = {
+            POLICIES: self.put_policy,
+            NODES: self.put_node,
+            NODE_CONNTRACKS: self.put_node_conntrack,
+            SERVICES: self.put_service,
+            ENDPOINT_SLICES: self.put_slice,
+            HOST_PODS: self.put_pod,
+        }
+        """For every kind that is watched, what takes in a sight of it."""
 
     def policy(self, name: str) -> ConntrackPolicy | Unreadable | None:
         """Return the policy named so."""
@@ -119,6 +108,30 @@ class Store:
         with self._lock:
             return self._node_conntracks.get(name)
 
+    def local(self, node: Node) -> tuple[Local, float]:
+        """Return what else is known of `node`, and in how many seconds it will be less; 0 when that is not foreseen."""
+        with self._lock:
+            pods, seconds = self._host_pods.on(node.name)
+            refused = self._refused
+
+        def services(rules: Sequence[NotrackRule]) -> list[Service]:
+            with self._lock:
+                concern = self._translations.concern(rules)
+            return concern.on(node.addresses)
+
+        return (
+            Local(
+                None if HOST_PODS.plural in refused else pods,
+                None if SERVICES.plural in refused else services,
+            ),
+            seconds,
+        )
+
+    def refused(self) -> Mapping[str, str]:
+        """Return why a kind could not be listed, by its plural; empty when all could."""
+        with self._lock:
+            return self._refused
+
     def has_work(self) -> bool:
         """Tell whether there is any policy, or any node that has not been let go yet."""
         with self._lock:
@@ -134,6 +147,7 @@ class Store:
         """Take in a sight of a policy."""
         with self._lock:
             change = self._policies.put(document, deleted=deleted)
+            self._asking = None
             return set(self._touched_by_policy(change)) if change else set()
 
     def put_node(self, document: dict[str, Any], *, deleted: bool = False) -> set[Key]:
@@ -148,12 +162,32 @@ class Store:
             change = self._node_conntracks.put(document, deleted=deleted)
             return set(self._touched_by_node_conntrack(change)) if change else set()
 
-    def replace(self, policies: Listing, nodes: Listing, node_conntracks: Listing) -> None:
-        """Take in full lists of everything."""
+    def put_service(self, document: dict[str, Any], *, deleted: bool = False) -> set[Key]:
+        """Take in a sight of a Service."""
         with self._lock:
-            self._policies.replace(policies)
-            self._nodes.replace(nodes)
-            self._node_conntracks.replace(node_conntracks)
+            return set(self._touched_by_translations(self._translations.put_service(document, deleted=deleted)))
+
+    def put_slice(self, document: dict[str, Any], *, deleted: bool = False) -> set[Key]:
+        """Take in a sight of an EndpointSlice."""
+        with self._lock:
+            return set(self._touched_by_translations(self._translations.put_slice(document, deleted=deleted)))
+
+    def put_pod(self, document: dict[str, Any], *, deleted: bool = False) -> set[Key]:
+        """Take in a sight of a pod."""
+        with self._lock:
+            return set(self._touched_by_pods(self._host_pods.put(document, deleted=deleted)))
+
+    def replace(self, lists: Lists) -> None:
+        """Take in full lists of everything. Of what may not be listed, what is known stays."""
+        with self._lock:
+            self._policies.replace(lists.policies)
+            self._asking = None
+            self._nodes.replace(lists.nodes)
+            self._node_conntracks.replace(lists.node_conntracks)
+            self._translations.replace(lists.services, lists.slices)
+            if lists.pods is not None:
+                self._host_pods.replace(lists.pods)
+            self._refused = dict(lists.refused)
 
     def _readable_policies(self) -> list[ConntrackPolicy]:
         return [item for item in self._policies.values() if isinstance(item, ConntrackPolicy)]
@@ -186,6 +220,21 @@ class Store:
         node = self._nodes.get(change.name)
         if node is not None:
             yield from self._policies_of(node)
+
+    def _touched_by_pods(self, pods: Iterable[HostPod]) -> Iterator[Key]:
+        """Yield the nodes of `pods`, where any policy follows pods of their namespace."""
+        followed = frozenset(name for asking in self._policies_with_rules() for name in asking.namespaces)
+        yield from (Key("node", pod.node) for pod in pods if pod.namespace in followed)
+
+    def _touched_by_translations(self, changed: Sequence[Translation]) -> Iterator[Key]:
+        for asking in self._policies_with_rules() if changed else ():
+            touched = asking.touched_by(changed, self._nodes.values(), self._host_pods.ports)
+            yield from (Key("node", name) for name in touched)
+
+    def _policies_with_rules(self) -> list[Asking]:
+        if self._asking is None:
+            self._asking = asking_of(self._readable_policies())
+        return self._asking
 
     def _policies_of(self, node: Node) -> Iterator[Key]:
         for policy in policies_for(node.labels, self._readable_policies()):

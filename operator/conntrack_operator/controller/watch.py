@@ -11,7 +11,15 @@ from typing import Any
 import kopf
 
 from conntrack_operator.cluster.connection import Credentials, read_credentials
-from conntrack_operator.cluster.objects import NODE_CONNTRACKS, NODES, POLICIES, Kind
+from conntrack_operator.cluster.objects import (
+    ENDPOINT_SLICES,
+    HOST_PODS,
+    NODE_CONNTRACKS,
+    NODES,
+    POLICIES,
+    SERVICES,
+    Kind,
+)
 from conntrack_operator.errors import ConntrackOperatorError
 
 from .store import Key, Store
@@ -21,6 +29,11 @@ log = logging.getLogger(__name__)
 
 AFTER_RELIST_SECONDS = 1.0
 """How long after kopf has listed anew the store is replaced: a cut watch may have missed deletions."""
+
+
+KINDS = (POLICIES, NODES, NODE_CONNTRACKS, SERVICES, ENDPOINT_SLICES, HOST_PODS)
+"""What is watched, always: kopf takes no further kind while it runs, and the Services must be known before the first
+rule is. It costs one line to the API server each, and a moment for every endpoint that comes or goes."""
 
 
 class _Backoffs:
@@ -44,6 +57,9 @@ def settings_for_watching() -> kopf.OperatorSettings:
     # The API server sends a bookmark every minute: a line that is silent for longer is dead.
     settings.watching.inactivity_timeout = 70
     settings.watching.chunk_size = 500
+    for kind in KINDS:
+        if kind.field_selector:
+            settings.watching.field_selectors[*_group_and_version(kind), kind.plural] = kind.field_selector
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 3
     settings.networking.error_backoffs = _Backoffs()
@@ -61,12 +77,11 @@ def registry_for(store: Store, queue: WorkQueue[Key], kubeconfig: str | None) ->
                 queue.add(Key("list"), AFTER_RELIST_SECONDS)
             queue.add_all(put(document, deleted=event["type"] == "DELETED"))
 
-        group, _, version = kind.api_version.rpartition("/")
+        group, version = _group_and_version(kind)
         kopf.on.event(group, version, kind.plural, id=f"saw-{kind.plural}", registry=registry)(saw)
 
-    watch(POLICIES, store.put_policy)
-    watch(NODES, store.put_node)
-    watch(NODE_CONNTRACKS, store.put_node_conntrack)
+    for kind in KINDS:
+        watch(kind, store.puts[kind])
 
     async def log_in(**_: Any) -> kopf.ConnectionInfo:
         try:
@@ -76,6 +91,11 @@ def registry_for(store: Store, queue: WorkQueue[Key], kubeconfig: str | None) ->
 
     kopf.on.login(id="log-in", registry=registry)(log_in)
     return registry
+
+
+def _group_and_version(kind: Kind) -> tuple[str, str]:
+    group, _, version = kind.api_version.rpartition("/")
+    return group, version
 
 
 def _connection_info(credentials: Credentials) -> kopf.ConnectionInfo:

@@ -34,6 +34,7 @@ class Picture:
     failures: Sequence[NodeFailure]
     conflicts: Mapping[Conflict, Sequence[str]]
     trouble: str = ""
+    blind: str = ""
 
     @property
     def moving(self) -> int:
@@ -122,14 +123,18 @@ def _stalled(picture: Picture) -> _Verdict:
     return _Verdict("False", "NotStalled", "")
 
 
+_NO_NODE_FAILED = _Verdict("False", "NoNodeFailed", "")
+
+
 def _degraded(picture: Picture) -> _Verdict:
     counts = picture.counts
     bad = picture.failed + counts.unknown
     if not bad:
-        return _Verdict("False", "NoNodeFailed", "")
+        return _Verdict("True", "ControllerMayNotSee", picture.blind) if picture.blind else _NO_NODE_FAILED
     reason = "NodesFailed" if picture.failed else "AgentsSilent"
     parts = f"{counts.refused} refused, {counts.rolled_back} rolled back, {counts.unknown} unknown"
-    return _Verdict("True", reason, f"of {_nodes(counts.matched)}: {parts}; {picture.first_failure}")
+    more = f"; {picture.blind}" if picture.blind else ""
+    return _Verdict("True", reason, f"of {_nodes(counts.matched)}: {parts}; {picture.first_failure}{more}")
 
 
 def _conflicted(picture: Picture) -> _Verdict:

@@ -49,6 +49,9 @@ def _of_notrack(notrack: Notrack) -> Iterator[Refusal]:
         )
     for rule in notrack.rules or ():
         if rule.pods is not None:
+            # In a cluster the controller has put ports in its place.
             yield Refusal(
-                f"notrack/{rule.name}", REASON, "this version cannot follow pods; write the ports themselves instead"
+                f"notrack/{rule.name}",
+                REASON,
+                "pods can be followed in a cluster alone, and this policy comes from a file; write ports instead",
             )

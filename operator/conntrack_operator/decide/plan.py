@@ -87,7 +87,7 @@ def plan_for(
         for name, value in draft.wanted.items()
         if facts.sysctls.get(name) != value
     )
-    applied = journal.applied_rules if journal else {}
+    applied = _claimed(journal.applied_rules if journal else {}, uses)
     rules, rule_changes = _rules_and_changes(draft, settings, table or TableState(), applied)
     returned = {name for name in draft.wanted if draft.reasons[name] == RETURNED}
     return Plan(
@@ -97,6 +97,19 @@ def plan_for(
         rules=rules,
         released=(*draft.released, *sorted(returned)),
     )
+
+
+def _claimed(applied: Mapping[str, AppliedRule], uses: Sequence[PolicyUse]) -> Mapping[str, AppliedRule]:
+    """Return `applied` without the keep of rules that a policy still speaks for.
+
+    onDelete is about policies that are gone. A rule whose policy is there and that is not to be in force (its pods have
+    left the node, or it is refused now) goes.
+    """
+    fields = {field for use in uses for field in use.fields}
+    return {
+        name: rule.model_copy(update={"keep": False}) if f"notrack.rules[{name}]" in fields else rule
+        for name, rule in applied.items()
+    }
 
 
 def _ordered(changes: Iterable[Change]) -> list[Change]:
@@ -130,7 +143,7 @@ def _rules_and_changes(
 def _possible_rules(draft: Draft, settings: Settings, table: TableState) -> Iterator[NotrackRule]:
     for rule in (settings.notrack and settings.notrack.rules) or ():
         if rule.ports is None:
-            continue  # Pods have no ports yet; refused as a later field.
+            continue  # It follows pods, and outside a cluster there are none; refused by name in decide.later.
         if table.problem:
             draft.refuse(f"notrack/{rule.name}", "Unsupported", table.problem)
         elif problem := notrack.problem_with(rule):

@@ -43,11 +43,13 @@ def summary_of(
     sights: Iterable[Sight],
     now: datetime,
     trouble: str = "",
+    blind: str = "",
 ) -> PolicyStatus:
     """Return the status of `policy`, whose nodes are `sights`, at `now`.
 
     The status the policy has so far is looked at for one thing only: since when each condition has been what it is.
-    `trouble` is what keeps the agents from running anywhere, as a sentence with the remedy.
+    `trouble` is what keeps the agents from running anywhere, as a sentence with the remedy; `blind` is what the
+    controller may not see and this policy needs (decide.blindness).
     """
     ordered = sorted(sights, key=lambda sight: sight.standing.node)
     counts = _counts_of(ordered)
@@ -60,6 +62,7 @@ def summary_of(
         failures=failures,
         conflicts=_conflicts_of(ordered),
         trouble=trouble,
+        blind=blind,
     )
     return PolicyStatus(
         observed_generation=policy.metadata.generation or 0,

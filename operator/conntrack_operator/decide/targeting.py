@@ -18,6 +18,8 @@ class Node:
     name: str
     uid: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    addresses: tuple[str, ...] = ()
+    """Its own addresses, internal and external."""
 
 
 def requirement_holds(requirement: LabelRequirement, labels: Mapping[str, str]) -> bool:

@@ -9,13 +9,32 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from conntrack_operator.model.node import NodeConntrack, NodeSpec
-from conntrack_operator.model.policy import ConntrackPolicy, Settings
+from conntrack_operator.model.policy import ConntrackPolicy, NotrackRule, Settings
+from conntrack_operator.model.surroundings import Service
 
 from .merge import Merge, merged, revision_of
+from .pods import HostPod, resolved
 from .standing import Share
 from .targeting import Node, policies_for
 
 Merging = Callable[[Sequence[ConntrackPolicy]], Merge]
+
+
+def _no_services(_: Sequence[NotrackRule]) -> list[Service]:
+    return []
+
+
+@dataclass(frozen=True)
+class Local:
+    """What is known of one node besides its policies."""
+
+    pods: Sequence[HostPod] | None = ()
+    """The pods on the node's own network; None when they cannot be seen."""
+    services: Callable[[Sequence[NotrackRule]], list[Service]] | None = _no_services
+    """Tells which Services meet these rules on this node; None when they cannot be seen."""
+
+
+NOTHING_LOCAL = Local()
 
 
 @dataclass(frozen=True)
@@ -35,21 +54,38 @@ class Remove:
 Step = Write | Remove | None
 
 
-def node_spec_for(node: Node, policies: Sequence[ConntrackPolicy], merging: Merging = merged) -> NodeSpec | None:
-    """Return what `policies` ask of `node`, or None when none of them selects it."""
+def node_spec_for(
+    node: Node,
+    policies: Sequence[ConntrackPolicy],
+    merging: Merging = merged,
+    local: Local = NOTHING_LOCAL,
+    existing: NodeSpec | None = None,
+) -> NodeSpec | None:
+    """Return what `policies` ask of `node`, or None when none of them selects it.
+
+    `existing` is what was asked before: what cannot be seen stays as it is there. The Services are no part of the
+    revision: they change nothing that the node is asked for.
+    """
     mine = policies_for(node.labels, policies)
     if not mine:
         return None
     enforced = merging([policy for policy in mine if policy.spec.mode == "Enforce"])
     observed = merging(mine) if any(policy.spec.mode == "Observe" for policy in mine) else None
+    settings = resolved(enforced.settings, local.pods, existing.settings if existing else None)
+    preview = resolved(observed.settings, local.pods, existing.preview if existing else None) if observed else None
+    rules = [rule for each in (settings, preview) if each and each.notrack for rule in each.notrack.rules or ()]
+    services = list(existing.services) if existing and local.services is None else []
+    if rules and local.services is not None:
+        services = local.services(rules)
     return NodeSpec(
-        revision=_revision("Apply", enforced.settings),
+        revision=_revision("Apply", settings),
         attempt=_attempt_of(mine),
         mode="Apply",
         node_uid=node.uid,
         policies=list(enforced.uses),
-        settings=enforced.settings,
-        preview=observed.settings if observed else None,
+        settings=settings,
+        preview=preview,
+        services=services,
     )
 
 
@@ -70,12 +106,14 @@ def restore_spec_for(node: Node, existing: NodeSpec, generation: int) -> NodeSpe
     )
 
 
-def step_for(
+def step_for(  # noqa: PLR0913 - all that a node's object depends on, by name
     node: Node,
     policies: Sequence[ConntrackPolicy],
     existing: NodeConntrack | None,
     unreadable: Collection[str] = (),
+    *,
     merging: Merging = merged,
+    local: Local = NOTHING_LOCAL,
 ) -> Step:
     """Return what to do so that `node` has the right object; None when it has it, or must be left as it is.
 
@@ -84,7 +122,7 @@ def step_for(
     """
     if existing is not None and any(use.name in unreadable for use in existing.spec.policies):
         return None
-    spec = node_spec_for(node, policies, merging)
+    spec = node_spec_for(node, policies, merging, local, existing.spec if existing else None)
     if spec is None:
         if existing is None:
             return None

@@ -101,9 +101,11 @@ NamePattern = Annotated[str, Field(min_length=1, max_length=63)]
 
 
 class PodPorts(Model):
-    """Take the ports from the host-network pods that run on each node.
+    """Take the ports from the host-network pods that run on each node, and follow them as they come and go.
 
-    This version cannot follow pods: the node refuses such a rule. Write the ports themselves.
+    What the containers of such pods declare in ports counts, for the protocol of the rule, from the moment a pod is
+    bound to the node until it has ended; a port stays 20 s longer, so that a pod that is replaced does not withdraw its
+    rule. A node without such a pod does not get the rule. Needs a cluster: a policy in a file cannot follow pods.
     """
 
     namespace: Annotated[str, Field(min_length=1, max_length=63)]

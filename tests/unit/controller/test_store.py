@@ -4,7 +4,7 @@ from typing import Any
 
 from conntrack_operator.cluster.objects import Listing
 from conntrack_operator.controller.sights import Unreadable
-from conntrack_operator.controller.store import Key, Store
+from conntrack_operator.controller.store import Key, Lists, Store
 
 
 def policy(version: int, name: str = "p", role: str = "web", **changes: Any) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def test_a_deletion_outlives_older_sights() -> None:
     store.put_node(node(9), deleted=True)
     store.put_node(node(8))
     assert store.node("n") is None
-    store.replace(Listing(7, ()), Listing(8, (node(2),)), Listing(7, ()))
+    store.replace(Lists(Listing(7, ()), Listing(8, (node(2),)), Listing(7, ())))
     assert store.node("n") is None
     store.put_node(node(10, uid="another"))
     assert store.node("n") is not None
@@ -62,7 +62,7 @@ def test_a_list_replaces_all_that_is_older() -> None:
     """What a full list lacks is gone, unless it was seen after the list was made."""
     store = filled()
     store.put_node(node(50, name="newer"))
-    store.replace(Listing(20, (policy(1),)), Listing(20, ()), Listing(20, ()))
+    store.replace(Lists(Listing(20, (policy(1),)), Listing(20, ()), Listing(20, ())))
     assert [each.name for each in store.nodes()] == ["newer"]
     assert store.node_conntrack("n") is None
     assert store.policy("p") is not None
@@ -132,3 +132,93 @@ def test_work_ends_with_the_last_object() -> None:
     assert store.has_work()
     store.put_node_conntrack(node_conntrack(10), deleted=True)
     assert not store.has_work()
+
+
+def pod(version: int, **changes: Any) -> dict[str, Any]:
+    """Return a host-network pod on the node n that declares port 80."""
+    meta = {"name": "envoy", "namespace": "ingress", "resourceVersion": str(version), "labels": {"app": "envoy"}}
+    spec = {"hostNetwork": True, "nodeName": "n", "containers": [{"ports": [{"containerPort": 80}]}]}
+    return {"metadata": {**meta, **changes}, "spec": spec}
+
+
+def node_port(version: int, number: int = 30080) -> dict[str, Any]:
+    """Return a NodePort Service."""
+    meta = {"name": "web", "namespace": "shop", "resourceVersion": str(version)}
+    ports = [{"port": 81, "nodePort": number}]
+    return {"metadata": meta, "spec": {"type": "NodePort", "clusterIPs": ["10.96.0.7"], "ports": ports}}
+
+
+def endpoints(version: int, *addresses: str, port: int = 80) -> dict[str, Any]:
+    """Return an EndpointSlice of that Service."""
+    meta = {"name": "web-x", "namespace": "shop", "resourceVersion": str(version)}
+    return {
+        "metadata": {**meta, "labels": {"kubernetes.io/service-name": "web"}},
+        "endpoints": [{"addresses": [address]} for address in addresses],
+        "ports": [{"port": port}],
+    }
+
+
+def asking(**rule: Any) -> Store:
+    """Return a store with one policy that has one rule, two nodes it selects, n and m, and one it does not."""
+    store = Store()
+    store.put_policy(policy(1, spec={"notrack": {"rules": [{"name": "web", **rule}]}}))
+    for number, (name, role) in enumerate((("n", "web"), ("m", "web"), ("d", "db"))):
+        store.put_node(node(2, name, role, addresses=[{"type": "InternalIP", "address": f"192.0.2.{number}"}]))
+    return store
+
+
+FOLLOWING = {"pods": {"namespace": "ingress", "selector": {"matchLabels": {"app": "envoy"}}}}
+BOTH = {NODE, Key("node", "m")}
+
+
+def test_a_pod_touches_its_node_where_pods_are_followed() -> None:
+    """A pod in a namespace no policy asks about starts no work, nor does any pod where no rule follows pods."""
+    assert asking(**FOLLOWING).put_pod(pod(3)) == {NODE}
+    assert asking(**FOLLOWING).put_pod(pod(3, namespace="other")) == set()
+    assert asking(ports=[80]).put_pod(pod(3)) == set()
+
+
+def test_a_service_touches_the_nodes_whose_rules_it_meets() -> None:
+    """Ports no rule names start no work, however many nodes there are."""
+    assert asking(ports=[30080]).put_service(node_port(3)) == BOTH
+    assert asking(ports=[30081, 81]).put_service(node_port(3)) == set()
+    assert filled().put_service(node_port(3)) == set()
+    store = asking(ports=[30080])
+    store.put_service(node_port(3))
+    assert store.put_service(node_port(4, 30099)) == BOTH
+    assert store.put_service(node_port(5, 30099), deleted=True) == set()
+
+
+def test_a_service_on_a_port_of_a_followed_pod() -> None:
+    """Which ports a rule that follows pods has is known from the pods."""
+    store = asking(**FOLLOWING)
+    assert store.put_service(node_port(3, 80)) == set()
+    store.put_pod(pod(4))
+    assert store.put_service(node_port(5, 80)) == set()  # it says nothing new
+    assert store.put_service(node_port(6, 443)) == BOTH  # it leaves the pod's port
+
+
+def test_an_endpoint_touches_the_node_that_has_its_address() -> None:
+    """Endpoints elsewhere, the most of all changes in a cluster, touch no node; a router is touched by all."""
+    store = asking(ports=[80])
+    store.put_service(node_port(3))
+    assert store.put_slice(endpoints(3, "10.1.2.3")) == set()
+    assert store.put_slice(endpoints(4, "10.1.2.3", "192.0.2.1")) == {Key("node", "m")}
+    assert store.put_slice(endpoints(5, "192.0.2.1")) == set()
+    assert store.put_slice(endpoints(6, "192.0.2.0", "192.0.2.1", port=8080)) == {Key("node", "m")}
+    assert asking(ports=[80], side="Forward").put_slice(endpoints(3, "10.1.2.3")) == BOTH
+
+
+def test_what_may_not_be_listed_is_unknown_and_not_none() -> None:
+    """The pods and Services of a node are None then, and what a policy needs is told by kind."""
+    store = asking(ports=[80])
+    node_n = store.node("n")
+    assert node_n
+    empty = Listing(1, ())
+    store.replace(Lists(empty, empty, empty, refused={"pods": "Forbidden", "services": "Forbidden"}))
+    assert (store.local(node_n)[0].pods, store.local(node_n)[0].services) == (None, None)
+    assert set(store.refused()) == {"pods", "services"}
+    store.replace(Lists(empty, empty, empty, empty, empty, empty))
+    local, seconds = store.local(node_n)
+    assert (local.pods, seconds, store.refused()) == ([], 0.0, {})
+    assert local.services is not None

@@ -278,6 +278,15 @@ def test_kept_rules_stay():
     assert {rule.name for rule in plan.rules} == {"web", "dns"}
 
 
+def test_a_rule_its_policy_still_speaks_for_is_not_kept():
+    """onDelete: Keep is about deleted policies: a rule whose pods have left the node goes while its policy is there."""
+    fields = ["notrack.rules[web]"]
+    use = PolicyUse.model_validate({"name": "p", "revision": "r", "fields": fields, "onDelete": "Keep"})
+    plan = plan_for(settings(), machine(), installed(WEB), applied(WEB, keep=True), [use])
+    assert changes(plan) == [("notrack/web", "TCP 80 Server", "absent")]
+    assert plan.rules == ()
+
+
 def test_document():
     """`plan -o json` is exactly this shape."""
     plan = plan_for(settings(table={"size": {"maxEntries": 1000}}, timeouts={"tcp": {"timeWait": "30s"}}), machine())

@@ -156,6 +156,17 @@ def test_trouble_with_the_agents_is_in_the_conditions() -> None:
     assert "make the namespace" in condition(status, "Ready").message
 
 
+def test_what_the_controller_may_not_see_degrades() -> None:
+    """It is said beside the nodes' own failures, and does not make a policy unready that has none."""
+    for sights in ([sight("a")], [sight("a", "unknown", None)]):
+        degraded = condition(summary_of(policy(), sights, NOW, blind="let it list pods"), "Degraded")
+        assert degraded.status == "True"
+        assert "let it list pods" in degraded.message
+    status = summary_of(policy(), [sight("a")], NOW, blind="let it list pods")
+    assert condition(status, "Degraded").reason == "ControllerMayNotSee"
+    assert condition(status, "Ready").status == "True"
+
+
 @pytest.mark.parametrize(
     ("percent", "drops", "was", "now"),
     [

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from conntrack_operator.decide.merge import Conflict
+from conntrack_operator.decide.pods import HostPod, PodPort
 from conntrack_operator.decide.targeting import Node
 from conntrack_operator.decide.targets import (
+    Local,
     Remove,
     Write,
     node_spec_for,
@@ -17,6 +19,7 @@ from conntrack_operator.decide.targets import (
 )
 from conntrack_operator.model.node import NodeConntrack, NodeSpec
 from conntrack_operator.model.policy import ConntrackPolicy, Settings
+from conntrack_operator.model.surroundings import Service
 
 NODE = Node("n1", "uid-1", {"role": "web"})
 LONER = Node("n2", "uid-2", {})
@@ -163,3 +166,61 @@ def test_share_of_an_enforced_policy() -> None:
     assert share.conflicts == (Conflict("low", "table.size", "high"),)
     assert not share.observes
     assert share_of(loud, NODE, [low, high, loud]).fields == {"table.size"}
+
+
+def following(**fields: Any) -> ConntrackPolicy:
+    """Return a policy whose rule follows the pods of the app envoy."""
+    pods = {"namespace": "ingress", "selector": {"matchLabels": {"app": "envoy"}}}
+    return policy(notrack={"rules": [{"name": "web", "pods": pods}]}, **fields)
+
+
+def service(port: int) -> Service:
+    """Return a NodePort Service."""
+    return Service(name="shop/web", kind="NodePort", protocol="TCP", port=port)
+
+
+def local(*ports: int) -> Local:
+    """Return a node with a pod that has these ports, where a Service meets each of them."""
+    pod = HostPod("ingress", "envoy", "n1", {"app": "envoy"}, tuple(PodPort(port) for port in ports))
+    return Local([pod], lambda rules: [service(int(port)) for rule in rules for port in rule.ports or ()])
+
+
+def test_pods_become_ports_and_a_revision() -> None:
+    """The spec names ports where the policy names pods, and other ports are another revision."""
+    specs = [node_spec_for(NODE, [following()], local=each) for each in (local(80), local(81), Local())]
+    assert all(specs)
+    assert [spec.settings.notrack and spec.settings.notrack.rules[0].ports for spec in specs if spec] == [  # type: ignore[index]
+        [80],
+        [81],
+        None,
+    ]
+    assert len({spec.revision for spec in specs if spec}) == 3
+
+
+def test_a_preview_has_ports_too() -> None:
+    """An Observe policy is shown with the ports its pods have, and with the Services that it would meet."""
+    spec = node_spec_for(NODE, [following(mode="Observe")], local=local(80))
+    assert spec
+    assert spec.preview
+    assert spec.preview.notrack
+    assert [rule.ports for rule in spec.preview.notrack.rules or ()] == [[80]]
+    assert (spec.settings, [each.port for each in spec.services]) == (Settings(), [80])
+
+
+def test_services_are_written_and_are_no_revision() -> None:
+    """A Service that comes is a new spec with the same revision: the node has nothing new to do, only to know."""
+    rules = {"rules": [{"name": "web", "ports": [80]}]}
+    before = spec_of(policy(notrack=rules))
+    step = step_for(NODE, [policy(notrack=rules)], stored(before), local=local())
+    assert isinstance(step, Write)
+    assert [each.port for each in step.spec.services] == [80]
+    assert step.spec.revision == before.revision
+    assert step_for(NODE, [policy(notrack=rules)], stored(step.spec), local=local()) is None
+    assert step_for(NODE, [policy()], stored(spec_of(policy())), local=local()) is None  # without rules, none is told
+
+
+def test_what_cannot_be_seen_stays() -> None:
+    """Without a look at pods and Services the node is told what it was told before."""
+    told = node_spec_for(NODE, [following()], local=local(80))
+    assert told
+    assert step_for(NODE, [following()], stored(told), local=Local(None, None)) is None

@@ -1,0 +1,55 @@
+"""Which policies have NOTRACK rules, and which nodes a change of Services or endpoints concerns because of them.
+
+Most changes in a cluster are about ports that no rule names; they must cost next to nothing.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from conntrack_operator.model.policy import ConntrackPolicy
+
+from .pods import follows_pods
+from .services import PortKey, Reach, Translation, reach_of
+from .targeting import Node, policies_for
+
+
+@dataclass(frozen=True)
+class Asking:
+    """One policy with NOTRACK rules: what they take in, and the namespaces whose pods they follow."""
+
+    policy: ConntrackPolicy
+    reaches: tuple[Reach, ...]
+    namespaces: frozenset[str]
+
+    def touched_by(
+        self, changed: Sequence[Translation], nodes: Iterable[Node], pod_ports: Callable[[], Collection[PortKey]]
+    ) -> Iterator[str]:
+        """Yield the names of those of `nodes` that have a rule which `changed` may meet.
+
+        `pod_ports` gives every port followed pods may have. An endpoint concerns the one node whose address it has,
+        unless a router is asked about it; anything else concerns every node of the policy.
+        """
+        met = [
+            (reach, each)
+            for reach in self.reaches
+            for each in changed
+            if reach.meets(each) is not None and (reach.ports is not None or each.key in pod_ports())
+        ]
+        if not met:
+            return
+        at_home = all(reach.side == "Server" and each.kind == "TargetPort" for reach, each in met)
+        addresses = {address for _, each in met for address in each.addresses}
+        for node in nodes:
+            if at_home and addresses.isdisjoint(node.addresses):
+                continue
+            if policies_for(node.labels, [self.policy]):
+                yield node.name
+
+
+def asking_of(policies: Iterable[ConntrackPolicy]) -> list[Asking]:
+    """Return those of `policies` that have NOTRACK rules."""
+    return [
+        Asking(policy, tuple(reach_of(rule) for rule in rules), follows_pods(policy.spec))
+        for policy in policies
+        if policy.spec.notrack and (rules := policy.spec.notrack.rules)
+    ]
