@@ -106,7 +106,7 @@ class _Listing:
         chain = line.split(maxsplit=2)[1]
         numbers[chain] = numbers.get(chain, 0) + 1
         stray = gathering.skips(chain)
-        if not stray or "--to-" in line:
+        if not stray or _may_lead_to(line, gathering.interest):
             gathering.take(chain, rule_of(line, self._family, numbers[chain]), stray=stray)
 
     def base(self, name: str, rules: tuple[FirewallRule, ...]) -> FirewallChain:
@@ -117,3 +117,11 @@ class _Listing:
         return FirewallChain(
             self._variant, self._family, self._table, name, rules, kind, HOOKS[name], priority, self.policies[name]
         )
+
+
+def _may_lead_to(line: str, interest: PortRanges | None) -> bool:
+    """Tell whether a line may translate to a port of interest, without reading all of it."""
+    if "--to-" not in line:
+        return False
+    port = line.rstrip().rpartition(":")[2]
+    return not port.isdigit() or interest is None or any(first <= int(port) <= last for first, last in interest)

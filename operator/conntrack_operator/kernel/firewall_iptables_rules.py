@@ -35,10 +35,9 @@ _PORT_OPTIONS = {
 }  # fmt: skip
 _ADDRESSES = {"-s": "sources", "-d": "destinations", "--src-range": "sources", "--dst-range": "destinations"}
 _INTERFACES = {"-i": "in_interfaces", "-o": "out_interfaces"}
+_WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
+_ESCAPE = re.compile(r"\\(.)")
 _STATES = frozenset({"NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED", "SNAT", "DNAT"})
-
-_WORD = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
-_ESCAPED = re.compile(r"\\(.)")
 
 
 class _Target(NamedTuple):
@@ -52,13 +51,10 @@ class _Target(NamedTuple):
 
 def words_of(line: str) -> list[str]:
     """Return the words of a line, quotes taken off."""
-    if '"' not in line and "\\" not in line:
+    if '"' not in line:
         return line.split()
-    # shlex goes sign by sign: of the most accepts that a policy may ask for it took most of the reading time (tried).
-    return [
-        _ESCAPED.sub(r"\1", word[1:-1]) if word.startswith('"') and len(word) > 1 else word
-        for word in _WORD.findall(line)
-    ]
+    # shlex takes 0.2 ms a line, and there may be 50,000.
+    return [bare or _ESCAPE.sub(r"\1", quoted) for quoted, bare in _WORD.findall(line)]
 
 
 def rule_of(line: str, family: str, number: int) -> FirewallRule:

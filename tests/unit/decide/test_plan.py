@@ -337,9 +337,9 @@ def test_timeouts_are_warned_of():
 def test_examples_bring_no_warnings(path, kube_proxy):
     """What we tell people to copy surprises nobody, and preflight refuses none of it on a plain node."""
     document = yaml.safe_load(path.read_text())
-    for rule in document["spec"].get("notrack", {}).get("rules", ()):
-        if rule.pop("pods", None):
-            rule["ports"] = [8080]  # as the controller resolves it
+    for each in document["spec"].get("notrack", {}).get("rules", ()):
+        if each.pop("pods", None):
+            each["ports"] = [8080]  # as the controller resolves it
     policy = policy_from(document)
     around = Surroundings(kube_proxy=kube_proxy, local_addresses=("192.0.2.1",), firewall=nftables(ACCEPTED_PORTS))
     defaults = {entry.dotted: 3600 for entry in catalogue.BY_FIELD.values()}
