@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from conntrack_operator.decide.outcome import APPLIED
 from conntrack_operator.decide.plan import BUCKETS
 from conntrack_operator.decide.report import Deed
-from conntrack_operator.decide.trial import Wishing, known_part, seconds_to_next_try, why_not_now
-from conntrack_operator.errors import ConntrackOperatorError, Refused
+from conntrack_operator.decide.trial import Wishing, has_failed, known_part, seconds_to_next_try, why_not_now
+from conntrack_operator.errors import ConntrackOperatorError, Refused, Retry
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec, Result
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 30.0
 """Until what was refused, or is parked, is looked at again: the reason may have gone."""
+AGAIN_SECONDS = 5.0
+"""Until a change that failed once is begun again, where what would judge it did not answer."""
 MEND_SECONDS = 1.5
 """Between two looks for what somebody else changed; a look costs next to nothing while nobody does."""
 LONGEST_RETRY_SECONDS = 600.0
@@ -191,12 +193,26 @@ class Duty:
         elif spec.mode == "Restore":
             self._ended(spec, self.machine.restore(self.state, spec.policies))
         elif not self._is_waiting(spec):
-            begun = begin(self.machine, self.state, spec, self.find_probes)
+            try:
+                begun = begin(self.machine, self.state, spec, self.find_probes)
+            except Retry as error:
+                self._put_off(spec, error)
+                return
             if isinstance(begun, Outcome):
                 self._ended(spec, begun)
             else:
                 self._trial, self._changes = begun, begun.changes
                 self._finish(spec, Deed("Trial", begun.results, self._observed(begun.facts.sysctls)), float("inf"))
+
+    def _put_off(self, spec: NodeSpec, error: Retry) -> None:
+        """Leave a wish that failed before as it is reported, with why it is not tried again yet."""
+        failures = self.machine.journal(self.state).failures
+        if failures is None or not has_failed(failures, Wishing(spec.revision, spec.attempt)):
+            raise error
+        result = Result(
+            setting=NODE, wanted="", observed="", reason=failures.reason, message=f"{failures.message}; {error}"
+        )
+        self._finish(spec, Deed("RolledBack", (result,)), AGAIN_SECONDS)
 
     def _is_waiting(self, spec: NodeSpec) -> bool:
         """Tell whether `spec` failed before and must wait; then the node is made as it was confirmed."""

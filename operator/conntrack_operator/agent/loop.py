@@ -26,6 +26,9 @@ from .meter import Meter
 log = logging.getLogger(__name__)
 
 SAMPLE_SECONDS = 5.0
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
+"""Between two tries to deliver a report; an object that arrives ends the pause, since the API server is back then."""
 START_SECONDS = 3.0
 """How long to wait for the API server at the start before the settings kept on the node are used."""
 
@@ -42,6 +45,10 @@ class Agent:
     """Names who holds most entries of a table with that many."""
     _uid: str = ""
     _reported: NodeStatus | None = None
+    _composed: NodeStatus | None = None
+    """What would be reported now: its history has what happened while nobody could be told."""
+    _failures: int = 0
+    _report_at: float = float("-inf")
     _readings: deque[Reading] = field(default_factory=lambda: deque(maxlen=12))
     _blind: str = ""
     _writing: threading.Thread | None = None
@@ -75,7 +82,8 @@ class Agent:
     def _obey(self, delivery: Delivery) -> None:
         if delivery.uid != self._uid or self.duty.spec is None:
             # Another object, or our first sight of it: what it says of us is what was reported. Later only we know.
-            self._uid, self._reported = delivery.uid, delivery.status
+            self._uid, self._reported, self._composed = delivery.uid, delivery.status, delivery.status
+        self._report_at = float("-inf")
         self.duty.wish(delivery.spec)
 
     def _look(self) -> None:
@@ -90,12 +98,14 @@ class Agent:
 
     def _report(self) -> None:
         deed, spec = self.duty.deed, self.duty.spec
-        if deed is None or spec is None or (self._writing is not None and self._writing.is_alive()):
+        if deed is None or spec is None:
             return
         now = datetime.now(UTC)
         usage = usage_from(self._readings) if self._readings else None
         moment = Moment(now, self._boot_id, usage)
-        fresh = status_for(spec, self._reported, deed, moment)
+        fresh = self._composed = status_for(spec, self._composed, deed, moment)
+        if time.monotonic() < self._report_at or (self._writing is not None and self._writing.is_alive()):
+            return
         since_usage = time.monotonic() - self._usage_written
         if not is_due(self._reported, fresh, now, since_usage, self._jitter):
             return
@@ -103,7 +113,7 @@ class Agent:
         if before and before.phase == fresh.phase and usage and is_another_band(before.usage, usage):
             self._usage_written = time.monotonic()
         moment = replace(moment, talkers=self._talkers())
-        fresh = status_for(spec, self._reported, deed, moment)
+        fresh = status_for(spec, self._composed, deed, moment)
         # An API server that hangs must not hold up a trial, whose deadline does not wait.
         self._writing = threading.Thread(target=self._write, args=(fresh,), name="report", daemon=True)
         self._writing.start()
@@ -112,9 +122,14 @@ class Agent:
         try:
             self.write_status(status)
         except ConntrackOperatorError as error:
-            log.warning("%s; the report waits", error)
+            if self._failures == 0:
+                log.warning("%s; the report waits", error)
+            self._failures += 1
+            # Spread over half the pause, so that a fleet does not return in step.
+            pause = min(FIRST_PAUSE_SECONDS * 2 ** min(self._failures - 1, 10), LONGEST_PAUSE_SECONDS)
+            self._report_at = time.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreading
         else:
-            self._reported = status
+            self._reported, self._failures = status, 0
         finally:
             self.mailbox.wake()
 

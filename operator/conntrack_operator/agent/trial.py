@@ -25,14 +25,16 @@ from conntrack_operator.decide.trial import (
     Round,
     Undo,
     Wait,
+    Wishing,
     budget_for,
+    has_failed,
     needs_trial,
     new_rules,
     rules_named,
     verdict,
     withdrawn_rules,
 )
-from conntrack_operator.errors import ConntrackOperatorError, Refused, Unsupported
+from conntrack_operator.errors import ConntrackOperatorError, Refused, Retry, Unsupported
 from conntrack_operator.kernel import accepts, flow_editing, nftables
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.model.facts import Facts
@@ -99,7 +101,9 @@ class Trial:
         self.rounds: list[Round] = []
         self._seeded = 0.0
         self.outcome: Outcome | None = None
-        journal = self._tested(machine.journal(state))
+        journal = machine.journal(state)
+        self._must_be_watched(probes, journal)
+        journal = self._tested(journal)
         self._began = machine.clock()
         deadline = self._began + self.budget.timeout_seconds
         self._journal = journal_on_trial(sight.plan, journal, sight.facts, spec, deadline)
@@ -112,6 +116,19 @@ class Trial:
         except BaseException:
             self._undone("Aborted", "the change was interrupted while it was made", counted=False)
             raise
+
+    def _must_be_watched(self, probes: Sequence[Probe], journal: Journal) -> None:
+        """Raise Retry when this wish failed before and what would show it cannot be reached now anyway.
+
+        Without that a rule that cuts the API server off would be undone, and then confirmed while the API server is
+        away, since what does not answer before a change says nothing about it. The first try is not put off: a full
+        table is a reason why nothing answers, and the change may be its cure.
+        """
+        if not has_failed(journal.failures, Wishing(self.spec.revision, self.spec.attempt)):
+            return
+        missing = [probe.name for probe in probes if probe.needed_again and probe.name in self.unwatched]
+        if missing:
+            raise Retry(f"it is tried again once {' and '.join(missing)} answers")
 
     @property
     def elapsed(self) -> float:
