@@ -1,8 +1,8 @@
 """A change that cuts the API server off, on a real agent that reaches a real API server through a translation."""
 
 import json
-import socket
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ CUTTING = {
     "rules": [{"name": "direct", "ports": [BEHIND[1]], "side": "Client", "addresses": [f"{BEHIND[0]}/32"]}],
 }
 """Untracked replies of BEHIND are not translated back to VIRTUAL."""
+TRIAL = {"timeoutSeconds": 12, "soakSeconds": 2}
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def reachable(namespace: Namespace) -> bool:
             plain.settimeout(2)
             with context.wrap_socket(plain):
                 return True
-    except (OSError, socket.timeout):
+    except OSError:
         return False
 
 
@@ -76,7 +77,12 @@ def table_of(namespace: Namespace) -> str:
 
 def trials(operator: Operator) -> int:
     """Return how often the node has reported that a change is on trial."""
-    return operator.agent.log.read_text().count(": Trial in ")
+    return operator.agent.log.read_text().count(": Trial,")
+
+
+def failures(operator: Operator) -> dict[str, Any]:
+    """Return what the journal says of failures."""
+    return dict(operator.journal().get("failures") or {"count": 0})
 
 
 def edit_failures(operator: Operator, **fields: Any) -> None:
@@ -88,15 +94,40 @@ def edit_failures(operator: Operator, **fields: Any) -> None:
 
 
 def test_a_rule_that_cuts_the_api_server_off_is_undone_and_parked(node: Operator) -> None:
-    """The kernel is as before by the deadline, the status says which probe failed, and three tries are all."""
+    """Undone by the deadline, the status says which probe failed, and after three tries it is parked until `retry`."""
     assert reachable(node.host)
-    node.apply("direct", notrack=CUTTING, trial={"timeoutSeconds": 12, "soakSeconds": 2})
+    node.apply("direct", notrack=CUTTING, trial=TRIAL)
     wait_until(lambda: table_of(node.host), 20, "the rules are on trial", 0.05)
     wait_until(lambda: not reachable(node.host), 5, "the API server is cut off", 0.05)
-    took = wait_until(lambda: not table_of(node.host), 12, "the rules are gone", 0.05)
-    assert took < 12
+    took = wait_until(lambda: not table_of(node.host), TRIAL["timeoutSeconds"], "the rules are gone", 0.05)
+    assert took < TRIAL["timeoutSeconds"]
     assert reachable(node.host)
-    wait_until(lambda: "RolledBack" in node.phases(), 20, "the node says RolledBack")
-    print(node.cluster.kubectl("get", "ctp,nct").stdout)
-    print(node.cluster.kubectl("describe", "nct").stdout)
-    print(node.cluster.kubectl("describe", "ctp").stdout)
+    wait_until(lambda: node.status().get("phase") == "RolledBack", 20, "the node says RolledBack")
+    (result,) = node.status()["results"]
+    assert result["reason"] == "ProbeFailed"
+    assert "API server 10.96.0.1:443 answered before the change and did not" in result["message"]
+    assert "failure 1 of 3" in result["message"]
+    shown = node.cluster.kubectl("get", "ctp", "direct", "-o", "jsonpath={.status.failures}").stdout
+    assert "API server 10.96.0.1:443" in shown
+
+    # The second failure, of which only the pause is spared, and the third, which is the last.
+    for count in (2, 3):
+        node.agent.stop()
+        edit_failures(node, count=count - 1, at=0)
+        before = trials(node)
+        node.agent.start()
+        wait_until(lambda before=before: trials(node) == before + 1, 20, f"try {count}")
+        wait_until(lambda count=count: failures(node)["count"] == count, 20, f"failure {count}")
+        assert not table_of(node.host)
+    wait_until(lambda: "not tried again until" in node.status()["results"][0]["message"], 20, "the node says parked")
+    node.agent.stop()
+    edit_failures(node, at=0)
+    before = trials(node)
+    node.agent.start()
+    time.sleep(5)
+    assert trials(node) == before, "a parked change was tried again"
+    assert not table_of(node.host)
+    node.apply("direct", notrack=CUTTING, trial=TRIAL, rollout={"retry": "again"})
+    wait_until(lambda: trials(node) == before + 1, 20, "a new attempt is tried")
+    wait_until(lambda: failures(node)["count"] == 1, 20, "and counted anew")
+    assert reachable(node.host)

@@ -15,7 +15,7 @@ from conntrack_operator.decide.trial import known_part
 from conntrack_operator.errors import ConntrackOperatorError
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.table_rivals import read_flushers, read_handles
-from conntrack_operator.kernel.vigil import Vigil
+from conntrack_operator.kernel.vigil import Mark, Vigil
 from conntrack_operator.kernel.writers import read_writers
 from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec
@@ -90,7 +90,7 @@ class Mender:
             outcome = replace(outcome, phase="Contended", results=with_contended(outcome.results, left))
         return Mended(outcome, tuple(sentences.values()), len(mending.repairing) + accepts)
 
-    def _expect(self, sight: Sight, mark: int | None, mending: Mending | None = None) -> None:
+    def _expect(self, sight: Sight, mark: Mark | None, mending: Mending | None = None) -> None:
         # What is left to a rival is looked at again with the surroundings, once a minute, not at every look.
         left = {drift.setting for drift in mending.left} if mending else set()
         plan = sight.plan
