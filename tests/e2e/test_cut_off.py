@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 from tests.lab.cluster import Cluster
-from tests.lab.kube_proxy import Relay
-from tests.lab.namespaces import Lab, Namespace, missing
-from tests.lab.operator import Operator
+from tests.lab.namespaces import Namespace, missing
+from tests.lab.operator import FAR, FAR_PORT, Operator, in_namespace
 from tests.lab.programs import wait_until
 
 VIRTUAL = ("10.96.0.1", 443)
-BEHIND = ("10.99.1.2", 6443)
+BEHIND = (FAR, FAR_PORT)
 """Where the node's own rules lead what it sends to VIRTUAL, as kube-proxy's lead to an API server."""
 TRANSLATION = f"""
 table ip services {{
@@ -40,22 +39,10 @@ def node(cluster: Cluster, crds: Path, tmp_path: Path) -> Iterator[Operator]:
     reason = missing()
     if reason:
         pytest.skip(reason)
-    cluster.clear()
-    with Lab() as lab:
-        namespace, neighbour = lab.namespace(), lab.namespace()
-        near, far = lab.link(namespace, neighbour)
-        assert far.ipv4 == BEHIND[0]
-        lab.route(namespace, far)
-        namespace.nft(TRANSLATION)
-        relay = Relay(neighbour, cluster.port, BEHIND)
-        operator = Operator(cluster, namespace, tmp_path, "virtual", f"https://{VIRTUAL[0]}:{VIRTUAL[1]}")
-        try:
-            operator.start({})
-            yield operator
-        finally:
-            operator.stop()
-            relay.close()
-            cluster.clear()
+    with in_namespace(cluster, tmp_path, "virtual", f"https://{VIRTUAL[0]}:{VIRTUAL[1]}") as operator:
+        operator.host.nft(TRANSLATION)
+        operator.start({})
+        yield operator
 
 
 def reachable(namespace: Namespace) -> bool:

@@ -148,6 +148,11 @@ class KubeProxy:
 def add_proxied_node(cluster: Cluster, name: str, address: str) -> None:
     """Make a Node with an address, which kube-proxy takes for that of its machine."""
     cluster.add_node(name)
+    set_address(cluster, name, address)
+
+
+def set_address(cluster: Cluster, name: str, address: str) -> None:
+    """Say that a Node has this address."""
     addresses: dict[str, Any] = {"status": {"addresses": [{"type": "InternalIP", "address": address}]}}
     cluster.kubectl("patch", "node", name, "--subresource=status", "--type=strategic", "-p", json.dumps(addresses))
 

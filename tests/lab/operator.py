@@ -1,14 +1,16 @@
 """The operator at work: controller and agent as processes of their own, between a real API server and this machine."""
 
+import contextlib
 import json
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.lab.cluster import Cluster
-from tests.lab.namespaces import Namespace
+from tests.lab.kube_proxy import Relay, set_address
+from tests.lab.namespaces import Lab, Namespace
 from tests.lab.programs import Program, wait_until
 
 NODE = "this-machine"
@@ -139,3 +141,38 @@ class Operator:
         if mine:
             self.cluster.kubectl("delete", "conntrackpolicies", *mine)
         wait_until(lambda: self.node() is None, 60, "the NodeConntrack of this machine is gone")
+
+
+NEAR, FAR = "10.99.1.1", "10.99.1.2"
+"""Addresses of a node in a namespace, and of its neighbour, through whom it reaches the API server."""
+FAR_PORT = 6443
+
+
+@contextlib.contextmanager
+def in_namespace(cluster: Cluster, folder: Path, name: str, server: str = "") -> Iterator[Operator]:
+    """Give an operator, not started yet, whose agent runs in a namespace of its own and reaches the API server at FAR.
+
+    With `server` it asks for the API server there instead; the way from there to FAR, port FAR_PORT, is the test's.
+    The cluster is cleared before and afterwards.
+    """
+    cluster.clear()
+    folder.mkdir(exist_ok=True)
+    with Lab() as lab:
+        namespace, neighbour = lab.namespace(), lab.namespace()
+        _, far = lab.link(namespace, neighbour)
+        assert far.ipv4 == FAR
+        lab.route(namespace, far)
+        relay = Relay(neighbour, cluster.port, (FAR, FAR_PORT))
+        operator = Operator(cluster, namespace, folder, name, server or f"https://{FAR}:{FAR_PORT}")
+        try:
+            yield operator
+        finally:
+            operator.stop()
+            relay.close()
+            cluster.clear()
+
+
+def start_in_namespace(operator: Operator) -> None:
+    """Start an operator of `in_namespace`, with a Node that has the namespace's address."""
+    operator.start({})
+    set_address(operator.cluster, operator.name, NEAR)
