@@ -1,4 +1,4 @@
-"""A running agent, and somebody who flushes, deletes and empties what it confirmed: all of it is back within seconds."""
+"""A running agent, and somebody who flushes, deletes and empties what it confirmed: all is back within seconds."""
 
 import json
 import time
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.lab import trials
 from tests.lab.command import PROGRAM
-from tests.lab.namespaces import Lab, Namespace, missing
+from tests.lab.namespaces import Lab, Namespace
 from tests.lab.programs import Program, wait_until
 from tests.lab.walls import ESTABLISHED, NEIGHBOURS, Rule, Tool, Wall
 
@@ -87,7 +87,7 @@ def node(netns: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator
     "script",
     [
         f"delete {TABLE}\n",
-        f"flush chain inet conntrack_operator prerouting\ndelete chain inet conntrack_operator prerouting\n",
+        "flush chain inet conntrack_operator prerouting\ndelete chain inet conntrack_operator prerouting\n",
     ],
 )
 def test_what_is_deleted_of_our_table_is_back(node: Node, script: str) -> None:

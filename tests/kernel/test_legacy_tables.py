@@ -4,7 +4,7 @@ from conntrack_operator.kernel.legacy_tables import read_shapes
 
 
 def test_shapes_move_with_rules(netns):
-    """None where iptables-legacy was never used; another one for each rule more or less, the old one when it is back."""
+    """None where it was never used; another one for each rule more or less, the old one when the rules are back."""
     node = netns.namespace()
 
     def shapes():

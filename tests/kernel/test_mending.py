@@ -76,6 +76,9 @@ def test_a_sysctl_comes_back_and_its_writer_is_named(node):
         f"nf_conntrack_udp_timeout_stream was changed from 60 to 180, likely by sysctl.d ({conf}:2)"
     )
     assert dict(node.mender.repairs.totals) == {STREAM: 1}
+    (warning,) = mended.warnings
+    assert (warning.setting, warning.reason) == (STREAM, "Repaired")
+    assert warning.message == f"{sentence} (put right 1 time since the agent started)"
     assert node.mend() is None
 
 

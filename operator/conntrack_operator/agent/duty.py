@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from conntrack_operator.decide.outcome import APPLIED
+from conntrack_operator.decide.outcome import APPLIED, NODE
 from conntrack_operator.decide.plan import BUCKETS
 from conntrack_operator.decide.report import Deed
 from conntrack_operator.decide.trial import Wishing, has_failed, known_part, seconds_to_next_try, why_not_now
@@ -18,7 +18,7 @@ from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec, Result
 
-from .machine import NODE, Machine, Outcome
+from .machine import Machine, Outcome
 from .mending import Mender
 from .probes import Probe
 from .trial import Trial, begin
@@ -150,7 +150,7 @@ class Duty:
             outcome.results,
             self._observed(outcome.facts.sysctls),
             self.deed.preview,
-            outcome.warnings,
+            (*outcome.warnings, *mended.with_earlier(self.deed.warnings)),
         )
         return True
 

@@ -12,7 +12,7 @@ from typing import Literal
 from conntrack_operator.decide import notrack
 from conntrack_operator.decide.accepts import Accepts, AcceptUntracked, accepts_for
 from conntrack_operator.decide.intervals import Intervals, merged, port_intervals
-from conntrack_operator.decide.outcome import phase_of, results_for
+from conntrack_operator.decide.outcome import NODE, phase_of, results_for
 from conntrack_operator.decide.plan import Change, Plan, TableState, plan_for
 from conntrack_operator.decide.refusal import Refusal
 from conntrack_operator.decide.remember import (
@@ -71,8 +71,6 @@ class Outcome:
 
 
 ACCEPT_UNTRACKED = "notrack.acceptUntracked"
-NODE = "node"
-"""The setting of a result that is about the node as a whole."""
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ Called by the loop every second or two while no trial is under way. It looks fir
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from conntrack_operator.decide.drift import Drift, Mending, Repairs, mending_of, with_contended
+from conntrack_operator.decide.drift import Drift, Mending, Repairs, key_of, mending_of, with_contended
 from conntrack_operator.decide.notrack import TABLE
 from conntrack_operator.decide.outcome import APPLIED
+from conntrack_operator.decide.refusal import Refusal
 from conntrack_operator.decide.rivals import Table, likely_flusher, sentence_for
 from conntrack_operator.decide.trial import known_part
 from conntrack_operator.errors import ConntrackOperatorError
@@ -20,13 +22,14 @@ from conntrack_operator.kernel.writers import read_writers
 from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec
 
-from .machine import Machine, Outcome, Sight
+from .machine import ACCEPT_UNTRACKED, Machine, Outcome, Sight
 
 log = logging.getLogger(__name__)
 
 OURS = ("inet", TABLE)
-ACCEPTS = "accepts"
+ACCEPTS = ACCEPT_UNTRACKED
 """Key under which repairs of accept rules in other people's firewalls are counted."""
+REPAIRED = "Repaired"
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,18 @@ class Mended:
 
     outcome: Outcome
     """As of any change; phase Contended when something is left to whoever keeps changing it."""
+    warnings: tuple[Refusal, ...]
+    """What was put right, with its setting and how often that was done, for a status."""
     said: tuple[str, ...]
     """One sentence for each thing that was changed: from, to, by whom, remedy."""
     repaired: int
     """Things that were put right now."""
+
+    def with_earlier(self, warnings: Sequence[Refusal]) -> tuple[Refusal, ...]:
+        """Return these warnings, and those of earlier repairs among `warnings` that are about other settings."""
+        now = {warning.setting for warning in self.warnings}
+        earlier = (each for each in warnings if each.reason == REPAIRED and each.setting not in now)
+        return (*self.warnings, *earlier)
 
 
 class Mender:
@@ -77,18 +88,31 @@ class Mender:
         sentences = self._sentences(drifts, sight)
         mended = replace(sight, plan=mending.plan, accepts_differ=accepts)
         outcome = self._machine.settle(mended, journal, state, confirmed.uses)
-        mending.note({result.setting for result in outcome.results if result.reason != APPLIED}, self.repairs, now)
-        if accepts:
+        failed = {result.setting for result in outcome.results if result.reason != APPLIED}
+        mending.note(failed, self.repairs, now)
+        if accepts and ACCEPTS not in failed:
             self.repairs.repaired(ACCEPTS, now)
-            sentences[ACCEPTS] = "accept rules of ours in the firewall were changed by somebody and put back"
+        if sight.accepts_differ and sight.plan.rules:
+            sentences[ACCEPTS] = _ACCEPTS_CHANGED
         self._expect(sight, mark, mending)
         for setting in sentences.keys() - self._left:
             log.warning("%s", sentences[setting])
         self._left = {drift.setting for drift in mending.left}
+        if ACCEPTS in sentences and not accepts:
+            self._left.add(ACCEPTS)
         if self._left:
             left = {setting: sentences[setting] for setting in self._left}
             outcome = replace(outcome, phase="Contended", results=with_contended(outcome.results, left))
-        return Mended(outcome, tuple(sentences.values()), len(mending.repairing) + accepts)
+        warnings = tuple(
+            Refusal(setting, REPAIRED, self._counted(setting, sentence))
+            for setting, sentence in sentences.items()
+            if setting not in self._left
+        )
+        return Mended(outcome, warnings, tuple(sentences.values()), len(mending.repairing) + accepts)
+
+    def _counted(self, setting: str, sentence: str) -> str:
+        count = self.repairs.totals.get(key_of(setting), 0)
+        return f"{sentence} (put right {count} {'time' if count == 1 else 'times'} since the agent started)"
 
     def _expect(self, sight: Sight, mark: Mark | None, mending: Mending | None = None) -> None:
         # What is left to a rival is looked at again with the surroundings, once a minute, not at every look.
@@ -105,6 +129,12 @@ class Mender:
         writers = read_writers(roots, sight.facts.cpus)
         rival = likely_flusher(self._handles, _handles(), OURS, read_flushers(roots))
         return {drift.setting: sentence_for(drift, writers, rival) for drift in drifts}
+
+
+_ACCEPTS_CHANGED = (
+    "accept rules of ours in the firewall were taken out by somebody; find what reloads it (iptables -F, a restart), or"
+    " set acceptUntracked: Never and accept the rules' UNTRACKED packets there"
+)
 
 
 def _handles() -> dict[Table, int]:

@@ -142,9 +142,15 @@ def mending_of(plan: Plan, repairs: Repairs, now: float) -> Mending:
 
 def with_contended(results: Iterable[Result], sentences: Mapping[str, str]) -> tuple[Result, ...]:
     """Return `results` in which each setting of `sentences` is Contended, and its sentence says by whom."""
-    return tuple(
+    changed = tuple(
         result.model_copy(update={"reason": CONTENDED, "message": sentences[result.setting]})
         if result.setting in sentences
         else result
         for result in results
+    )
+    named = {result.setting for result in changed}
+    return changed + tuple(
+        Result(setting=setting, wanted="", observed="", reason=CONTENDED, message=sentence)
+        for setting, sentence in sentences.items()
+        if setting not in named
     )

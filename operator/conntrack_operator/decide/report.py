@@ -22,7 +22,7 @@ from conntrack_operator.model.node import (
 )
 from conntrack_operator.model.status import Condition
 
-from .outcome import APPLIED
+from .outcome import APPLIED, in_words
 from .plan import Plan
 from .refusal import Refusal
 from .usage import is_another_band
@@ -68,7 +68,7 @@ def status_for(spec: NodeSpec, previous: NodeStatus | None, deed: Deed, moment: 
     failed = [result for result in deed.results if result.reason != APPLIED]
     phase, time = deed.phase, stamp(moment.now)
     reason = failed[0].reason if failed else phase
-    message = "; ".join(f"{result.setting}: {result.message}" for result in failed)[:512]
+    message = "; ".join(in_words(result.setting, result.message) for result in failed)[:512]
     history = list(previous.history) if previous else []
     if not previous or (previous.phase, previous.observed_revision) != (phase, spec.revision):
         history.append(Transition(time=time, phase=phase, reason=reason, revision=spec.revision, message=message[:128]))

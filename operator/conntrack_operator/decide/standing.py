@@ -14,7 +14,7 @@ from conntrack_operator.model.node import NodeConntrack, NodeStatus
 from conntrack_operator.model.status import NodeFailure
 
 from .merge import Conflict
-from .outcome import APPLIED
+from .outcome import APPLIED, in_words
 from .targeting import Node
 
 SILENT_AFTER = timedelta(minutes=15)
@@ -110,7 +110,7 @@ def _concerns(setting: str, share: Share) -> bool:
 
 def _failures(node: Node, share: Share, refused: Mapping[str, tuple[str, str]]) -> tuple[NodeFailure, ...]:
     return tuple(
-        NodeFailure(node=node.name, reason=reason, message=f"{setting}: {message}" if message else setting)
+        NodeFailure(node=node.name, reason=reason, message=in_words(setting, message))
         for setting, (reason, message) in sorted(refused.items())
         if _concerns(setting, share)
     )

@@ -1,9 +1,9 @@
 """Vigil: whether anything that is managed here may have changed, asked every second or two at next to no cost.
 
 Sysctls are small files. nftables has one number that moves with every change to any rule (NFT_MSG_GETGEN): as long as
-it stands still, our table is as it was. Tables of iptables-legacy do not move it, and tell their shape instead. Programs
-such as kube-proxy move it often, and reading our table costs one nft, so that movements are told at most every two
-seconds and never lost.
+it stands still, our table is as it was. Tables of iptables-legacy do not move it, and tell their shape instead.
+Programs such as kube-proxy move it often, and reading our table costs one nft, so that movements are told at most every
+two seconds and never lost.
 """
 
 from collections.abc import Callable, Hashable, Mapping
