@@ -123,13 +123,14 @@ def test_rules_on_ports_of_services_are_refused(
         done = conntrack_operator("plan", "-f", file, "-o", "json", "--state-dir", tmp_path / "state", namespace=node)
         assert done.returncode == 2, done.stderr
         plan = json.loads(done.stdout)
-        print(json.dumps(plan["refused"], indent=1))
         assert [change["setting"] for change in plan["changes"]] == ["notrack/other"]
         refused = {refusal["setting"]: refusal for refusal in plan["refused"]}
         assert {each["reason"] for each in refused.values()} == {"NATConflict"}
         assert f"port {NODE_PORT}/TCP" in refused["notrack/ingress"]["message"]
         assert "port 8080/TCP" in refused["notrack/api"]["message"]
-        quoted = r"table ip kube-proxy, chain .* dnat|DNAT"
-        for refusal in refused.values():
+        quoted = (
+            r"nftables ip kube-proxy service-.*: .* dnat to 10\.99" if mode == "nftables" else r"KUBE-SEP-.* -j DNAT"
+        )
+        for refusal in plan["refused"]:
             assert re.search(quoted, refusal["message"]), refusal["message"]
             assert "take the port out of the rule" in refusal["message"]
