@@ -8,21 +8,24 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from conntrack_operator.decide.accept_standing import Standing
 from conntrack_operator.decide.drift import Drift, Mending, Repairs, key_of, mending_of, with_contended
-from conntrack_operator.decide.notrack import TABLE
+from conntrack_operator.decide.notrack import TABLE, ruleset_for
 from conntrack_operator.decide.outcome import APPLIED
 from conntrack_operator.decide.refusal import Refusal
 from conntrack_operator.decide.rivals import Table, likely_flusher, sentence_for
 from conntrack_operator.decide.trial import known_part
 from conntrack_operator.errors import ConntrackOperatorError
+from conntrack_operator.kernel.accepts import read_accepts
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.table_rivals import read_flushers, read_handles
-from conntrack_operator.kernel.vigil import Mark, Vigil
+from conntrack_operator.kernel.vigil import Mark, Moved, Vigil
 from conntrack_operator.kernel.writers import read_writers
 from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec
+from conntrack_operator.model.policy import NotrackRule
 
-from .machine import ACCEPT_UNTRACKED, Machine, Outcome, Sight
+from .machine import ACCEPT_UNTRACKED, Machine, Outcome, Sight, read_table_state
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,8 @@ class Mender:
         self._machine = machine
         self._vigil = Vigil(machine.roots)
         self._handles: dict[Table, int] = {}
+        self._rules: Sequence[NotrackRule] = ()
+        self._standing: Standing | None = None
         self._left: set[str] = set()
         self.repairs = Repairs()
         """Counts for metrics (`totals`) and wars; `forget` it at a new revision or attempt."""
@@ -72,7 +77,8 @@ class Mender:
 
         `now` is in seconds on a clock that only moves forward. Raises as `Machine.look` and `Machine.settle` do.
         """
-        if not self._vigil.moved(now):
+        moved = self._vigil.moved(now)
+        if not moved or (moved == Moved(table=True) and self._is_as_left()):
             return None
         # From before the look and the writes: a change meanwhile is seen at the next look, at the cost of one more.
         mark = self._vigil.mark()
@@ -121,6 +127,19 @@ class Mender:
         wanted = {name: value for name, value in plan.wanted.items() if name not in left}
         self._vigil.expect(wanted, table=bool(plan.rules), mark=mark, off=plan.off is not None)
         self._handles = _handles()
+        self._rules, self._standing = plan.rules, sight.accepts.standing if sight.accepts else None
+
+    def _is_as_left(self) -> bool:
+        """Tell whether our table and our accepts are as they were: others move the generation all the time.
+
+        Everybody's rules are read at their own interval; on a node with 10,000 Services that takes seconds.
+        """
+        if self._left:
+            return False
+        table = read_table_state()
+        if table.problem or table.installed != ruleset_for(self._rules).expected:
+            return False
+        return self._standing is None or read_accepts() == self._standing
 
     def _sentences(self, drifts: tuple[Drift, ...], sight: Sight) -> dict[str, str]:
         if not drifts:
