@@ -5,11 +5,13 @@ Called by the loop every second or two while no trial is under way. It looks fir
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from conntrack_operator.decide.drift import Drift, Mending, Repairs, mending_of, with_contended
 from conntrack_operator.decide.notrack import TABLE
 from conntrack_operator.decide.outcome import APPLIED
+from conntrack_operator.decide.plan import ABSENT
 from conntrack_operator.decide.rivals import Table, likely_flusher, sentence_for
 from conntrack_operator.decide.trial import known_part
 from conntrack_operator.errors import ConntrackOperatorError
@@ -56,25 +58,29 @@ class Mender:
         """Take the machine as it is now as right; call it after every change that was confirmed, with its last look."""
         self._expect(sight, self._vigil.mark())
 
-    def mend(self, state: StateDirectory, confirmed: Confirmed, spec: NodeSpec, now: float) -> Mended | None:
+    def mend(self, state: StateDirectory, confirmed: Confirmed, spec: NodeSpec | None, now: float) -> Mended | None:
         """Return what was done about drift; None when nothing moved, or what moved is none of ours.
 
-        `now` is in seconds on a clock that only moves forward. Raises as `Machine.look` and `Machine.settle` do.
+        `spec` is the newest wish, for the Services in it; None while nobody said anything yet. `now` is in seconds on a
+        clock that only moves forward. Raises as `Machine.look` and `Machine.settle` do.
         """
         if not self._vigil.moved(now):
             return None
         # From before the look and the writes: a change meanwhile is seen at the next look, at the cost of one more.
         mark = self._vigil.mark()
         journal = self._machine.journal(state)
-        sight = self._machine.look(confirmed.settings, confirmed.uses, journal, spec.services)
-        mending = mending_of(known_part(sight.plan, confirmed), self.repairs, now)
+        sight = self._machine.look(confirmed.settings, confirmed.uses, journal, spec.services if spec else ())
+        mending = mending_of(known_part(sight.plan, confirmed), self.repairs, now, journal.applied_rules.keys())
         accepts = sight.accepts_differ and self.repairs.may_repair(ACCEPTS, now)
         drifts = (*mending.repairing, *mending.left)
-        quiet = not drifts and not sight.accepts_differ and not sight.plan.refused
+        moves = bool(mending.plan.changes)
+        quiet = not drifts and not moves and not sight.accepts_differ and not sight.plan.refused
         if quiet and not self._left:
             self._expect(sight, mark, mending)
             return None
         sentences = self._sentences(drifts, sight)
+        for setting, sentence in _own_moves(mending, sight):
+            log.warning("%s: %s", setting, sentence)
         mended = replace(sight, plan=mending.plan, accepts_differ=accepts)
         outcome = self._machine.settle(mended, journal, state, confirmed.uses)
         mending.note({result.setting for result in outcome.results if result.reason != APPLIED}, self.repairs, now)
@@ -105,6 +111,15 @@ class Mender:
         writers = read_writers(roots, sight.facts.cpus)
         rival = likely_flusher(self._handles, _handles(), OURS, read_flushers(roots))
         return {drift.setting: sentence_for(drift, writers, rival) for drift in drifts}
+
+
+def _own_moves(mending: Mending, sight: Sight) -> Iterator[tuple[str, str]]:
+    """Yield the rules that we withdraw, or put back after that, with why."""
+    drifting = {drift.setting for drift in mending.repairing}
+    why = {refusal.setting: f"withdrawn: {refusal.reason}: {refusal.message}" for refusal in sight.plan.refused}
+    for change in mending.plan.changes:
+        if change.setting not in drifting:
+            yield change.setting, why.get(change.setting, "withdrawn") if change.to == ABSENT else "put back"
 
 
 def _handles() -> dict[Table, int]:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from conntrack_operator.errors import ConntrackOperatorError
-from conntrack_operator.model.surroundings import Firewall, PortRanges, Service, Surroundings
+from conntrack_operator.model.surroundings import UNREAD, Firewall, PortRanges, Service, Surroundings
 
 from .addresses import local_addresses
 from .failsafe import read_failsafe
-from .firewall import UNREAD, read_firewall
+from .firewall import read_firewall
 from .other_namespaces import read_other_namespaces
 from .roots import Roots
 from .translated import Translated, read_translated
