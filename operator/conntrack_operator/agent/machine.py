@@ -87,6 +87,8 @@ class Sight:
     """What has to stand in other people's firewalls for the rules; None where there are and were none."""
     accepts_differ: bool = False
     """Whether something else stands there."""
+    mode: AcceptUntracked | None = None
+    """Which untracked packets they accept; None where there are no rules, or nft cannot be used."""
 
     @property
     def changes_anything(self) -> bool:
@@ -153,19 +155,20 @@ class Machine:
             tracking=read_tracking(self.roots) if off else TrackingState(),
         )
         plan = plan_for(settings, facts, table, journal, uses, surroundings)
-        wanted = accepts_for(plan.rules, accept_mode(settings), surroundings.firewall)
+        mode = accept_mode(settings, journal)
+        wanted = accepts_for(plan.rules, mode, surroundings.firewall)
         unplaced = (Refusal(ACCEPT_UNTRACKED, reason, f"{place}: {words}") for reason, place, words in wanted.refused)
         plan = replace(plan, warnings=(*plan.warnings, *unplaced))
         if plan.rules and surroundings.firewall.problems:
             # Half a firewall tells half of the accepts: those of rules in force stay as they are.
-            return Sight(facts, table, plan)
+            return Sight(facts, table, plan, mode=mode)
         try:
             differ = wanted.standing != accepts.read_accepts()
         except ConntrackOperatorError as error:
             # They match nothing but what rules leave untracked; whatever else is to be done must not wait for them.
             unread = Refusal(ACCEPT_UNTRACKED, UNREAD, f"{error}; accept rules of ours stay as they are for now")
-            return Sight(facts, table, replace(plan, warnings=(*plan.warnings, unread)))
-        return Sight(facts, table, plan, wanted, differ)
+            return Sight(facts, table, replace(plan, warnings=(*plan.warnings, unread)), mode=mode)
+        return Sight(facts, table, plan, wanted, differ, mode)
 
     def load_again(self, settings: Settings, state: StateDirectory) -> None:
         """Load nf_conntrack if `tracking: Disabled` unloaded it and `settings` no longer ask for that.
@@ -192,7 +195,7 @@ class Machine:
         """
         plan, facts, table = sight.plan, sight.facts, sight.table
         withdrawn, added = withdrawn_rules(journal, plan.rules), new_rules(plan, journal)
-        journal = journal_before(plan, journal, facts, uses)
+        journal = with_mode(journal_before(plan, journal, facts, uses), sight)
         if plan.off and plan.off.unload:
             journal = journal_before_unloading(journal, facts, plan.off.unload)
         state.write_journal(journal)
@@ -417,9 +420,21 @@ def _ports_of(settings: Settings, journal: Journal) -> Intervals:
     return merged(interval for rule in rules for interval in port_intervals(rule.ports or ()))
 
 
-def accept_mode(settings: Settings) -> AcceptUntracked:
-    """Return which untracked packets to accept; absent means Replies."""
+def accept_mode(settings: Settings, journal: Journal | None = None) -> AcceptUntracked:
+    """Return which untracked packets to accept; absent means Replies.
+
+    Where nobody asks for rules any more, those that are kept are accepted as `journal` says they were.
+    """
+    if settings.notrack is None and journal is not None and journal.accept_untracked is not None:
+        return journal.accept_untracked
     return (settings.notrack and settings.notrack.accept_untracked) or "Replies"
+
+
+def with_mode(journal: Journal, sight: Sight) -> Journal:
+    """Return `journal` with the acceptUntracked of the rules that `sight` puts, or finds, in force."""
+    if sight.mode is None or not sight.plan.rules:
+        return journal
+    return journal.model_copy(update={"accept_untracked": sight.mode})
 
 
 def read_table_state() -> TableState:

@@ -39,7 +39,17 @@ from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Journal
 from conntrack_operator.model.node import NodeSpec, Result
 
-from .machine import ACCEPT_UNTRACKED, Failed, Machine, Outcome, Sight, accept_mode, confirmed_rules, read_table_state
+from .machine import (
+    ACCEPT_UNTRACKED,
+    Failed,
+    Machine,
+    Outcome,
+    Sight,
+    accept_mode,
+    confirmed_rules,
+    read_table_state,
+    with_mode,
+)
 from .probes import Probe, passing
 
 log = logging.getLogger(__name__)
@@ -262,6 +272,7 @@ class Trial:
                 raise Refused(EXPIRED, "the confirmation was not through by the deadline; see what held the agent up")
             facts, table = self._machine.facts(), read_table_state()
             kept = journal_confirmed(plan, self._journal, self._sight.facts, self.spec.policies, self._failed)
+            kept = kept if rules_failed else with_mode(kept, self._sight)
         except ConntrackOperatorError as error:
             reason = error.reason if isinstance(error, Refused) else "ConfirmFailed"
             return self._undone(reason, f"the change could not be confirmed: {error}")
