@@ -72,6 +72,9 @@ class Outcome:
 
 
 ACCEPT_UNTRACKED = "notrack.acceptUntracked"
+EVERY_PORT: Intervals = ((0, 65535),)
+"""Of interest to whoever asks what tracks: with no ports no translation would be told, and unlike with nothing named,
+thousands of Services are told as a few (3,000 of kube-proxy's in iptables: 7 MB in place of 13)."""
 NODE = "node"
 """The setting of a result that is about the node as a whole."""
 
@@ -150,7 +153,13 @@ class Machine:
         if not off and (table.problem or not (asks or journal.applied_rules)):
             return Sight(facts, table, plan_for(settings, facts, table, journal, uses))
         surroundings = replace(
-            read_surroundings(self.roots, services, _ports_of(settings, journal), self.api_server),
+            read_surroundings(
+                self.roots,
+                services,
+                EVERY_PORT if off else _ports_of(settings, journal),
+                self.api_server,
+                entries=not off,
+            ),
             timed_elements=journal.timed_elements is not False,
             tracking=read_tracking(self.roots) if off else TrackingState(),
         )

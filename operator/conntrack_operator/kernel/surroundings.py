@@ -24,15 +24,17 @@ def read_surroundings(
     services: Sequence[Service] = (),
     interest: PortRanges | None = None,
     api_server: tuple[str, int] | None = None,
+    *,
+    entries: bool = True,
 ) -> Surroundings:
     """Return what is around; what could not be read is among the firewall's problems. Raises nothing.
 
     `services` is handed through. `interest` are the ports that rules are about: without it no entry of the table is
     looked at and every rule of every firewall is told, whatever their number. `api_server` is host and port as this
-    process is configured. Whether timed elements expire is not tested here.
+    process is configured. With `entries` false no entry is looked at. Whether timed elements expire is not tested here.
     """
     firewall = read_firewall(interest)
-    translated, problem = _translated(roots, interest)
+    translated, problem = _translated(roots, interest if entries else None)
     if problem:
         firewall = Firewall(firewall.chains, firewall.owned, (*firewall.problems, (UNREAD, problem)))
     return Surroundings(
