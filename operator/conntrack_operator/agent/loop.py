@@ -26,6 +26,8 @@ from .meter import Meter
 log = logging.getLogger(__name__)
 
 SAMPLE_SECONDS = 5.0
+REPORT_PAUSE_SECONDS = 30.0
+"""The longest time between two tries to write a status."""
 START_SECONDS = 3.0
 """How long to wait for the API server at the start before the settings kept on the node are used."""
 
@@ -46,6 +48,9 @@ class Agent:
     _blind: str = ""
     _writing: threading.Thread | None = None
     _usage_written: float = float("-inf")
+    _unheard: str = ""
+    _write_at: float = float("-inf")
+    _write_pause: float = SAMPLE_SECONDS
 
     def run(self) -> None:
         """Work until the mailbox is stopped. What was put in force stays in force."""
@@ -69,8 +74,10 @@ class Agent:
                     next_look = time.monotonic() + SAMPLE_SECONDS
                 self._report()
                 delivery = self.mailbox.take(min(next_look - time.monotonic(), self.duty.seconds_to_step))
-        finally:
-            self.duty.end()
+        except BaseException as error:
+            self.duty.end(error)
+            raise
+        self.duty.end()
 
     def _obey(self, delivery: Delivery) -> None:
         if delivery.uid != self._uid or self.duty.spec is None:
@@ -92,6 +99,8 @@ class Agent:
         deed, spec = self.duty.deed, self.duty.spec
         if deed is None or spec is None or (self._writing is not None and self._writing.is_alive()):
             return
+        if time.monotonic() < self._write_at:
+            return
         now = datetime.now(UTC)
         usage = usage_from(self._readings) if self._readings else None
         moment = Moment(now, self._boot_id, usage)
@@ -111,10 +120,14 @@ class Agent:
     def _write(self, status: NodeStatus) -> None:
         try:
             self.write_status(status)
-        except ConntrackOperatorError as error:
-            log.warning("%s; the report waits", error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must neither end the thread nor come in a storm
+            if str(error) != self._unheard:
+                log.warning("%s; the report waits", error)
+            self._unheard = str(error)
+            self._write_at = time.monotonic() + self._write_pause * self._jitter
+            self._write_pause = min(2 * self._write_pause, REPORT_PAUSE_SECONDS)
         else:
-            self._reported = status
+            self._reported, self._unheard, self._write_pause = status, "", SAMPLE_SECONDS
         finally:
             self.mailbox.wake()
 

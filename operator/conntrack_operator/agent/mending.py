@@ -52,7 +52,17 @@ class Mender:
         self._handles: dict[Table, int] = {}
         self._left: set[str] = set()
         self.repairs = Repairs()
-        """Counts for metrics (`totals`) and wars; `forget` it at a new revision or attempt."""
+        """Counts for metrics (`totals`) and wars; `forget` at a new revision or attempt."""
+
+    @property
+    def left(self) -> frozenset[str]:
+        """The settings that are left to whoever keeps changing them."""
+        return frozenset(self._left)
+
+    def forget(self) -> None:
+        """End every war: a new revision or attempt deserves its own tries."""
+        self.repairs.forget()
+        self._left = set()
 
     def settled(self, sight: Sight) -> None:
         """Take the machine as it is now as right; call it after every change that was confirmed, with its last look."""
