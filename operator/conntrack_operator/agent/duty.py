@@ -14,7 +14,7 @@ from conntrack_operator.decide.outcome import APPLIED
 from conntrack_operator.decide.plan import BUCKETS
 from conntrack_operator.decide.report import Deed
 from conntrack_operator.decide.trial import Wishing, known_part, seconds_to_next_try, why_not_now
-from conntrack_operator.errors import ConntrackOperatorError, Refused
+from conntrack_operator.errors import FAILURES, ConntrackOperatorError, Refused
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec, Result
@@ -63,14 +63,14 @@ class Duty:
         """Take back what another agent left unfinished. Call it before anything else."""
         try:
             self.machine.recover(self.state)
-        except ConntrackOperatorError as error:
+        except FAILURES as error:
             log.warning("%s", error)
 
     def resume(self) -> None:
         """Put the settings kept on this node in force: without its object the node stays as it was confirmed."""
         try:
             changes, revision = self._put_confirmed_in_force()
-        except ConntrackOperatorError as error:
+        except FAILURES as error:
             log.warning("%s; it is tried again", error)
             self._due = time.monotonic() + RETRY_SECONDS
             return
@@ -95,13 +95,13 @@ class Duty:
         """Do what is due, and tell whether anything was decided. Takes as long as one round of probes at most."""
         try:
             return self._step()
-        except ConntrackOperatorError as error:
+        except FAILURES as error:
             # What is on trial stands in the journal, and is taken back before anything else is done: soon, since
             # nobody watches it now.
             trial, self._trial = self._trial, None
             spec = trial.spec if trial else self.spec
             if spec is not None:
-                self._failed(spec, error, RETRY_SECONDS if trial is None else RECOVER_SECONDS)
+                self._failed(spec, error)
             return True
 
     def _step(self) -> bool:
@@ -139,7 +139,7 @@ class Duty:
         self._done = ""
         try:
             trial.abort(why, failed=failed)
-        except ConntrackOperatorError as error:
+        except FAILURES as error:
             log.warning("%s; the trial is taken back when the agent acts again, or starts", error)
             self._due = time.monotonic() + RECOVER_SECONDS
 
@@ -151,7 +151,7 @@ class Duty:
         try:
             mended = self._mender.mend(self.state, confirmed, self.spec, time.monotonic())
             self._blind = ""
-        except ConntrackOperatorError as error:
+        except FAILURES as error:
             # Said once: it is looked at every few seconds.
             if str(error) != self._blind:
                 log.warning("%s; it is looked at again", error)
@@ -195,7 +195,7 @@ class Duty:
         self._due, self._changes = float("inf"), 0
         try:
             self._begin(spec)
-        except ConntrackOperatorError as error:
+        except FAILURES as error:
             self._failed(spec, error)
         phase = self.deed.phase if self.deed else ""
         took = (time.monotonic() - began) * 1000
@@ -205,10 +205,16 @@ class Duty:
         self._said = said
         log.log(level, "revision %s, %s: %s, %d changes in %.0f ms", *said[:1], *said[2:], self._changes, took)
 
-    def _failed(self, spec: NodeSpec, error: ConntrackOperatorError, pause: float = RETRY_SECONDS) -> None:
+    def _failed(self, spec: NodeSpec, error: Exception) -> None:
         reason = error.reason if isinstance(error, Refused) else type(error).__name__
-        result = Result(setting=NODE, wanted="", observed="", reason=reason, message=str(error))
-        self._finish(spec, Deed("Refused", (result,)), pause)
+        result = Result(setting=NODE, wanted="", observed="", reason=reason, message=str(error) or repr(error))
+        self._finish(spec, Deed("Refused", (result,)), RECOVER_SECONDS if self._is_unfinished() else RETRY_SECONDS)
+
+    def _is_unfinished(self) -> bool:
+        try:
+            return self.machine.journal(self.state).trial is not None
+        except ConntrackOperatorError:
+            return False
 
     def _begin(self, spec: NodeSpec) -> None:
         undone = self.machine.recover(self.state)
@@ -226,6 +232,8 @@ class Duty:
 
     def _is_at_war(self, spec: NodeSpec) -> bool:
         """Tell whether nothing is to be done for `spec` but what is left to whoever keeps changing it."""
+        if self._done == _key(spec):
+            self._mended()  # first: what a mere retry put right would not be counted
         if not self._mender.left or self.deed is None:
             return False
         journal = self.machine.journal(self.state)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from conntrack_operator.decide.report import Moment, is_due, status_for
 from conntrack_operator.decide.usage import Reading, is_another_band, usage_from
-from conntrack_operator.errors import ConntrackOperatorError
+from conntrack_operator.errors import FAILURES
 from conntrack_operator.kernel.facts import read_boot_id
 from conntrack_operator.model.node import NodeStatus, Talker
 
@@ -89,7 +89,7 @@ class Agent:
         try:
             self._readings.append(self.meter.read())
             self._blind = ""
-        except ConntrackOperatorError as error:
+        except FAILURES as error:
             # Said once: it is looked at every few seconds.
             if str(error) != self._blind:
                 log.warning("%s", error)
@@ -134,6 +134,6 @@ class Agent:
     def _talkers(self) -> list[Talker]:
         try:
             return self.top_talkers(self._readings[-1].entries) if self._readings else []
-        except ConntrackOperatorError as error:
+        except FAILURES as error:
             log.warning("%s", error)
             return []
