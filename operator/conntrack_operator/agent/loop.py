@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from conntrack_operator.decide.report import Moment, is_due, status_for
 from conntrack_operator.decide.usage import Reading, is_another_band, usage_from
-from conntrack_operator.errors import ConntrackOperatorError
+from conntrack_operator.errors import FAILURES
 from conntrack_operator.kernel.facts import read_boot_id
 from conntrack_operator.model.node import NodeStatus, Talker
 
@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 
 SAMPLE_SECONDS = 5.0
 FIRST_PAUSE_SECONDS = 0.5
-LONGEST_PAUSE_SECONDS = 30.0
-"""Between two tries to deliver a report; an object that arrives ends the pause, since the API server is back then."""
+REPORT_PAUSE_SECONDS = 30.0
+"""The longest time between two tries to write a status; an object that arrives ends the pause, since the API server is
+back then."""
 START_SECONDS = 3.0
 """How long to wait for the API server at the start before the settings kept on the node are used."""
 
@@ -47,12 +48,13 @@ class Agent:
     _reported: NodeStatus | None = None
     _composed: NodeStatus | None = None
     """What would be reported now: its history has what happened while nobody could be told."""
-    _failures: int = 0
-    _report_at: float = float("-inf")
     _readings: deque[Reading] = field(default_factory=lambda: deque(maxlen=12))
     _blind: str = ""
     _writing: threading.Thread | None = None
     _usage_written: float = float("-inf")
+    _unheard: str = ""
+    _write_at: float = float("-inf")
+    _write_pause: float = FIRST_PAUSE_SECONDS
 
     def run(self) -> None:
         """Work until the mailbox is stopped. What was put in force stays in force."""
@@ -76,21 +78,23 @@ class Agent:
                     next_look = time.monotonic() + SAMPLE_SECONDS
                 self._report()
                 delivery = self.mailbox.take(min(next_look - time.monotonic(), self.duty.seconds_to_step))
-        finally:
-            self.duty.end()
+        except BaseException as error:
+            self.duty.end(error)
+            raise
+        self.duty.end()
 
     def _obey(self, delivery: Delivery) -> None:
         if delivery.uid != self._uid or self.duty.spec is None:
             # Another object, or our first sight of it: what it says of us is what was reported. Later only we know.
             self._uid, self._reported, self._composed = delivery.uid, delivery.status, delivery.status
-        self._report_at = float("-inf")
+        self._write_at = float("-inf")
         self.duty.wish(delivery.spec)
 
     def _look(self) -> None:
         try:
             self._readings.append(self.meter.read())
             self._blind = ""
-        except ConntrackOperatorError as error:
+        except FAILURES as error:
             # Said once: it is looked at every few seconds.
             if str(error) != self._blind:
                 log.warning("%s", error)
@@ -104,7 +108,7 @@ class Agent:
         usage = usage_from(self._readings) if self._readings else None
         moment = Moment(now, self._boot_id, usage)
         fresh = self._composed = status_for(spec, self._composed, deed, moment)
-        if time.monotonic() < self._report_at or (self._writing is not None and self._writing.is_alive()):
+        if time.monotonic() < self._write_at or (self._writing is not None and self._writing.is_alive()):
             return
         since_usage = time.monotonic() - self._usage_written
         if not is_due(self._reported, fresh, now, since_usage, self._jitter):
@@ -121,21 +125,21 @@ class Agent:
     def _write(self, status: NodeStatus) -> None:
         try:
             self.write_status(status)
-        except ConntrackOperatorError as error:
-            if self._failures == 0:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must neither end the thread nor come in a storm
+            if str(error) != self._unheard:
                 log.warning("%s; the report waits", error)
-            self._failures += 1
+            self._unheard = str(error)
             # Spread over half the pause, so that a fleet does not return in step.
-            pause = min(FIRST_PAUSE_SECONDS * 2 ** min(self._failures - 1, 10), LONGEST_PAUSE_SECONDS)
-            self._report_at = time.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreading
+            self._write_at = time.monotonic() + self._write_pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreading
+            self._write_pause = min(2 * self._write_pause, REPORT_PAUSE_SECONDS)
         else:
-            self._reported, self._failures = status, 0
+            self._reported, self._unheard, self._write_pause = status, "", FIRST_PAUSE_SECONDS
         finally:
             self.mailbox.wake()
 
     def _talkers(self) -> list[Talker]:
         try:
             return self.top_talkers(self._readings[-1].entries) if self._readings else []
-        except ConntrackOperatorError as error:
+        except FAILURES as error:
             log.warning("%s", error)
             return []

@@ -5,13 +5,14 @@ Called by the loop every second or two while no trial is under way. It looks fir
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from conntrack_operator.decide.accept_standing import Standing
 from conntrack_operator.decide.drift import Drift, Mending, Repairs, key_of, mending_of, with_contended
 from conntrack_operator.decide.notrack import TABLE, ruleset_for
 from conntrack_operator.decide.outcome import APPLIED
+from conntrack_operator.decide.plan import ABSENT
 from conntrack_operator.decide.refusal import Refusal
 from conntrack_operator.decide.rivals import Table, likely_flusher, sentence_for
 from conntrack_operator.decide.trial import known_part
@@ -66,16 +67,27 @@ class Mender:
         self._standing: Standing | None = None
         self._left: set[str] = set()
         self.repairs = Repairs()
-        """Counts for metrics (`totals`) and wars; `forget` it at a new revision or attempt."""
+        """Counts for metrics (`totals`) and wars; `forget` at a new revision or attempt."""
+
+    @property
+    def left(self) -> frozenset[str]:
+        """The settings that are left to whoever keeps changing them."""
+        return frozenset(self._left)
+
+    def forget(self) -> None:
+        """End every war: a new revision or attempt deserves its own tries."""
+        self.repairs.forget()
+        self._left = set()
 
     def settled(self, sight: Sight) -> None:
         """Take the machine as it is now as right; call it after every change that was confirmed, with its last look."""
         self._expect(sight, self._vigil.mark())
 
-    def mend(self, state: StateDirectory, confirmed: Confirmed, spec: NodeSpec, now: float) -> Mended | None:
+    def mend(self, state: StateDirectory, confirmed: Confirmed, spec: NodeSpec | None, now: float) -> Mended | None:
         """Return what was done about drift; None when nothing moved, or what moved is none of ours.
 
-        `now` is in seconds on a clock that only moves forward. Raises as `Machine.look` and `Machine.settle` do.
+        `spec` is the newest wish, for the Services in it; None while nobody said anything yet. `now` is in seconds on a
+        clock that only moves forward. Raises as `Machine.look` and `Machine.settle` do.
         """
         moved = self._vigil.moved(now)
         if not moved or (moved == Moved(table=True) and self._is_as_left()):
@@ -83,15 +95,18 @@ class Mender:
         # From before the look and the writes: a change meanwhile is seen at the next look, at the cost of one more.
         mark = self._vigil.mark()
         journal = self._machine.journal(state)
-        sight = self._machine.look(confirmed.settings, confirmed.uses, journal, spec.services)
-        mending = mending_of(known_part(sight.plan, confirmed), self.repairs, now)
+        sight = self._machine.look(confirmed.settings, confirmed.uses, journal, spec.services if spec else ())
+        mending = mending_of(known_part(sight.plan, confirmed), self.repairs, now, journal.applied_rules.keys())
         accepts = sight.accepts_differ and self.repairs.may_repair(ACCEPTS, now)
         drifts = (*mending.repairing, *mending.left)
-        quiet = not drifts and not sight.accepts_differ and not sight.plan.refused
+        moves = bool(mending.plan.changes)
+        quiet = not drifts and not moves and not sight.accepts_differ and not sight.plan.refused
         if quiet and not self._left:
             self._expect(sight, mark, mending)
             return None
         sentences = self._sentences(drifts, sight)
+        for setting, sentence in _own_moves(mending, sight):
+            log.warning("%s: %s", setting, sentence)
         mended = replace(sight, plan=mending.plan, accepts_differ=accepts)
         outcome = self._machine.settle(mended, journal, state, confirmed.uses)
         failed = {result.setting for result in outcome.results if result.reason != APPLIED}
@@ -154,6 +169,15 @@ _ACCEPTS_CHANGED = (
     "accept rules of ours in the firewall were taken out by somebody; find what reloads it (iptables -F, a restart), or"
     " set acceptUntracked: Never and accept the rules' UNTRACKED packets there"
 )
+
+
+def _own_moves(mending: Mending, sight: Sight) -> Iterator[tuple[str, str]]:
+    """Yield the rules that we withdraw, or put back after that, with why."""
+    drifting = {drift.setting for drift in mending.repairing}
+    why = {refusal.setting: f"withdrawn: {refusal.reason}: {refusal.message}" for refusal in sight.plan.refused}
+    for change in mending.plan.changes:
+        if change.setting not in drifting:
+            yield change.setting, why.get(change.setting, "withdrawn") if change.to == ABSENT else "put back"
 
 
 def _handles() -> dict[Table, int]:
