@@ -12,7 +12,7 @@ from typing import Literal
 from conntrack_operator.decide import notrack
 from conntrack_operator.decide.accepts import Accepts, AcceptUntracked, accepts_for
 from conntrack_operator.decide.intervals import Intervals, merged, port_intervals
-from conntrack_operator.decide.outcome import phase_of, results_for
+from conntrack_operator.decide.outcome import NODE, phase_of, results_for
 from conntrack_operator.decide.plan import Change, Plan, TableState, plan_for
 from conntrack_operator.decide.refusal import Refusal
 from conntrack_operator.decide.remember import (
@@ -25,6 +25,7 @@ from conntrack_operator.decide.remember import (
 from conntrack_operator.decide.tracking import SETTING as TRACKING
 from conntrack_operator.decide.tracking_off import journal_after_loading, journal_before_unloading
 from conntrack_operator.decide.trial import (
+    AGENT_KILLED,
     Wishing,
     failed_again,
     rules_named,
@@ -49,8 +50,6 @@ from conntrack_operator.model.surroundings import Service, TrackingState
 
 log = logging.getLogger(__name__)
 
-AGENT_KILLED = "AgentKilled"
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -71,8 +70,6 @@ class Outcome:
 
 
 ACCEPT_UNTRACKED = "notrack.acceptUntracked"
-NODE = "node"
-"""The setting of a result that is about the node as a whole."""
 
 
 @dataclass(frozen=True)

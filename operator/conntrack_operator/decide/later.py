@@ -7,7 +7,7 @@ believes they do anything. A field leaves this module with the change that makes
 from collections.abc import Iterator, Sequence
 
 from conntrack_operator.model.node import PolicyUse
-from conntrack_operator.model.policy import Notrack, Settings
+from conntrack_operator.model.policy import Notrack, Rollout, Settings
 
 from .refusal import Refusal
 
@@ -19,10 +19,17 @@ def refusals_of_later_fields(settings: Settings, uses: Sequence[PolicyUse] = ())
     if settings.notrack is not None:
         yield from _of_notrack(settings.notrack)
     for use in uses:
-        if use.rollout is not None:
+        if use.rollout is not None and asks_for_waves(use.rollout):
             yield Refusal(
-                "rollout", REASON, f"this version changes all nodes at once; remove rollout from policy {use.name}"
+                "rollout",
+                REASON,
+                f"this version changes all nodes at once; leave nothing but retry in the rollout of policy {use.name}",
             )
+
+
+def asks_for_waves(rollout: Rollout) -> bool:
+    """Tell whether `rollout` asks for more than another try of what nodes gave up, which they do carry out."""
+    return bool(rollout.document().keys() - {"retry"})
 
 
 def _of_notrack(notrack: Notrack) -> Iterator[Refusal]:

@@ -12,6 +12,8 @@ from .plan import Plan, TableState
 from .tracking import SETTING as TRACKING
 
 APPLIED = "Applied"
+NODE = "node"
+"""The setting of a result that is about the node as a whole."""
 
 
 def results_for(

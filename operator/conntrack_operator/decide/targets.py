@@ -12,6 +12,7 @@ from conntrack_operator.model.node import NodeConntrack, NodeSpec
 from conntrack_operator.model.policy import ConntrackPolicy, NotrackRule, Settings
 from conntrack_operator.model.surroundings import Service
 
+from .later import asks_for_waves
 from .merge import Merge, merged, revision_of
 from .pods import HostPod, resolved
 from .standing import Share
@@ -188,6 +189,6 @@ def share_of(
         fields=frozenset(use.fields),
         all_fields=frozenset(field for each in merge.uses for field in each.fields),
         observes=observes,
-        has_rollout=use.rollout is not None,
+        has_rollout=use.rollout is not None and asks_for_waves(use.rollout),
         conflicts=tuple(conflict for conflict in merge.conflicts if conflict.loser == use.name),
     )
