@@ -156,13 +156,23 @@ def fitted(status: NodeStatus) -> NodeStatus:
         {"results": failed},
         *({"results": [_short(result, length) for result in failed]} for length in (240, 160, 80)),
         {"history": []},
+        {
+            "conditions": [
+                kind.model_copy(update={"message": _clipped(kind.message, 160)}) for kind in status.conditions
+            ]
+        },
         *({"results": _some(failed, number)} for number in range(len(failed), -1, -1)),
     )
     for update in updates:
         status = status.model_copy(update=update)
-        if len(json.dumps(status.document(), separators=(",", ":"))) <= MAX_STATUS_BYTES:
+        if size_of(status) <= MAX_STATUS_BYTES:
             break
     return status
+
+
+def size_of(status: NodeStatus) -> int:
+    """Return the bytes of `status` as the API server keeps it: JSON in UTF-8."""
+    return len(json.dumps(status.document(), separators=(",", ":"), ensure_ascii=False).encode())
 
 
 def _brief(warning: Warned) -> Warned:
