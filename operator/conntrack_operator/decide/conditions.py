@@ -114,7 +114,7 @@ def _ready(picture: Picture) -> _Verdict:
     done = f"{counts.current} of {_nodes(counts.matched)} as the policy says"
     if picture.warned:
         first = picture.warned[0]
-        done += f", {len(picture.warned)} with warnings; {first.node}: {first.message}"
+        done += f", {len(picture.warned)} with warnings; {first.node}: {first.reason}: {first.message}"
     return _Verdict("True", "AllNodesCurrent", done)
 
 
@@ -151,7 +151,11 @@ def _degraded(picture: Picture) -> _Verdict:
     if not bad:
         return _Verdict("True", "ControllerMayNotSee", picture.blind) if picture.blind else _NO_NODE_FAILED
     reason = "NodesFailed" if picture.failed or picture.troubled else "AgentsSilent"
-    ways = ((counts.refused, "refused"), (counts.rolled_back, "rolled back"), (picture.troubled, "on trial once more"))
+    ways = (
+        (counts.refused, "refused"),
+        (counts.rolled_back, "rolled back"),
+        (picture.troubled, "on trial with failures"),
+    )
     parts = ", ".join(_counted((*ways, (counts.unknown, "unknown"))))
     more = f"; {picture.blind}" if picture.blind else ""
     return _Verdict("True", reason, f"of {_nodes(counts.matched)}: {parts}; {picture.first_failure}{more}")

@@ -17,6 +17,10 @@ REPAIRS_AN_HOUR = 3
 """Of one setting. The next one in the same hour is a war: a writer that comes back is named, not outshouted."""
 WINDOW_SECONDS = 3600.0
 CONTENDED = "Contended"
+LEFT_ALONE = (
+    f"it was put right {REPAIRS_AN_HOUR} times within an hour and is left alone now; it is tried again in an hour, or"
+    " at once when the policy changes or rollout.retry has a new text"
+)
 TABLE = "notrack"
 """One key for our table: one flush takes all rules and is one repair."""
 
@@ -141,9 +145,9 @@ def mending_of(plan: Plan, repairs: Repairs, now: float) -> Mending:
 
 
 def with_contended(results: Iterable[Result], sentences: Mapping[str, str]) -> tuple[Result, ...]:
-    """Return `results` in which each setting of `sentences` is Contended, and its sentence says by whom."""
+    """Return `results` in which each setting of `sentences` is Contended; its sentence says by whom, and what next."""
     return tuple(
-        result.model_copy(update={"reason": CONTENDED, "message": sentences[result.setting]})
+        result.model_copy(update={"reason": CONTENDED, "message": f"{sentences[result.setting]}; {LEFT_ALONE}"})
         if result.setting in sentences
         else result
         for result in results

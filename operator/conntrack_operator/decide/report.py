@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from conntrack_operator.model.catalogue import PREFIX
 from conntrack_operator.model.node import (
     MAX_STATUS_BYTES,
     NodeSpec,
@@ -124,8 +125,8 @@ def is_due(
 
 
 def said_of(result: Result | Warned | PreviewRefusal) -> str:
-    """Return what a result, warning or refusal says, with its setting; that of the node as a whole goes without."""
-    if result.setting == NODE:
+    """Return what a result, warning or refusal says, with its setting where the sentence does not begin with it."""
+    if result.setting == NODE or result.message.startswith(f"{result.setting.removeprefix(PREFIX)} "):
         return result.message or result.reason
     return f"{result.setting}: {result.message}" if result.message else result.setting
 

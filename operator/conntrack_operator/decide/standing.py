@@ -115,10 +115,10 @@ def _concerns(setting: str, share: Share) -> bool:
 
 
 def _told(node: Node, share: Share, said: Iterable[Result | Warned | PreviewRefusal]) -> tuple[NodeFailure, ...]:
-    """Return what of all that the node said concerns this policy, by setting; the node as a whole comes first."""
+    """Return what of all that the node said concerns this policy; the node as a whole comes first."""
     return tuple(
         NodeFailure(node=node.name, reason=item.reason, message=said_of(item))
-        for item in sorted(said, key=lambda item: (item.setting != NODE, item.setting, item.reason))
+        for item in sorted(said, key=lambda item: item.setting != NODE)
         if _concerns(item.setting, share)
     )
 

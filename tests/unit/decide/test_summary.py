@@ -134,7 +134,7 @@ def test_sentences_of_a_policy_on_its_way() -> None:
     status = summary_of(policy(), way, NOW)
     told = "1 of 4 nodes current, 1 pending, 1 on trial, 1 to be tried again; d: d says no"
     assert condition(status, "Reconciling").message == told
-    assert condition(status, "Degraded").message == "of 4 nodes: 1 rolled back, 1 on trial once more; d: d says no"
+    assert condition(status, "Degraded").message == "of 4 nodes: 1 rolled back, 1 on trial with failures; d: d says no"
     assert [failure.node for failure in status.failures] == ["d", "c"]
     parked = condition(summary_of(policy(), [sight("d", "rolled_back")], NOW), "Stalled")
     assert (parked.status, parked.reason, parked.message) == ("True", "NodesParked", "d: d says no")
@@ -146,7 +146,7 @@ def test_warnings_are_told_beside_success() -> None:
     warning = NodeFailure(node="b", reason="BelowKeepalive", message="x: is 10m")
     ready = condition(summary_of(policy(), [sight("a"), sight("b", warnings=(warning,))], NOW), "Ready")
     assert (ready.status, ready.reason) == ("True", "AllNodesCurrent")
-    assert ready.message == "2 of 2 nodes as the policy says, 1 with warnings; b: x: is 10m"
+    assert ready.message == "2 of 2 nodes as the policy says, 1 with warnings; b: BelowKeepalive: x: is 10m"
 
 
 def test_counts_are_complete() -> None:
