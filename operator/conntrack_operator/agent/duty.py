@@ -12,7 +12,14 @@ from dataclasses import dataclass, field, replace
 from conntrack_operator.decide.outcome import APPLIED, NODE
 from conntrack_operator.decide.plan import BUCKETS, Plan
 from conntrack_operator.decide.report import Deed
-from conntrack_operator.decide.trial import Wishing, known_part, seconds_to_next_try, why_again, why_not_now
+from conntrack_operator.decide.trial import (
+    Wishing,
+    has_failed,
+    known_part,
+    seconds_to_next_try,
+    why_again,
+    why_not_now,
+)
 from conntrack_operator.errors import ConntrackOperatorError, Refused
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.model.journal import Confirmed
@@ -202,7 +209,7 @@ class Duty:
     def _failed_before(self, spec: NodeSpec) -> tuple[Result, ...]:
         """Return why `spec`, which is tried now, was rolled back the last time; empty when it never was."""
         failures = self.machine.journal(self.state).failures
-        if failures is None or (failures.revision, failures.attempt) != (spec.revision, spec.attempt):
+        if failures is None or not has_failed(failures, Wishing(spec.revision, spec.attempt)):
             return ()
         return (Result(setting=NODE, wanted="", observed="", reason=failures.reason, message=why_again(failures)),)
 

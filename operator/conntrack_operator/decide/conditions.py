@@ -56,8 +56,11 @@ class Picture:
 
     @property
     def first_failure(self) -> str:
-        """The first failure as a clause, empty when there is none."""
-        return f"{self.failures[0].node}: {self.failures[0].message}" if self.failures else ""
+        """The first failure as a clause, and how many more are listed; empty when there is none."""
+        if not self.failures:
+            return ""
+        more = len(self.failures) - 1
+        return f"{self.failures[0].node}: {self.failures[0].message}" + (f" ({more} more in failures)" if more else "")
 
 
 @dataclass(frozen=True)

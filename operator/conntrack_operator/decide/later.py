@@ -12,6 +12,8 @@ from conntrack_operator.model.policy import Notrack, Rollout, Settings
 from .refusal import Refusal
 
 REASON = "Unsupported"
+ROLLOUT = "rollout"
+"""The setting under which a policy's rollout is refused."""
 
 
 def refusals_of_later_fields(settings: Settings, uses: Sequence[PolicyUse] = ()) -> Iterator[Refusal]:
@@ -19,17 +21,16 @@ def refusals_of_later_fields(settings: Settings, uses: Sequence[PolicyUse] = ())
     if settings.notrack is not None:
         yield from _of_notrack(settings.notrack)
     for use in uses:
-        if use.rollout is not None and asks_for_waves(use.rollout):
+        if fields := later_fields_of(use.rollout):
+            named = ", ".join(f"rollout.{field}" for field in fields)
             yield Refusal(
-                "rollout",
-                REASON,
-                f"this version changes all nodes at once; leave nothing but retry in the rollout of policy {use.name}",
+                ROLLOUT, REASON, f"this version changes all nodes at once; remove {named} from policy {use.name}"
             )
 
 
-def asks_for_waves(rollout: Rollout) -> bool:
-    """Tell whether `rollout` asks for more than another try of what nodes gave up, which they do carry out."""
-    return bool(rollout.document().keys() - {"retry"})
+def later_fields_of(rollout: Rollout | None) -> list[str]:
+    """Return the fields of a policy's rollout that do nothing yet: all but retry, which starts a parked node again."""
+    return [field for field in rollout.document() if field != "retry"] if rollout is not None else []
 
 
 def _of_notrack(notrack: Notrack) -> Iterator[Refusal]:

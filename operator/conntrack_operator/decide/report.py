@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from conntrack_operator.model.catalogue import PREFIX
 from conntrack_operator.model.node import (
     MAX_STATUS_BYTES,
     NodeSpec,
@@ -24,7 +23,7 @@ from conntrack_operator.model.node import (
 from conntrack_operator.model.status import Condition
 
 from .drift import CONTENDED
-from .outcome import APPLIED, NODE
+from .outcome import APPLIED, NODE, in_words
 from .plan import Plan
 from .refusal import Refusal
 from .usage import is_another_band
@@ -79,7 +78,7 @@ def status_for(spec: NodeSpec, previous: NodeStatus | None, deed: Deed, moment: 
     phase, time = deed.phase, stamp(moment.now)
     # What failed before a trial, or is refused beside it, does not say where the node is now.
     reason = failed[0].reason if failed and phase != "Trial" else phase
-    message = _clipped("; ".join(said_of(result) for result in failed), 512)
+    message = _clipped("; ".join(in_words(result.setting, result.message) for result in failed), 512)
     history = list(previous.history) if previous else []
     if not previous or (previous.phase, previous.observed_revision) != (phase, spec.revision):
         history.append(
@@ -122,13 +121,6 @@ def is_due(
         return True
     beat = datetime.fromisoformat(reported.heartbeat_time) if reported.heartbeat_time else None
     return beat is None or not timedelta(0) <= now - beat < timedelta(seconds=HEARTBEAT_SECONDS * jitter)
-
-
-def said_of(result: Result | Warned | PreviewRefusal) -> str:
-    """Return what a result, warning or refusal says, with its setting where the sentence does not begin with it."""
-    if result.setting == NODE or result.message.startswith(f"{result.setting.removeprefix(PREFIX)} "):
-        return result.message or result.reason
-    return f"{result.setting}: {result.message}" if result.message else result.setting
 
 
 def _clipped(text: str, length: int) -> str:

@@ -13,9 +13,10 @@ from conntrack_operator.model import catalogue
 from conntrack_operator.model.node import NodeConntrack, NodeStatus, PreviewRefusal, Result, Warned
 from conntrack_operator.model.status import NodeFailure
 
+from .later import ROLLOUT
 from .merge import Conflict
-from .outcome import APPLIED, NODE
-from .report import STALLED, holds, said_of
+from .outcome import APPLIED, NODE, in_words
+from .report import STALLED, holds
 from .targeting import Node
 
 SILENT_AFTER = timedelta(minutes=15)
@@ -32,7 +33,8 @@ class Share:
     fields: frozenset[str]
     all_fields: frozenset[str]
     observes: bool = False
-    has_rollout: bool = False
+    has_later_rollout: bool = False
+    """Whether the policy asks for a rollout, which every node refuses."""
     conflicts: tuple[Conflict, ...] = ()
 
 
@@ -107,8 +109,8 @@ def fields_behind(setting: str, fields: Collection[str]) -> set[str]:
 
 
 def _concerns(setting: str, share: Share) -> bool:
-    if setting == "rollout":
-        return share.has_rollout
+    if setting == ROLLOUT:
+        return share.has_later_rollout
     behind = fields_behind(setting, share.all_fields)
     # What nobody seems to have asked for is everybody's concern, rather than nobody's.
     return not behind or bool(behind & share.fields)
@@ -117,7 +119,7 @@ def _concerns(setting: str, share: Share) -> bool:
 def _told(node: Node, share: Share, said: Iterable[Result | Warned | PreviewRefusal]) -> tuple[NodeFailure, ...]:
     """Return what of all that the node said concerns this policy; the node as a whole comes first."""
     return tuple(
-        NodeFailure(node=node.name, reason=item.reason, message=said_of(item))
+        NodeFailure(node=node.name, reason=item.reason, message=in_words(item.setting, item.message))
         for item in sorted(said, key=lambda item: item.setting != NODE)
         if _concerns(item.setting, share)
     )

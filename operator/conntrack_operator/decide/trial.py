@@ -206,11 +206,15 @@ class Wishing:
 def failed_again(journal: Journal, wish: Wishing, at: float, reason: str, message: str) -> Failures:
     """Return the count of failures after `wish` failed once more, at `at` on CLOCK_BOOTTIME."""
     known = journal.failures
-    same = known is not None and (known.revision, known.attempt) == (wish.revision, wish.attempt)
-    count = known.count + 1 if known and same else 1
+    count = known.count + 1 if known and has_failed(known, wish) else 1
     return Failures(
         revision=wish.revision, attempt=wish.attempt, count=count, at=at, reason=reason, message=message[:1024]
     )
+
+
+def has_failed(failures: Failures | None, wish: Wishing) -> bool:
+    """Tell whether `wish` is the one that failed."""
+    return failures is not None and (failures.revision, failures.attempt) == (wish.revision, wish.attempt)
 
 
 def seconds_to_next_try(failures: Failures | None, wish: Wishing, now: float) -> float | None:
@@ -218,7 +222,7 @@ def seconds_to_next_try(failures: Failures | None, wish: Wishing, now: float) ->
 
     `now` is on CLOCK_BOOTTIME.
     """
-    if failures is None or (failures.revision, failures.attempt) != (wish.revision, wish.attempt):
+    if failures is None or not has_failed(failures, wish):
         return 0.0
     if failures.count >= FAILURES_MAX:
         return None

@@ -238,7 +238,7 @@ class Trial(Model):
 class Rollout(Model):
     """How a change travels over many nodes.
 
-    This version changes all matching nodes at once: the nodes refuse every field of it but retry.
+    This version changes all matching nodes at once: the nodes refuse this field.
     """
 
     canary: Annotated[int, Field(strict=True, ge=0, le=1000)] | None = None

@@ -132,9 +132,11 @@ def test_sentences_of_a_policy_on_its_way() -> None:
         sight("d", "rolled_back", retries=True),
     ]
     status = summary_of(policy(), way, NOW)
-    told = "1 of 4 nodes current, 1 pending, 1 on trial, 1 to be tried again; d: d says no"
+    told = "1 of 4 nodes current, 1 pending, 1 on trial, 1 to be tried again; d: d says no (1 more in failures)"
     assert condition(status, "Reconciling").message == told
-    assert condition(status, "Degraded").message == "of 4 nodes: 1 rolled back, 1 on trial with failures; d: d says no"
+    assert condition(status, "Degraded").message == (
+        "of 4 nodes: 1 rolled back, 1 on trial with failures; d: d says no (1 more in failures)"
+    )
     assert [failure.node for failure in status.failures] == ["d", "c"]
     parked = condition(summary_of(policy(), [sight("d", "rolled_back")], NOW), "Stalled")
     assert (parked.status, parked.reason, parked.message) == ("True", "NodesParked", "d: d says no")
