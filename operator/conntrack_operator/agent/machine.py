@@ -25,6 +25,7 @@ from conntrack_operator.decide.remember import (
 from conntrack_operator.decide.tracking import SETTING as TRACKING
 from conntrack_operator.decide.tracking_off import journal_after_loading, journal_before_unloading
 from conntrack_operator.decide.trial import (
+    AGENT_KILLED,
     Wishing,
     failed_again,
     new_rules,
@@ -49,8 +50,6 @@ from conntrack_operator.model.policy import NotrackRule, Settings
 from conntrack_operator.model.surroundings import UNREAD, Firewall, Service, TrackingState
 
 log = logging.getLogger(__name__)
-
-AGENT_KILLED = "AgentKilled"
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,10 @@ from conntrack_operator.decide.outcome import phase_of, results_for
 from conntrack_operator.decide.remember import journal_confirmed, journal_on_trial
 from conntrack_operator.decide.trial import (
     BEFORE_SECONDS,
+    CONFIRM_FAILED,
     EXPIRED,
     PROBE_SECONDS,
+    STATE_UNWRITABLE,
     Budget,
     Confirm,
     Decision,
@@ -291,12 +293,12 @@ class Trial:
             kept = journal_confirmed(plan, self._journal, self._sight.facts, self.spec.policies, self._failed)
             kept = kept if rules_failed else with_mode(kept, self._sight)
         except ConntrackOperatorError as error:
-            reason = error.reason if isinstance(error, Refused) else "ConfirmFailed"
+            reason = error.reason if isinstance(error, Refused) else CONFIRM_FAILED
             return self._undone(reason, f"the change could not be confirmed: {error}")
         try:
             self._state.write_journal(kept)
         except ConntrackOperatorError as error:
-            return self._undone("StateUnwritable", f"the change could not be confirmed: {error}")
+            return self._undone(STATE_UNWRITABLE, f"the change could not be confirmed: {error}")
         results = results_for(plan, facts, table, self._failed)
         outcome = Outcome(phase_of(results, "Apply"), results, plan.changes, facts, plan.warnings, self._sight)
         self._machine.keep_confirmed(self.spec, outcome, plan, self._state)

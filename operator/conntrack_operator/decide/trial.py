@@ -33,6 +33,10 @@ RETRY_PAUSES = (30.0, 60.0)
 
 PROBE_FAILED = "ProbeFailed"
 EXPIRED = "TrialExpired"
+AGENT_KILLED = "AgentKilled"
+CONFIRM_FAILED, STATE_UNWRITABLE = "ConfirmFailed", "StateUnwritable"
+ROLLED_BACK_BY = frozenset({PROBE_FAILED, EXPIRED, AGENT_KILLED, CONFIRM_FAILED, STATE_UNWRITABLE, "Aborted"})
+"""Reasons for which a change is taken back."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +237,11 @@ def why_not_now(failures: Failures, seconds: float | None) -> str:
             " rollout.retry has a new text"
         )
     return f"{failures.message}; failure {failures.count} of {FAILURES_MAX}, it will be tried again"
+
+
+def why_again(failures: Failures) -> str:
+    """Return the sentence for a node in a trial of what failed before."""
+    return f"{failures.message}; now it is tried again, {failures.count + 1} of {FAILURES_MAX} times"
 
 
 def rules_named(plan: Plan) -> frozenset[str]:
