@@ -30,8 +30,8 @@ SHORT_SECONDS = 120
 LONG_SECONDS = 86_400
 """Life after data, in seconds; keepalive asks every 7,200 s, and its answers change nothing."""
 
-SIZE = 65_536
-"""Connections remembered, for each IP version."""
+SIZE = 32_768
+"""Connections remembered, for each IP version: 270 a second may end, and a listing of all takes 30 MB for a moment."""
 
 LEARN = "learn"
 

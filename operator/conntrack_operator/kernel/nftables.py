@@ -45,7 +45,11 @@ def read_table() -> dict[str, Any] | None:
 
     Raises Unsupported when nft is not installed, may not look or knows no JSON, Retry when it fails this time.
     """
-    done = _nft("-j", "list", "table", "inet", TABLE)
+    return _listing("-j")
+
+
+def _listing(*options: str) -> dict[str, Any] | None:
+    done = _nft(*options, "list", "table", "inet", TABLE)
     if done.returncode == 0:
         try:
             listing: dict[str, Any] = json.loads(done.stdout)
@@ -70,7 +74,7 @@ def run_script(text: str) -> None:
 
 def read_bypassed() -> tuple[Bypassed, ...]:
     """Return what each of our rules has let by untracked since it was loaded; nothing when there is no table."""
-    listing = read_table()
+    listing = _listing("-j", "-t")  # terse: without what the sets hold
     return bypassed_from(listing) if listing is not None else ()
 
 

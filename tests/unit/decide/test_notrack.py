@@ -47,7 +47,7 @@ def test_the_shared_set_of_a_server() -> None:
         "\t\ttype inet_service\n\t\tflags interval, timeout\n\t\telements = { 80, 443, 8000-8100 }"
     )
     assert _set_of("exempt6", script) == (
-        "\t\ttype ipv6_addr . inet_service . inet_service\n\t\tflags timeout, dynamic\n\t\tsize 65536\n\t\ttimeout 120s"
+        "\t\ttype ipv6_addr . inet_service . inet_service\n\t\tflags timeout, dynamic\n\t\tsize 32768\n\t\ttimeout 120s"
     )
     into, out = ("saddr . th sport . th dport", "daddr . th dport . th sport")
     errors = (
