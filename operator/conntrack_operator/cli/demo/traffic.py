@@ -6,6 +6,7 @@ alone, so that a child starts in a blink. Frames: RFC 791, RFC 768, RFC 1035.
 """
 
 import ctypes
+import errno
 import json
 import signal
 import socket
@@ -21,6 +22,7 @@ REPORT_EVERY = 8192
 QUERY = struct.pack(">6H", 0x1234, 0x0100, 1, 0, 0, 0) + b"\x04demo\x04test\0" + struct.pack(">2H", 1, 1)
 """Header with one question, and the question: demo.test, type A, class IN."""
 
+_STAGE_GONE = (errno.ENODEV, errno.ENXIO, errno.ENETDOWN, errno.EADDRNOTAVAIL)
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 33, 32  # include/uapi/asm-generic/socket.h
 _RECEIVE_BUFFER_BYTES = 256 << 20
@@ -103,7 +105,13 @@ def _checksum(header: bytes) -> int:
 if __name__ == "__main__":
     # Whatever becomes of the demo, its children go with it, and with them the namespaces.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if sys.argv[1] == "ask":
-        ask(Asking(**json.loads(sys.argv[2])))
-    else:
-        answer(sys.argv[2])
+    try:
+        if sys.argv[1] == "ask":
+            ask(Asking(**json.loads(sys.argv[2])))
+        else:
+            answer(sys.argv[2])
+    except OSError as error:
+        # Begun just when the demo was interrupted: the stage is gone, and nobody is left who wants to hear of it.
+        if error.errno not in _STAGE_GONE:
+            raise
+        sys.exit(1)
