@@ -13,6 +13,7 @@ from conntrack_operator.model import catalogue
 from conntrack_operator.model.node import NodeConntrack, NodeStatus
 from conntrack_operator.model.status import NodeFailure
 
+from .later import ROLLOUT
 from .merge import Conflict
 from .outcome import APPLIED
 from .targeting import Node
@@ -31,7 +32,8 @@ class Share:
     fields: frozenset[str]
     all_fields: frozenset[str]
     observes: bool = False
-    has_rollout: bool = False
+    has_later_rollout: bool = False
+    """Whether the policy asks for a rollout, which every node refuses."""
     conflicts: tuple[Conflict, ...] = ()
 
 
@@ -101,8 +103,8 @@ def fields_behind(setting: str, fields: Collection[str]) -> set[str]:
 
 
 def _concerns(setting: str, share: Share) -> bool:
-    if setting == "rollout":
-        return share.has_rollout
+    if setting == ROLLOUT:
+        return share.has_later_rollout
     behind = fields_behind(setting, share.all_fields)
     # What nobody seems to have asked for is everybody's concern, rather than nobody's.
     return not behind or bool(behind & share.fields)

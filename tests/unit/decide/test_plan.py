@@ -12,7 +12,7 @@ from conntrack_operator.model import catalogue
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import AppliedRule, Journal, Original
 from conntrack_operator.model.node import PolicyUse
-from conntrack_operator.model.policy import NotrackRule, Settings
+from conntrack_operator.model.policy import NotrackRule, Rollout, Settings
 from conntrack_operator.model.reading import policy_from
 from conntrack_operator.model.surroundings import Service, Surroundings
 
@@ -241,7 +241,17 @@ def test_rollout_is_refused():
     use = PolicyUse.model_validate({"name": "web", "revision": "r", "fields": [], "rollout": {"canary": 1}})
     plan = plan_for(settings(), machine(), uses=[use])
     assert refusals(plan) == [("rollout", "Unsupported")]
-    assert "policy web" in plan.refused[0].message
+    assert plan.refused[0].message.endswith("remove rollout.canary from policy web")
+
+
+@pytest.mark.parametrize("rollout", [{"retry": "once more"}, {}])
+def test_retry_is_no_rollout(rollout):
+    """Another try of what was parked needs no waves, and is not refused for them."""
+    use = PolicyUse.model_validate({"name": "web", "revision": "r", "fields": [], "rollout": rollout})
+    assert refusals(plan_for(settings(), machine(), uses=[use])) == []
+    both = use.model_copy(update={"rollout": Rollout(retry="x", paused=True, max_failures=2)})
+    (refused,) = plan_for(settings(), machine(), uses=[both]).refused
+    assert refused.message.endswith("remove rollout.maxFailures, rollout.paused from policy web")
 
 
 def rules(*wanted):
