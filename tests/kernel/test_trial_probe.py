@@ -49,6 +49,7 @@ def test_a_rule_that_cuts_off_a_probe(cut_off, tmp_path):
     assert done.returncode == 1, done
     assert "rolled back  ProbeFailed" in done.stdout, done
     assert f"{target.address} answered before the change and did not" in done.stdout
+    assert "rolled back" not in done.stderr, "said once"
     assert (node.sysctl(ICMP), our_table(node)) == ("30", "")
     with node.connect(target.end.ipv4, PORT):
         pass
