@@ -14,7 +14,7 @@ from conntrack_operator.model.journal import AppliedRule, Journal, Original
 from conntrack_operator.model.node import PolicyUse
 from conntrack_operator.model.policy import NotrackRule, Rollout, Settings
 from conntrack_operator.model.reading import policy_from
-from conntrack_operator.model.surroundings import Service, Surroundings
+from conntrack_operator.model.surroundings import Firewall, Service, Surroundings, TrackingState
 
 EXAMPLES = Path(__file__).parents[3] / "manifests/examples"
 ACCEPTED_PORTS = rule("accept", "th dport { 53, 80 } accept", ports=[53, 80])
@@ -351,14 +351,19 @@ def test_examples_bring_no_warnings(path, kube_proxy):
         if each.pop("pods", None):
             each["ports"] = [8080]  # as the controller resolves it
     policy = policy_from(document)
-    around = Surroundings(kube_proxy=kube_proxy, local_addresses=("192.0.2.1",), firewall=nftables(ACCEPTED_PORTS))
+    around = Surroundings(
+        kube_proxy=kube_proxy,
+        local_addresses=("192.0.2.1",),
+        # A node without tracking has no firewall that looks at states.
+        firewall=Firewall() if policy.spec.tracking == "Disabled" else nftables(ACCEPTED_PORTS),
+        tracking=TrackingState(families=frozenset()),
+    )
     defaults = {entry.dotted: 3600 for entry in catalogue.BY_FIELD.values()}
     facts = machine()
     facts = facts.model_copy(update={"sysctls": defaults | facts.sysctls})
     plan = plan_for(policy.spec, facts, surroundings=around)
-    # Pods are followed in a cluster alone.
-    refused = [refusal for refusal in plan.refused if "pods can be followed in a cluster alone" not in refusal.message]
-    assert (plan.warnings, refused) == ((), [])
+    needed = {("tracking", "TrackingNeeded")} if kube_proxy and policy.spec.tracking == "Disabled" else set()
+    assert (plan.warnings, set(refusals(plan))) == ((), needed)
 
 
 def written(name, value, *ours, keep=False):
