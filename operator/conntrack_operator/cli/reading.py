@@ -99,7 +99,7 @@ def node_spec_in(path: Path) -> NodeSpec:
     enforced = merged(enforcing)
     return NodeSpec(
         revision=revision_of({"mode": "Apply", "settings": enforced.settings.document()}),
-        attempt=attempt_of(enforcing),
+        attempt=attempt_of(policies),
         mode="Apply",
         node_uid="",
         policies=list(enforced.uses),
