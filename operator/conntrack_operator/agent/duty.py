@@ -259,7 +259,7 @@ class Duty:
         result = Result(
             setting=NODE, wanted="", observed="", reason=failures.reason, message=f"{failures.message}; {error}"
         )
-        self._finish(spec, Deed("RolledBack", (result,)), AGAIN_SECONDS)
+        self._finish(spec, Deed("RolledBack", (result,), preview=self._preview(spec)), AGAIN_SECONDS)
 
     def _is_at_war(self, spec: NodeSpec) -> bool:
         """Tell whether nothing is to be done for `spec` but what is left to whoever keeps changing it."""
