@@ -36,7 +36,7 @@ STEPS = 7
 PACKAGE = "conntrack_operator"
 SIGNALLED = 128
 """Exit codes above this name the signal that ended the program, as in a shell."""
-SECONDS_FOR_ONE_PASS = 5
+SECONDS_FOR_ONE_PASS = 4
 """Queries are sent in four long passes; with this much for each, the whole ends in a minute."""
 
 
