@@ -46,3 +46,7 @@ class Retry(ConntrackOperatorError):
 
 class Unsupported(ConntrackOperatorError):
     """The machine lacks what is needed (root, a kernel module, a program, a writable /proc/sys)."""
+
+
+FAILURES = (ConntrackOperatorError, OSError, RuntimeError, MemoryError)
+"""What the world can do to a program that must go on: errors of ours, or no memory, threads, processes, descriptors."""

@@ -257,3 +257,16 @@ def test_agent_without_the_module(node, tmp_path, wish, phase, words):
     assert f" INFO {phase}" in said
     assert words in said
     assert "Traceback" not in said
+
+
+def test_translations_are_named_by_what_an_agent_reads(netns, tmp_path):
+    """What a plan reads of the firewall for `tracking: Disabled` has translations to any port in it, by name."""
+    node = netns.namespace()
+    dnat = ("--dport", "8080", "-j", "DNAT", "--to-destination", "192.0.2.1:80")
+    node.run("iptables", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", *dnat)
+    node.nft("table ip n { chain p { type nat hook prerouting priority -100; tcp dport 81 dnat to 192.0.2.1:82; }; }")
+    with node.inside():
+        refused = Machine(Roots(state=tmp_path)).plan(Settings.model_validate({"tracking": "Disabled"})).refused
+    messages = " ".join(refusal.message for refusal in refused)
+    assert "--dport 8080" in messages
+    assert "tcp dport 81" in messages

@@ -9,16 +9,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from conntrack_operator.decide.outcome import APPLIED
-from conntrack_operator.decide.plan import BUCKETS
+from conntrack_operator.decide.drift import CONTENDED
+from conntrack_operator.decide.outcome import APPLIED, NODE
+from conntrack_operator.decide.plan import BUCKETS, Plan
 from conntrack_operator.decide.report import Deed
-from conntrack_operator.decide.trial import Wishing, known_part, seconds_to_next_try, why_not_now
-from conntrack_operator.errors import ConntrackOperatorError, Refused
+from conntrack_operator.decide.trial import (
+    Wishing,
+    has_failed,
+    known_part,
+    seconds_to_next_try,
+    why_again,
+    why_not_now,
+)
+from conntrack_operator.errors import FAILURES, ConntrackOperatorError, Refused, Retry
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec, Result
 
-from .machine import NODE, Machine, Outcome
+from .machine import Machine, Outcome
 from .mending import Mender
 from .probes import Probe
 from .trial import Trial, begin
@@ -27,6 +35,10 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 30.0
 """Until what was refused, or is parked, is looked at again: the reason may have gone."""
+AGAIN_SECONDS = 5.0
+"""Until a change that failed once is begun again, where what would judge it did not answer."""
+RECOVER_SECONDS = 2.0
+"""Until a trial that could not be ended is taken back."""
 MEND_SECONDS = 1.5
 """Between two looks for what somebody else changed; a look costs next to nothing while nobody does."""
 LONGEST_RETRY_SECONDS = 600.0
@@ -49,6 +61,8 @@ class Duty:
     _refusals: int = 0
     _changes: int = 0
     _confirmed: Confirmed | None = None
+    _blind: str = ""
+    _said: tuple[str, ...] = ()
     _mend_at: float = field(default=float("inf"))
 
     def __post_init__(self) -> None:
@@ -58,15 +72,16 @@ class Duty:
         """Take back what another agent left unfinished. Call it before anything else."""
         try:
             self.machine.recover(self.state)
-        except ConntrackOperatorError as error:
+        except FAILURES as error:
             log.warning("%s", error)
 
     def resume(self) -> None:
         """Put the settings kept on this node in force: without its object the node stays as it was confirmed."""
         try:
             changes, revision = self._put_confirmed_in_force()
-        except ConntrackOperatorError as error:
-            log.warning("%s", error)
+        except FAILURES as error:
+            log.warning("%s; it is tried again", error)
+            self._due = time.monotonic() + RETRY_SECONDS
             return
         if revision:
             log.warning(
@@ -75,21 +90,25 @@ class Duty:
 
     def wish(self, spec: NodeSpec | None) -> None:
         """Take note of the newest wish and begin with it. None is no wish: only mode Restore undoes anything."""
-        trial, self.spec = self._trial, spec
+        trial, before, self.spec = self._trial, self.spec, spec
         if trial is not None and (spec is None or _tried(spec) != _tried(trial.spec)):
             self._abort("something else is wanted now")
         if spec is not None and self._trial is None and self._done != _key(spec):
-            self._refusals = 0
-            self._mender.repairs.forget()
+            if before is None or _wishing(before) != _wishing(spec):
+                # Services come and go every minute in large clusters: that is no reason to begin a war anew.
+                self._refusals = 0
+                self._mender.forget()
             self._act()
 
     def step(self) -> bool:
         """Do what is due, and tell whether anything was decided. Takes as long as one round of probes at most."""
         try:
             return self._step()
-        except ConntrackOperatorError as error:
-            # What is on trial stands in the journal, and is taken back before anything else is done.
-            spec, self._trial = self._trial.spec if self._trial else self.spec, None
+        except FAILURES as error:
+            # What is on trial stands in the journal, and is taken back before anything else is done: soon, since
+            # nobody watches it now.
+            trial, self._trial = self._trial, None
+            spec = trial.spec if trial else self.spec
             if spec is not None:
                 self._failed(spec, error)
             return True
@@ -115,29 +134,37 @@ class Duty:
             return self._trial.seconds_to_tick
         return max(0.0, min(self._due, self._mend_at) - time.monotonic())
 
-    def end(self) -> None:
-        """Take back a trial under way; what is confirmed stays in force."""
-        self._abort("the agent was told to end")
+    def end(self, error: BaseException | None = None) -> None:
+        """Take back a trial under way; what is confirmed stays in force.
 
-    def _abort(self, why: str) -> None:
+        With the `error` that ends the agent it counts as a failure: started anew, the agent may run into it again.
+        """
+        self._abort("the agent was told to end" if error is None else f"the agent failed: {error!r}", error is not None)
+
+    def _abort(self, why: str, failed: bool = False) -> None:  # noqa: FBT001, FBT002 - of the agent itself
         trial, self._trial = self._trial, None
         if trial is None:
             return
         self._done = ""
         try:
-            trial.abort(why)
-        except ConntrackOperatorError as error:
+            trial.abort(why, failed=failed)
+        except FAILURES as error:
             log.warning("%s; the trial is taken back when the agent acts again, or starts", error)
+            self._due = time.monotonic() + RECOVER_SECONDS
 
     def _mended(self) -> bool:
         """Put right what somebody else changed of what is confirmed; tell whether there was anything."""
-        spec, confirmed, self._mend_at = self.spec, self._confirmed, time.monotonic() + MEND_SECONDS
-        if spec is None or confirmed is None:
+        confirmed, self._mend_at = self._confirmed, time.monotonic() + MEND_SECONDS
+        if confirmed is None:
             return False
         try:
-            mended = self._mender.mend(self.state, confirmed, spec, time.monotonic())
-        except ConntrackOperatorError as error:
-            log.warning("%s; it is looked at again", error)
+            mended = self._mender.mend(self.state, confirmed, self.spec, time.monotonic())
+            self._blind = ""
+        except FAILURES as error:
+            # Said once: it is looked at every few seconds.
+            if str(error) != self._blind:
+                log.warning("%s; it is looked at again", error)
+            self._blind = str(error)
             return False
         # A wish that was taken back stays reported as such: what is mended is the one before it.
         if mended is None or self.deed is None or self.deed.phase == "RolledBack":
@@ -148,7 +175,7 @@ class Duty:
             outcome.results,
             self._observed(outcome.facts.sysctls),
             self.deed.preview,
-            outcome.warnings,
+            (*outcome.warnings, *mended.with_earlier(self.deed.warnings)),
         )
         return True
 
@@ -168,21 +195,35 @@ class Duty:
     def _act(self) -> None:
         spec = self.spec
         if spec is None:
+            self._due = float("inf")
+            self.start()  # a trial that could not be taken back when its wish went
+            if self._confirmed is None:
+                self.resume()
             return
         began = time.monotonic()
         self._due, self._changes = float("inf"), 0
         try:
             self._begin(spec)
-        except ConntrackOperatorError as error:
+        except FAILURES as error:
             self._failed(spec, error)
         phase = self.deed.phase if self.deed else ""
         took = (time.monotonic() - began) * 1000
-        log.info("revision %s, %s: %s, %d changes in %.0f ms", spec.revision, spec.mode, phase, self._changes, took)
+        # What is refused or parked for days is looked at twice a minute, and said once.
+        said = (spec.revision, spec.attempt, spec.mode, phase)
+        level = logging.INFO if self._changes or said != self._said else logging.DEBUG
+        self._said = said
+        log.log(level, "revision %s, %s: %s, %d changes in %.0f ms", *said[:1], *said[2:], self._changes, took)
 
-    def _failed(self, spec: NodeSpec, error: ConntrackOperatorError) -> None:
+    def _failed(self, spec: NodeSpec, error: Exception) -> None:
         reason = error.reason if isinstance(error, Refused) else type(error).__name__
-        result = Result(setting=NODE, wanted="", observed="", reason=reason, message=str(error))
-        self._finish(spec, Deed("Refused", (result,)), RETRY_SECONDS)
+        result = Result(setting=NODE, wanted="", observed="", reason=reason, message=str(error) or repr(error))
+        self._finish(spec, Deed("Refused", (result,)), RECOVER_SECONDS if self._is_unfinished() else RETRY_SECONDS)
+
+    def _is_unfinished(self) -> bool:
+        try:
+            return self.machine.journal(self.state).trial is not None
+        except ConntrackOperatorError:
+            return False
 
     def _begin(self, spec: NodeSpec) -> None:
         undone = self.machine.recover(self.state)
@@ -190,27 +231,70 @@ class Duty:
             self._finish(spec, Deed(undone.phase, undone.results), RETRY_SECONDS)
         elif spec.mode == "Restore":
             self._ended(spec, self.machine.restore(self.state, spec.policies))
-        elif not self._is_waiting(spec):
-            begun = begin(self.machine, self.state, spec, self.find_probes)
+        elif not self._is_waiting(spec) and not self._is_at_war(spec):
+            try:
+                begun = begin(self.machine, self.state, spec, self.find_probes)
+            except Retry as error:
+                self._put_off(spec, error)
+                return
             if isinstance(begun, Outcome):
                 self._ended(spec, begun)
             else:
                 self._trial, self._changes = begun, begun.changes
-                self._finish(spec, Deed("Trial", begun.results, self._observed(begun.facts.sysctls)), float("inf"))
+                results = (*self._failed_before(spec), *begun.results)
+                self._finish(spec, Deed("Trial", results, self._observed(begun.facts.sysctls)), float("inf"))
+
+    def _failed_before(self, spec: NodeSpec) -> tuple[Result, ...]:
+        """Return why `spec`, which is tried now, was rolled back the last time; empty when it never was."""
+        failures = self.machine.journal(self.state).failures
+        if failures is None or not has_failed(failures, Wishing(spec.revision, spec.attempt)):
+            return ()
+        return (Result(setting=NODE, wanted="", observed="", reason=failures.reason, message=why_again(failures)),)
+
+    def _put_off(self, spec: NodeSpec, error: Retry) -> None:
+        """Leave a wish that failed before as it is reported, with why it is not tried again yet."""
+        failures = self.machine.journal(self.state).failures
+        if failures is None or not has_failed(failures, Wishing(spec.revision, spec.attempt)):
+            raise error
+        result = Result(
+            setting=NODE, wanted="", observed="", reason=failures.reason, message=f"{failures.message}; {error}"
+        )
+        self._finish(spec, Deed("RolledBack", (result,), preview=self._preview(spec)), AGAIN_SECONDS)
+
+    def _is_at_war(self, spec: NodeSpec) -> bool:
+        """Tell whether nothing is to be done for `spec` but what is left to whoever keeps changing it."""
+        if self._done == _key(spec):
+            self._mended()  # first: what a mere retry put right would not be counted
+        if not self._mender.left or self.deed is None:
+            return False
+        journal = self.machine.journal(self.state)
+        sight = self.machine.look(spec.settings, spec.policies, journal, spec.services)
+        if sight.accepts_differ or any(change.setting not in self._mender.left for change in sight.plan.changes):
+            return False
+        # Nothing is written but what the journal says of onDelete.
+        self.machine.settle(replace(sight, plan=replace(sight.plan, changes=())), journal, self.state, spec.policies)
+        refused = any(result.reason not in {APPLIED, CONTENDED} for result in self.deed.results)
+        self._finish(spec, self.deed, RETRY_SECONDS if refused else float("inf"))
+        return True
 
     def _is_waiting(self, spec: NodeSpec) -> bool:
-        """Tell whether `spec` failed before and must wait; then the node is made as it was confirmed."""
+        """Tell whether `spec` failed before and must wait; then the node is made, and watched, as it was confirmed."""
         failures = self.machine.journal(self.state).failures
         seconds = seconds_to_next_try(failures, Wishing(spec.revision, spec.attempt), self.machine.clock())
         if failures is None or seconds == 0:
             return False
-        self._put_confirmed_in_force()
+        if self._confirmed is None:
+            self._put_confirmed_in_force()
         result = Result(
             setting=NODE, wanted="", observed="", reason=failures.reason, message=why_not_now(failures, seconds)
         )
         pause = RETRY_SECONDS if seconds is None else min(seconds, RETRY_SECONDS)
-        self._finish(spec, Deed("RolledBack", (result,)), pause)
+        deed = Deed("RolledBack", (result,), preview=self._preview(spec), parked=seconds is None)
+        self._finish(spec, deed, pause)
         return True
+
+    def _preview(self, spec: NodeSpec) -> Plan | None:
+        return self.machine.plan(spec.preview, services=spec.services) if spec.preview is not None else None
 
     def _ended(self, spec: NodeSpec, outcome: Outcome) -> None:
         if outcome.phase == "RolledBack":
@@ -220,8 +304,8 @@ class Duty:
             return
         self._changes = len(outcome.changes)
         self._watch(outcome)
-        preview = self.machine.plan(spec.preview, services=spec.services) if spec.preview is not None else None
-        deed = Deed(outcome.phase, outcome.results, self._observed(outcome.facts.sysctls), preview, outcome.warnings)
+        observed, preview = self._observed(outcome.facts.sysctls), self._preview(spec)
+        deed = Deed(outcome.phase, outcome.results, observed, preview, outcome.warnings)
         self._refusals = self._refusals + 1 if outcome.phase == "Refused" and outcome.changes else 0
         pause = min(RETRY_SECONDS * 2 ** max(0, self._refusals - 1), LONGEST_RETRY_SECONDS)
         self._finish(spec, deed, pause if outcome.phase == "Refused" else float("inf"))
@@ -253,6 +337,10 @@ class Duty:
 def _key(spec: NodeSpec) -> str:
     # More than the revision: what happens at a policy's end (onDelete) and what a preview asks are wishes too.
     return spec.model_dump_json()
+
+
+def _wishing(spec: NodeSpec) -> Wishing:
+    return Wishing(spec.revision, spec.attempt)
 
 
 def _tried(spec: NodeSpec) -> object:

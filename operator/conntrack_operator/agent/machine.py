@@ -12,7 +12,7 @@ from typing import Literal
 from conntrack_operator.decide import notrack
 from conntrack_operator.decide.accepts import Accepts, AcceptUntracked, accepts_for
 from conntrack_operator.decide.intervals import Intervals, merged, port_intervals
-from conntrack_operator.decide.outcome import phase_of, results_for
+from conntrack_operator.decide.outcome import NODE, phase_of, results_for
 from conntrack_operator.decide.plan import Change, Plan, TableState, plan_for
 from conntrack_operator.decide.refusal import Refusal
 from conntrack_operator.decide.remember import (
@@ -25,13 +25,15 @@ from conntrack_operator.decide.remember import (
 from conntrack_operator.decide.tracking import SETTING as TRACKING
 from conntrack_operator.decide.tracking_off import journal_after_loading, journal_before_unloading
 from conntrack_operator.decide.trial import (
+    AGENT_KILLED,
     Wishing,
     failed_again,
+    new_rules,
     rules_named,
     undoing,
     withdrawn_rules,
 )
-from conntrack_operator.errors import ConntrackOperatorError, Unsupported
+from conntrack_operator.errors import ConntrackOperatorError, Retry, Unsupported
 from conntrack_operator.kernel import accepts, flow_editing, modules, nftables
 from conntrack_operator.kernel.clock import read_boottime
 from conntrack_operator.kernel.facts import read_boot_id, read_facts
@@ -42,14 +44,12 @@ from conntrack_operator.kernel.surroundings import read_surroundings
 from conntrack_operator.kernel.sysctl import write_sysctl
 from conntrack_operator.kernel.tracking import read_tracking
 from conntrack_operator.model.facts import Facts
-from conntrack_operator.model.journal import Confirmed, Journal, TrialRecord
+from conntrack_operator.model.journal import Confirmed, Journal
 from conntrack_operator.model.node import NodeSpec, Phase, PolicyUse, Result
 from conntrack_operator.model.policy import NotrackRule, Settings
-from conntrack_operator.model.surroundings import Service, TrackingState
+from conntrack_operator.model.surroundings import UNREAD, Firewall, Service, TrackingState
 
 log = logging.getLogger(__name__)
-
-AGENT_KILLED = "AgentKilled"
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ class Outcome:
 
 
 ACCEPT_UNTRACKED = "notrack.acceptUntracked"
-NODE = "node"
-"""The setting of a result that is about the node as a whole."""
+EVERY_PORT: Intervals = ((0, 65535),)
+"""Of interest to whoever asks what tracks: with no ports no translation would be told, and unlike with nothing named,
+thousands of Services are told as a few (3,000 of kube-proxy's in iptables: 7 MB in place of 13)."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class Sight:
     """What has to stand in other people's firewalls for the rules; None where there are and were none."""
     accepts_differ: bool = False
     """Whether something else stands there."""
+    mode: AcceptUntracked | None = None
+    """Which untracked packets they accept; None where there are no rules, or nft cannot be used."""
 
     @property
     def changes_anything(self) -> bool:
@@ -147,15 +150,31 @@ class Machine:
         if not off and (table.problem or not (asks or journal.applied_rules)):
             return Sight(facts, table, plan_for(settings, facts, table, journal, uses))
         surroundings = replace(
-            read_surroundings(self.roots, services, None if off else _ports_of(settings, journal), self.api_server),
+            read_surroundings(
+                self.roots,
+                services,
+                EVERY_PORT if off else _ports_of(settings, journal),
+                self.api_server,
+                entries=not off,
+            ),
             timed_elements=journal.timed_elements is not False,
             tracking=read_tracking(self.roots) if off else TrackingState(),
         )
         plan = plan_for(settings, facts, table, journal, uses, surroundings)
-        wanted = accepts_for(plan.rules, accept_mode(settings), surroundings.firewall)
+        mode = accept_mode(settings, journal)
+        wanted = accepts_for(plan.rules, mode, surroundings.firewall)
         unplaced = (Refusal(ACCEPT_UNTRACKED, reason, f"{place}: {words}") for reason, place, words in wanted.refused)
         plan = replace(plan, warnings=(*plan.warnings, *unplaced))
-        return Sight(facts, table, plan, wanted, wanted.standing != accepts.read_accepts())
+        if plan.rules and surroundings.firewall.problems:
+            # Half a firewall tells half of the accepts: those of rules in force stay as they are.
+            return Sight(facts, table, plan, mode=mode)
+        try:
+            differ = wanted.standing != accepts.read_accepts()
+        except ConntrackOperatorError as error:
+            # They match nothing but what rules leave untracked; whatever else is to be done must not wait for them.
+            unread = Refusal(ACCEPT_UNTRACKED, UNREAD, f"{error}; accept rules of ours stay as they are for now")
+            return Sight(facts, table, replace(plan, warnings=(*plan.warnings, unread)), mode=mode)
+        return Sight(facts, table, plan, wanted, differ, mode)
 
     def load_again(self, settings: Settings, state: StateDirectory) -> None:
         """Load nf_conntrack if `tracking: Disabled` unloaded it and `settings` no longer ask for that.
@@ -181,8 +200,8 @@ class Machine:
         originals could not be kept safely; then nothing was written to the kernel either.
         """
         plan, facts, table = sight.plan, sight.facts, sight.table
-        withdrawn = withdrawn_rules(journal, plan.rules)
-        journal = journal_before(plan, journal, facts, uses)
+        withdrawn, added = withdrawn_rules(journal, plan.rules), new_rules(plan, journal)
+        journal = with_mode(journal_before(plan, journal, facts, uses), sight)
         if plan.off and plan.off.unload:
             journal = journal_before_unloading(journal, facts, plan.off.unload)
         state.write_journal(journal)
@@ -190,7 +209,7 @@ class Machine:
         if sight.changes_anything:
             failed = self.write_sysctls(plan.changes)
             if rules_named(plan) or sight.accepts_differ:
-                failed |= self.write_rules(plan.rules, withdrawn, rules_named(plan), sight.accepts)
+                failed |= self.write_rules(plan.rules, withdrawn, rules_named(plan), sight.accepts, added)
             if not failed:
                 failed = self.unload(plan)
             facts, table = self.facts(tracking_needed=False), read_table_state()
@@ -217,8 +236,29 @@ class Machine:
         journal = judged_anew(self.journal(state), uses)
         if kept_too:
             journal = without_keeps(journal)
-        outcome = self.settle(self.look(Settings(), (), journal), journal, state, mode="Restore")
+        sight = self.look(Settings(), (), journal)
+        outcome = self.settle(sight, journal, state, mode="Restore")
+        if not sight.plan.rules:
+            outcome = self._without_accepts(outcome)
         state.write_confirmed(None)
+        return outcome
+
+    def _without_accepts(self, outcome: Outcome) -> Outcome:
+        """Take away whatever accept rules of ours stand in firewalls, whoever forgot them; say so when that fails."""
+        try:
+            accepts.remove_accepts()
+        except ConntrackOperatorError as error:
+            if any(result.setting == ACCEPT_UNTRACKED for result in outcome.results):
+                return outcome
+            left = Result(
+                setting=ACCEPT_UNTRACKED,
+                wanted="absent",
+                observed="",
+                reason="WriteFailed",
+                message=f"{error}; accept rules of ours may stand there still; they match nothing without our rules",
+            )
+            results = (*outcome.results, left)
+            return replace(outcome, results=results, phase=phase_of(results, "Restore"))
         return outcome
 
     def write_sysctls(self, changes: Iterable[Change]) -> Failed:
@@ -238,26 +278,56 @@ class Machine:
         withdrawn: Sequence[NotrackRule],
         settings: Iterable[str],
         beside: Accepts | None,
+        added: Sequence[NotrackRule] = (),
     ) -> Failed:
         """Make `rules` the lasting ones, and `beside` what stands in firewalls for them.
 
-        Flows of the `withdrawn` rules are made known to the table first, and accepts go last: they match nothing but
-        what rules leave untracked. Returns the error under each of `settings` when it failed.
+        Flows of the `withdrawn` rules are made known to the table first, those of the `added` ones liberal. Accepts
+        match nothing but what rules leave untracked: they go in before what is added, and out after the rest. Returns
+        the error under each of `settings` when it failed.
         """
+        self.spare_flows(withdrawn)
         try:
-            if withdrawn:
-                flow_editing.seed(withdrawn, roots=self.roots)
+            if beside is not None and added:
+                accepts.write_accepts(beside)
+            self.spare_entries(added)
             nftables.write_rules(rules)
-            if beside is not None:
+            self.spare_entries(added)
+            if beside is not None and not added:
                 accepts.write_accepts(beside)
         except ConntrackOperatorError as error:
             return dict.fromkeys(settings or [ACCEPT_UNTRACKED], error)
         return {}
 
+    def spare_flows(self, withdrawn: Sequence[NotrackRule], at_most_seconds: int | None = None) -> None:
+        """Make flows that `withdrawn` rules let by known to the table, as well as it goes.
+
+        A rule that cuts something off, or that nobody wants any more, must not stay because of connections that break.
+        """
+        try:
+            if withdrawn:
+                flow_editing.seed(withdrawn, at_most_seconds, self.roots)
+        except ConntrackOperatorError as error:
+            log.warning("%s; connections that the rules let by may break when the rules go", error)
+
+    def spare_entries(self, added: Sequence[NotrackRule]) -> None:
+        """Let entries of flows that `added` rules match take those flows up again one day, as well as it goes."""
+        try:
+            if added:
+                flow_editing.make_liberal(added)
+        except ConntrackOperatorError as error:
+            log.warning("%s; connections that are tracked now may break if the rules go again", error)
+
     def accepts_of(self, rules: Sequence[NotrackRule], mode: AcceptUntracked) -> Accepts:
-        """Return what has to stand in the firewalls, as they are now, for `rules`."""
+        """Return what has to stand in the firewalls, as they are now, for `rules`.
+
+        Raises Retry when they cannot be read: half a firewall tells half of the accepts.
+        """
         ports = merged(interval for rule in rules for interval in port_intervals(rule.ports or ()))
-        return accepts_for(rules, mode, read_firewall(ports))
+        firewall = read_firewall(ports) if rules else Firewall()
+        if firewall.problems:
+            raise Retry("; ".join(sentence for _, sentence in firewall.problems))
+        return accepts_for(rules, mode, firewall)
 
     def read_confirmed(self, state: StateDirectory) -> Confirmed | None:
         """Return what was confirmed last; None too when its file is damaged, which costs a second trial at most."""
@@ -295,21 +365,16 @@ class Machine:
             " evicted)",
         )
 
-    def _rules_as_confirmed(self, state: StateDirectory, rules: Sequence[NotrackRule]) -> Failed:
+    def rules_as_confirmed(self, state: StateDirectory, rules: Sequence[NotrackRule]) -> Failed:
+        """Make `rules`, the confirmed ones, all there is, with the accepts they were confirmed with."""
+        # First what may cut the node off; reading firewalls takes long, and what stands there harms nobody.
+        failed = self.write_rules(rules, (), ["notrack"], None)
         confirmed = self.read_confirmed(state)
         try:
-            beside = self.accepts_of(rules, accept_mode(confirmed.settings if confirmed else Settings()))
+            accepts.write_accepts(self.accepts_of(rules, accept_mode(confirmed.settings if confirmed else Settings())))
         except ConntrackOperatorError as error:
-            # They match nothing but what rules leave untracked; the rules go back all the same.
-            return self.write_rules(rules, (), ["notrack"], None) | {ACCEPT_UNTRACKED: error}
-        return self.write_rules(rules, (), ["notrack"], beside)
-
-    def _spare_new_flows(self, record: TrialRecord) -> None:
-        # As well as it goes: a few new connections are not worth keeping rules that cut something off.
-        try:
-            flow_editing.seed(record.new_rules, roots=self.roots)
-        except ConntrackOperatorError as error:
-            log.warning("%s; connections that came about during the trial may break", error)
+            failed[ACCEPT_UNTRACKED] = error
+        return failed
 
     def undo(
         self, state: StateDirectory, journal: Journal, reason: str, message: str, *, counted: bool = True
@@ -325,8 +390,8 @@ class Machine:
         way = undoing(record, self.facts())
         failed = self.write_sysctls(way.changes)
         if record.touches_rules:
-            self._spare_new_flows(record)
-            failed |= self._rules_as_confirmed(state, confirmed_rules(journal))
+            self.spare_flows(record.new_rules)
+            failed |= self.rules_as_confirmed(state, confirmed_rules(journal))
         facts = self.facts()
         wrong = [change.setting for change in way.changes if facts.sysctls.get(change.setting) != change.to]
         said = [message, *way.left]
@@ -361,9 +426,21 @@ def _ports_of(settings: Settings, journal: Journal) -> Intervals:
     return merged(interval for rule in rules for interval in port_intervals(rule.ports or ()))
 
 
-def accept_mode(settings: Settings) -> AcceptUntracked:
-    """Return which untracked packets to accept; absent means Replies."""
+def accept_mode(settings: Settings, journal: Journal | None = None) -> AcceptUntracked:
+    """Return which untracked packets to accept; absent means Replies.
+
+    Where nobody asks for rules any more, those that are kept are accepted as `journal` says they were.
+    """
+    if settings.notrack is None and journal is not None and journal.accept_untracked is not None:
+        return journal.accept_untracked
     return (settings.notrack and settings.notrack.accept_untracked) or "Replies"
+
+
+def with_mode(journal: Journal, sight: Sight) -> Journal:
+    """Return `journal` with the acceptUntracked of the rules that `sight` puts, or finds, in force."""
+    if sight.mode is None or not sight.plan.rules:
+        return journal
+    return journal.model_copy(update={"accept_untracked": sight.mode})
 
 
 def read_table_state() -> TableState:

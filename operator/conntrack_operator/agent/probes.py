@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from conntrack_operator.errors import Retry
 from conntrack_operator.kernel.roots import Roots
 
 KUBELET_PORT = 10250
@@ -35,12 +36,15 @@ class Probe:
 
     name: str
     ask: Callable[[float], bool]
+    needed_again: bool = False
+    """Whether a change that failed once is not tried again while this does not answer: nobody could tell then."""
 
 
 def passing(probes: Sequence[Probe], seconds: float) -> frozenset[str]:
     """Return the names of the probes that pass within `seconds`, all asked at once.
 
-    It takes no longer, even where a name server hangs: who has not answered by then is not waited for.
+    It takes no longer, even where a name server hangs: who has not answered by then is not waited for. Raises Retry
+    when they cannot be asked.
     """
     passed: set[str] = set()
     deadline = time.monotonic() + seconds
@@ -52,8 +56,12 @@ def passing(probes: Sequence[Probe], seconds: float) -> frozenset[str]:
 
     # A new thread is in the network namespace of the one that starts it.
     threads = [threading.Thread(target=ask, args=(probe,), name="probe", daemon=True) for probe in probes]
-    for thread in threads:
-        thread.start()
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError as error:
+        # Not the same as no answer: without one before the change there would be nothing to watch after it.
+        raise Retry("the probes cannot be asked: no more threads (pids.max, ulimit -u); try again") from error
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     return frozenset(passed)

@@ -17,29 +17,43 @@ from conntrack_operator.decide.outcome import phase_of, results_for
 from conntrack_operator.decide.remember import journal_confirmed, journal_on_trial
 from conntrack_operator.decide.trial import (
     BEFORE_SECONDS,
+    CONFIRM_FAILED,
     EXPIRED,
     PROBE_SECONDS,
+    STATE_UNWRITABLE,
     Budget,
     Confirm,
     Decision,
     Round,
     Undo,
     Wait,
+    Wishing,
     budget_for,
+    has_failed,
     needs_trial,
     new_rules,
     rules_named,
     verdict,
     withdrawn_rules,
 )
-from conntrack_operator.errors import ConntrackOperatorError, Refused, Unsupported
+from conntrack_operator.errors import ConntrackOperatorError, Refused, Retry, Unsupported
 from conntrack_operator.kernel import accepts, flow_editing, nftables
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Journal
 from conntrack_operator.model.node import NodeSpec, Result
 
-from .machine import ACCEPT_UNTRACKED, Failed, Machine, Outcome, Sight, accept_mode, confirmed_rules, read_table_state
+from .machine import (
+    ACCEPT_UNTRACKED,
+    Failed,
+    Machine,
+    Outcome,
+    Sight,
+    accept_mode,
+    confirmed_rules,
+    read_table_state,
+    with_mode,
+)
 from .probes import Probe, passing
 
 log = logging.getLogger(__name__)
@@ -48,6 +62,11 @@ SEED_SECONDS = 5.0
 """Between two times that the connections born in a trial get entries: it takes a walk over all sockets."""
 SEED_LEFT_SECONDS = 60
 """How long after the deadline such entries wait for their first packet."""
+
+
+SEED_SHARE = 10
+"""A walk that took long is not done again for so many times as long."""
+_INTERRUPTED = "the change was interrupted while it was made"
 
 
 def begin(
@@ -97,9 +116,12 @@ class Trial:
         self.unwatched = tuple(probe.name for probe in probes if probe.name not in answered)
         """Names of those that did not answer before either: they say nothing about the change."""
         self.rounds: list[Round] = []
-        self._seeded = 0.0
+        self._seed_at = SEED_SECONDS
+        self._seed_took = 0.0
         self.outcome: Outcome | None = None
-        journal = self._tested(machine.journal(state))
+        journal = machine.journal(state)
+        self._must_be_watched(probes, journal)
+        journal = self._tested(journal)
         self._began = machine.clock()
         deadline = self._began + self.budget.timeout_seconds
         self._journal = journal_on_trial(sight.plan, journal, sight.facts, spec, deadline)
@@ -109,9 +131,24 @@ class Trial:
         state.write_journal(self._journal)
         try:
             self._failed = self._made()
-        except BaseException:
-            self._undone("Aborted", "the change was interrupted while it was made", counted=False)
+        except BaseException as error:
+            # An error of ours counts: started anew, the agent would run into it without end.
+            counted = isinstance(error, Exception)
+            self._undone("AgentFailed" if counted else "Aborted", _INTERRUPTED, counted=counted)
             raise
+
+    def _must_be_watched(self, probes: Sequence[Probe], journal: Journal) -> None:
+        """Raise Retry when this wish failed before and what would show it cannot be reached now anyway.
+
+        Without that a rule that cuts the API server off would be undone, and then confirmed while the API server is
+        away, since what does not answer before a change says nothing about it. The first try is not put off: a full
+        table is a reason why nothing answers, and the change may be its cure.
+        """
+        if not has_failed(journal.failures, Wishing(self.spec.revision, self.spec.attempt)):
+            return
+        missing = [probe.name for probe in probes if probe.needed_again and probe.name in self.unwatched]
+        if missing:
+            raise Retry(f"it is tried again once {' and '.join(missing)} answers")
 
     @property
     def elapsed(self) -> float:
@@ -156,36 +193,44 @@ class Trial:
             self.outcome = self._undone(decision.reason, decision.message)
         elif isinstance(decision, Confirm):
             self.outcome = self._confirmed()
+        else:
+            self._prepare_for_expiry()
         return self.outcome
 
-    def abort(self, why: str) -> Outcome:
-        """Take the change back because somebody wants something else; that is no failure of the change."""
+    def abort(self, why: str, *, failed: bool = False) -> Outcome:
+        """Take the change back because somebody wants something else; that is no failure, unless the agent `failed`."""
         if self.outcome is None:
-            self.outcome = self._undone("Aborted", why, counted=False)
+            self.outcome = self._undone("AgentFailed" if failed else "Aborted", why, counted=failed)
         return self.outcome
 
     def _verdict(self) -> Decision:
         return verdict(self.budget, [probe.name for probe in self.probes], self.rounds, self.elapsed)
 
     def _round(self) -> Round:
-        self._prepare_for_expiry()
         began = self.elapsed
-        answered = passing(self.probes, PROBE_SECONDS)
+        try:
+            answered = passing(self.probes, PROBE_SECONDS)
+        except ConntrackOperatorError as error:
+            log.warning("%s", error)
+            answered = frozenset()
         failed = frozenset(probe.name for probe in self.probes) - answered
         if failed:
             log.info("trial: %s does not answer", " and ".join(sorted(failed)))
         return Round(began, self.elapsed, failed)
 
     def _prepare_for_expiry(self) -> None:
-        """Give connections that came about in the trial entries, in case the rules expire with nobody to do it then."""
-        if not self._touches_rules or self.elapsed - self._seeded < SEED_SECONDS:
+        """Give connections that came about in the trial entries, in case the rules expire with nobody to do it then.
+
+        On a node with a million sockets it takes seconds: it takes a tenth of the time at most, and none of what the
+        next round and the confirmation need.
+        """
+        began = self.elapsed
+        if not self._touches_rules or began < self._seed_at or began + 2 * self._seed_took > self.budget.last_round:
             return
-        self._seeded = self.elapsed
-        at_most = round(self.budget.timeout_seconds - self.elapsed + SEED_LEFT_SECONDS)
-        try:
-            flow_editing.seed(new_rules(self._sight.plan, self._journal), at_most, self._machine.roots)
-        except ConntrackOperatorError as error:
-            log.warning("%s; connections of the trial may break if it expires", error)
+        at_most = round(self.budget.timeout_seconds - began + SEED_LEFT_SECONDS)
+        self._machine.spare_flows(new_rules(self._sight.plan, self._journal), at_most)
+        self._seed_took = self.elapsed - began
+        self._seed_at = self.elapsed + max(SEED_SECONDS, SEED_SHARE * self._seed_took)
 
     def _is_on_trial(self, result: Result) -> bool:
         return result.setting.startswith("notrack/") and result.reason == "ReadBackDiffers"
@@ -232,33 +277,37 @@ class Trial:
         if left <= 0:
             raise Refused(EXPIRED, "the time for the trial was over before its rules could be loaded")
         nftables.begin_trial(before, plan.rules, left)
-        # Reading a large table takes seconds, in which connections came about.
-        flow_editing.make_liberal(new_rules(plan, self._journal))
+        # Reading a large table takes seconds, in which connections came about. The rules are in: no error any more.
+        self._machine.spare_entries(new_rules(plan, self._journal))
 
     def _confirmed(self) -> Outcome:
         plan = self._sight.plan
         rules_failed = any(setting.startswith("notrack") for setting in self._failed)
         try:
             if self._touches_rules and not rules_failed:
-                if withdrawn := withdrawn_rules(self._journal, plan.rules):
-                    flow_editing.seed(withdrawn, roots=self._machine.roots)
+                self._machine.spare_flows(withdrawn_rules(self._journal, plan.rules))
                 nftables.confirm_trial(confirmed_rules(self._journal), plan.rules)
             if self.elapsed > self.budget.timeout_seconds:
                 raise Refused(EXPIRED, "the confirmation was not through by the deadline; see what held the agent up")
             facts, table = self._machine.facts(), read_table_state()
             kept = journal_confirmed(plan, self._journal, self._sight.facts, self.spec.policies, self._failed)
+            kept = kept if rules_failed else with_mode(kept, self._sight)
         except ConntrackOperatorError as error:
-            reason = error.reason if isinstance(error, Refused) else "ConfirmFailed"
+            reason = error.reason if isinstance(error, Refused) else CONFIRM_FAILED
             return self._undone(reason, f"the change could not be confirmed: {error}")
         try:
             self._state.write_journal(kept)
         except ConntrackOperatorError as error:
-            return self._undone("StateUnwritable", f"the change could not be confirmed: {error}")
+            return self._undone(STATE_UNWRITABLE, f"the change could not be confirmed: {error}")
         results = results_for(plan, facts, table, self._failed)
         outcome = Outcome(phase_of(results, "Apply"), results, plan.changes, facts, plan.warnings, self._sight)
         self._machine.keep_confirmed(self.spec, outcome, plan, self._state)
         if self._touches_rules and not rules_failed:
             self._tidy()
+        elif self._touches_rules:
+            # What failed half way is taken away, rather than left until it expires.
+            for problem in self._machine.rules_as_confirmed(self._state, confirmed_rules(kept)).values():
+                log.warning("%s", problem)
         if plan.off and plan.off.unload and not self._failed:
             # Nothing holds the module any more; that needs no trial.
             spec, journal = self.spec, self._machine.journal(self._state)

@@ -11,12 +11,16 @@ from dataclasses import dataclass, field, replace
 from conntrack_operator.model.node import Result
 
 from .draft import RETURNED
-from .plan import Change, Plan
+from .plan import ABSENT, Change, Plan
 
 REPAIRS_AN_HOUR = 3
 """Of one setting. The next one in the same hour is a war: a writer that comes back is named, not outshouted."""
 WINDOW_SECONDS = 3600.0
 CONTENDED = "Contended"
+LEFT_ALONE = (
+    f"it was put right {REPAIRS_AN_HOUR} times within an hour and is left alone now; it is tried again in an hour, or"
+    " at once when the policy changes or rollout.retry has a new text"
+)
 TABLE = "notrack"
 """One key for our table: one flush takes all rules and is one repair."""
 
@@ -33,12 +37,21 @@ class Drift:
     """As found; None when it is not there."""
 
 
-def drift_of(plan: Plan) -> tuple[Drift, ...]:
+def drift_of(plan: Plan, applied: Collection[str] | None = None) -> tuple[Drift, ...]:
     """Return what somebody changed, from the plan of the settings that were confirmed; empty when nobody did.
 
-    What a policy gave up and has not got back yet (BelowUse) is none.
+    What a policy gave up and has not got back yet (BelowUse) is none. Nor is a rule that goes because preflight refuses
+    it now, or that comes back after that: `applied` are the names of the rules in force, None where that is not known.
+    Neither may be put off by a war about something else.
     """
-    return tuple(_drift(change) for change in plan.changes if change.reason != RETURNED)
+    return tuple(_drift(change) for change in plan.changes if not _is_own(change, applied))
+
+
+def _is_own(change: Change, applied: Collection[str] | None) -> bool:
+    kind, _, name = change.setting.partition("/")
+    if change.reason == RETURNED or kind != TABLE or name == "*":
+        return change.reason == RETURNED
+    return change.to == ABSENT or (applied is not None and name not in applied)
 
 
 def _drift(change: Change) -> Drift:
@@ -127,9 +140,9 @@ class Mending:
             repairs.repaired(key, now)
 
 
-def mending_of(plan: Plan, repairs: Repairs, now: float) -> Mending:
-    """Return which part of `plan`, the plan of confirmed settings, is to be carried out now."""
-    drifts = drift_of(plan)
+def mending_of(plan: Plan, repairs: Repairs, now: float, applied: Collection[str] | None = None) -> Mending:
+    """Return which part of `plan`, the plan of confirmed settings, is to be done now; `applied` as for `drift_of`."""
+    drifts = drift_of(plan, applied)
     allowed = {key: repairs.may_repair(key, now) for key in dict.fromkeys(key_of(drift.setting) for drift in drifts)}
     left = tuple(drift for drift in drifts if not allowed[key_of(drift.setting)])
     leave = {drift.setting for drift in left}
@@ -141,10 +154,17 @@ def mending_of(plan: Plan, repairs: Repairs, now: float) -> Mending:
 
 
 def with_contended(results: Iterable[Result], sentences: Mapping[str, str]) -> tuple[Result, ...]:
-    """Return `results` in which each setting of `sentences` is Contended, and its sentence says by whom."""
-    return tuple(
-        result.model_copy(update={"reason": CONTENDED, "message": sentences[result.setting]})
-        if result.setting in sentences
+    """Return `results` in which each setting of `sentences` is Contended; its sentence says by whom, and what next."""
+    told = {setting: f"{sentence}; {LEFT_ALONE}" for setting, sentence in sentences.items()}
+    changed = tuple(
+        result.model_copy(update={"reason": CONTENDED, "message": told[result.setting]})
+        if result.setting in told
         else result
         for result in results
+    )
+    named = {result.setting for result in changed}
+    return changed + tuple(
+        Result(setting=setting, wanted="", observed="", reason=CONTENDED, message=sentence)
+        for setting, sentence in told.items()
+        if setting not in named
     )

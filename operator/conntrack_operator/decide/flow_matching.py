@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from conntrack_operator.model.policy import NotrackRule
 
-from .intervals import Intervals, network_intervals, port_intervals
+from .intervals import Intervals, network_intervals, port_intervals, without
 from .notrack_lines import PROTOCOL_NUMBERS, Side
 
 Direction = Literal["request", "reply"]
@@ -129,6 +129,16 @@ def forward_withdrawal_problem(rules: Sequence[NotrackRule], tcp_loose: bool) ->
         f"rule{'s' if len(names) > 1 else ''} {shown}: withdrawing now breaks the TCP connections routed under"
         f" {'them' if len(names) > 1 else 'it'}, because nf_conntrack_tcp_loose is 0 and tracking takes up no"
         " connection in the middle; set tcp.loose: true first, or notrack.onConflict: Force to let them break"
+    )
+
+
+def is_covered(rule: NotrackRule, wanted: Iterable[NotrackRule]) -> bool:
+    """Tell whether one of `wanted` leaves all of the flows of `rule` untracked too; unsure is no."""
+    as_rule = {"name": rule.name, "ports": rule.ports}
+    return any(
+        other.model_copy(update=as_rule) == rule
+        and not without(port_intervals(rule.ports or ()), port_intervals(other.ports or ()))
+        for other in wanted
     )
 
 

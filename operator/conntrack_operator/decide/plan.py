@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from conntrack_operator.model import catalogue
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import AppliedRule, Journal
 from conntrack_operator.model.node import PolicyUse
@@ -16,12 +17,18 @@ from conntrack_operator.model.surroundings import Surroundings
 
 from . import notrack
 from .draft import BUCKETS, MAX, RETURNED, Draft, put_back, want_sizes, want_values
+from .flow_matching import forward_withdrawal_problem, is_covered
 from .later import refusals_of_later_fields
-from .preflight import judge
+from .preflight import judge, sparing_blind
 from .refusal import Refusal
 from .timeouts import warnings_of
 from .tracking import SETTING as TRACKING
 from .tracking_off import Off, judged, settings_while_off, warnings_while_off
+
+LOOSE = catalogue.PREFIX + "nf_conntrack_tcp_loose"
+WITHDRAWAL_BREAKS = "WithdrawalBreaks"
+ABSENT = "absent"
+"""What a rule that is withdrawn changes to."""
 
 __all__ = ["BUCKETS", "MAX", "Change", "Plan", "TableState", "ordered", "plan_for"]
 
@@ -54,6 +61,8 @@ class Plan:
     """Journal entries to drop once the changes are made: put back, or taken over by somebody else."""
     warnings: tuple[Refusal, ...] = ()
     """What will be had as asked and may surprise somebody; the same form as a refusal."""
+    stuck: tuple[str, ...] = ()
+    """Names of rules that were installed and cannot be touched, since nft cannot be used: they are there still."""
     off: Off | None = None
     """With `tracking: Disabled`, when nobody needs tracking: what that comes to here."""
 
@@ -109,7 +118,8 @@ def plan_for(  # noqa: PLR0913, PLR0917 - all that a plan is a function of
         if facts.sysctls.get(name) != value
     )
     applied = _claimed(journal.applied_rules if journal else {}, uses)
-    rules, rule_changes = _rules_and_changes(draft, settings, table or TableState(), applied)
+    restoring = not uses and settings == Settings()
+    rules, rule_changes = _rules_and_changes(draft, settings, table or TableState(), applied, restoring=restoring)
     draft.warned.extend(warnings_of(settings, draft.wanted, facts, surroundings))
     returned = {name for name in draft.wanted if draft.reasons[name] == RETURNED}
     return Plan(
@@ -119,6 +129,7 @@ def plan_for(  # noqa: PLR0913, PLR0917 - all that a plan is a function of
         rules=rules,
         released=(*draft.released, *sorted(returned)),
         warnings=tuple(draft.warned),
+        stuck=tuple(sorted(applied)) if table and table.problem else (),
         off=off,
     )
 
@@ -155,24 +166,57 @@ def ordered(changes: Iterable[Change]) -> list[Change]:
 
 
 def _rules_and_changes(
-    draft: Draft, settings: Settings, table: TableState, applied: Mapping[str, AppliedRule]
+    draft: Draft, settings: Settings, table: TableState, applied: Mapping[str, AppliedRule], *, restoring: bool
 ) -> tuple[tuple[NotrackRule, ...], list[Change]]:
     possible = list(_possible_rules(draft, settings, table))
-    verdicts = judge(possible, draft.surroundings, settings.notrack)
+    verdicts = sparing_blind(judge(possible, draft.surroundings, settings.notrack), possible, applied)
     draft.refused.extend(verdicts.refused)
     draft.warned.extend(verdicts.warned)
     asked = [rule for rule in possible if verdicts.allow(rule)]
     # A kept rule of a past policy does not stand in for one of its name that was refused today.
     names = {rule.name for rule in possible}
-    rules = (*asked, *(kept.rule for name, kept in applied.items() if kept.keep and name not in names))
+    rules = [*asked, *(kept.rule for name, kept in applied.items() if kept.keep and name not in names)]
     if table.problem:
-        return rules, []
+        for name in applied:
+            if not draft.refuses(f"notrack/{name}"):
+                draft.refuse(f"notrack/{name}", "Unsupported", f"{table.problem}; the rule may be in force still")
+        return tuple(rules), []
+    rules = _while_forwarding(draft, settings, rules, applied, restoring=restoring)
     ruleset = notrack.ruleset_for(rules)
     if ruleset.expected == table.installed:
-        return rules, []
+        return tuple(rules), []
     missing = ruleset.missing_from(table.installed)
     changes = list(_rule_changes(draft, rules, missing, applied))
-    return rules, changes or [Change("notrack/*", "changed by somebody else", "as the policies say", "our own table")]
+    changed = Change("notrack/*", "changed by somebody else", "as the policies say", "our own table")
+    return tuple(rules), changes or [changed]
+
+
+def _while_forwarding(
+    draft: Draft,
+    settings: Settings,
+    rules: list[NotrackRule],
+    applied: Mapping[str, AppliedRule],
+    *,
+    restoring: bool,
+) -> list[NotrackRule]:
+    """Return `rules` with those Forward rules left in force whose withdrawal would break routed connections.
+
+    Force overrules it, and so does a restore, which must come to an end, and preflight, whose reason is worse.
+    """
+    loose = bool(draft.wanted.get(LOOSE, draft.facts.sysctls.get(LOOSE, 1)))
+    force = restoring or (settings.notrack is not None and settings.notrack.on_conflict == "Force")
+    held = []
+    for name, before in applied.items():
+        setting, problem = f"notrack/{name}", forward_withdrawal_problem([before.rule], tcp_loose=loose)
+        if problem is None or is_covered(before.rule, rules):
+            continue
+        if force or draft.refuses(setting):
+            draft.warned.append(Refusal(setting, WITHDRAWAL_BREAKS, problem))
+        else:
+            draft.refuse(setting, WITHDRAWAL_BREAKS, problem)
+            held.append(before.rule)
+    names = {rule.name for rule in held}
+    return [*(rule for rule in rules if rule.name not in names), *held]
 
 
 def _possible_rules(draft: Draft, settings: Settings, table: TableState) -> Iterator[NotrackRule]:
@@ -199,4 +243,4 @@ def _rule_changes(
     for name in applied.keys() - {rule.name for rule in rules}:
         setting, was = f"notrack/{name}", notrack.description_of(applied[name].rule)
         refusal = next((refusal for refusal in draft.refused if refusal.setting == setting), None)
-        yield Change(setting, was, "absent", refusal.reason if refusal else "no policy has it any more")
+        yield Change(setting, was, ABSENT, refusal.reason if refusal else "no policy has it any more")

@@ -9,11 +9,12 @@ what costs the node (FailsafePort: a trial undoes it, but only after it has cut 
 (OwnedTable, Unsupported), and not seeing at all (LegacyIptablesNeedsNetRaw: nobody can know what they overrule).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from conntrack_operator.model.journal import AppliedRule
 from conntrack_operator.model.policy import Notrack, NotrackRule
-from conntrack_operator.model.surroundings import FailsafePort, Surroundings
+from conntrack_operator.model.surroundings import UNREAD, FailsafePort, Surroundings
 
 from .packets import common
 from .preflight_nat import nat_conflict, source_port_overlap
@@ -63,6 +64,18 @@ def judge(rules: Sequence[NotrackRule], surroundings: Surroundings | None, notra
                     replace(refusal, message=f"{refusal.message}; onConflict: Force installs it all the same")
                 )
     return Verdicts(tuple(refused), tuple(warned))
+
+
+def sparing_blind(verdicts: Verdicts, rules: Sequence[NotrackRule], applied: Mapping[str, AppliedRule]) -> Verdicts:
+    """Return `verdicts` in which a firewall that cannot be read is no reason to withdraw a rule that is in force.
+
+    It keeps new rules out. To one that was judged before, and went through its trial, not being able to look changes
+    nothing: a program that fails once must not take rules away.
+    """
+    in_force = {f"notrack/{rule.name}" for rule in rules if rule.name in applied and applied[rule.name].rule == rule}
+    spared = [each for each in verdicts.refused if each.reason == UNREAD and each.setting in in_force]
+    told = (replace(each, message=f"{each.message}; it stays in force as it is") for each in spared)
+    return Verdicts(tuple(each for each in verdicts.refused if each not in spared), (*verdicts.warned, *told))
 
 
 def _failsafe_only(rule: NotrackRule) -> Iterator[Refusal]:

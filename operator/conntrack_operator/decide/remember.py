@@ -44,7 +44,7 @@ def journal_after(plan: Plan, journal: Journal, failed: Mapping[str, object]) ->
     originals = {
         name: original for name, original in journal.originals.items() if name not in plan.released or name in failed
     }
-    names = {rule.name for rule in plan.rules}
+    names = {rule.name for rule in plan.rules} | set(plan.stuck)
     rules = {name: rule for name, rule in journal.applied_rules.items() if name in names or f"notrack/{name}" in failed}
     return journal.model_copy(update={"originals": originals, "applied_rules": rules})
 

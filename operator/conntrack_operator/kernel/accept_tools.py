@@ -5,6 +5,8 @@ import subprocess
 
 from conntrack_operator.errors import Retry, Unsupported
 
+from .nftables import ENDED_BY_OTHERS
+
 TIMEOUT_SECONDS = 30
 
 _LOCK_SECONDS = "10"
@@ -34,6 +36,8 @@ class Failed(Exception):
         where = f"change {places}"
         lines = [line.strip() for line in self.complaint.splitlines() if line.strip() and not line.startswith("#")]
         told = next((line for line in lines if "Error:" in line), lines[0] if lines else "it gave no reason")
+        if -self.status in ENDED_BY_OTHERS:
+            return Retry(f"{self.program} was ended by signal {-self.status} when it was to {where}")
         if self.status < 0:
             return Unsupported(f"{self.program} crashed (signal {-self.status}) when it was to {where}")
         if any(words in self.complaint for words in _NOT_PERMITTED):
@@ -81,6 +85,8 @@ def _run(command: list[str], text: str) -> None:
         raise Unsupported(f"{program} is not installed; install the {package} package") from error
     except PermissionError as error:
         raise Unsupported(f"{program} may not be run by this user; run as root or with NET_ADMIN") from error
+    except OSError as error:
+        raise Retry(f"{program} cannot be run this time: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
         raise Retry(f"{program} did not finish within {TIMEOUT_SECONDS} s; it will be tried again") from error
     if done.returncode != 0:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from conntrack_operator.decide.notrack import TABLE
 from conntrack_operator.errors import ConntrackOperatorError, Unsupported
-from conntrack_operator.model.surroundings import Firewall, FirewallChain, PortRanges
+from conntrack_operator.model.surroundings import UNREAD, Firewall, FirewallChain, PortRanges
 
 from . import firewall_iptables as iptables
 from . import firewall_kube_proxy as kube_proxy
@@ -22,7 +22,6 @@ Backend = Literal["nf_tables", "legacy"]
 """Which half of the kernel a table is in: iptables-nft's are nf_tables'."""
 
 OWN = ("inet", TABLE)
-UNREAD = "FirewallUnread"
 NEEDS_NET_RAW = "LegacyIptablesNeedsNetRaw"
 
 

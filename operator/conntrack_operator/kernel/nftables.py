@@ -6,6 +6,7 @@ go in by standard input; the arguments are constants.
 
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,9 @@ from .exemptions import live_exemptions
 from .netlink import BODY, Netlink, attributes
 
 TIMEOUT_SECONDS = 30
+
+ENDED_BY_OTHERS = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM})
+"""Signals that say nothing about the program they end."""
 
 SCRATCH_TABLE = f"{TABLE}_test"
 """Where `self_test` looks; it is there for a fraction of a second."""
@@ -230,6 +234,8 @@ def _nft(*arguments: str, text: str = "") -> "subprocess.CompletedProcess[str]":
         raise Unsupported("nft is not installed; install the nftables package to use notrack rules") from error
     except PermissionError as error:
         raise Unsupported("nft may not be run by this user; run as root or with NET_ADMIN") from error
+    except OSError as error:
+        raise Retry(f"nft cannot be run this time: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
         raise Retry(f"nft did not finish within {TIMEOUT_SECONDS} s; it will be tried again") from error
 
@@ -240,6 +246,8 @@ def _in_english(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _error_of(what: str, done: "subprocess.CompletedProcess[str]") -> Retry | Unsupported:
+    if -done.returncode in ENDED_BY_OTHERS:
+        return Retry(f"nft was ended by signal {-done.returncode} when it was to {what}: out of memory, or told to end")
     if done.returncode < 0:
         # Tried: 1.0.6 ends by SIGSEGV on sets that 1.1.3 wrote, whoever's they are (kubernetes #136786).
         return Unsupported(

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from conntrack_operator.errors import ConntrackOperatorError
-from conntrack_operator.model.surroundings import Firewall, PortRanges, Service, Surroundings
+from conntrack_operator.model.surroundings import UNREAD, Firewall, PortRanges, Service, Surroundings
 
 from .addresses import local_addresses
 from .failsafe import read_failsafe
-from .firewall import UNREAD, read_firewall
+from .firewall import read_firewall
 from .other_namespaces import read_other_namespaces
 from .roots import Roots
 from .translated import Translated, read_translated
@@ -24,15 +24,17 @@ def read_surroundings(
     services: Sequence[Service] = (),
     interest: PortRanges | None = None,
     api_server: tuple[str, int] | None = None,
+    *,
+    entries: bool = True,
 ) -> Surroundings:
     """Return what is around; what could not be read is among the firewall's problems. Raises nothing.
 
     `services` is handed through. `interest` are the ports that rules are about: without it no entry of the table is
     looked at and every rule of every firewall is told, whatever their number. `api_server` is host and port as this
-    process is configured. Whether timed elements expire is not tested here.
+    process is configured. With `entries` false no entry is looked at. Whether timed elements expire is not tested here.
     """
     firewall = read_firewall(interest)
-    translated, problem = _translated(roots, interest)
+    translated, problem = _translated(roots, interest if entries else None)
     if problem:
         firewall = Firewall(firewall.chains, firewall.owned, (*firewall.problems, (UNREAD, problem)))
     return Surroundings(

@@ -82,6 +82,8 @@ class Journal(Model):
     """Of the wish that failed last; gone when a wish is confirmed."""
     timed_elements: bool | None = None
     """Whether timed set elements expire on this kernel, once tested (kernel.nftables.self_test)."""
+    accept_untracked: Literal["Replies", "Both", "Never"] | None = None
+    """With which notrack.acceptUntracked the rules were put in force: what is kept of past policies keeps it."""
     unloaded: list[str] = []
     """Kernel modules that `tracking: Disabled` unloaded, in the order in which they went."""
 

@@ -21,6 +21,9 @@ Verdict = Literal[
 ]  # fmt: skip
 """What a rule does with a packet that matches; `none` goes on to the next rule (counters, marks, logs)."""
 
+UNREAD = "FirewallUnread"
+"""Reason of a firewall's problem: something of it could not be read, this time or at all."""
+
 PortRanges = tuple[tuple[int, int], ...]
 """Sorted, disjoint ranges of ports, both ends included."""
 

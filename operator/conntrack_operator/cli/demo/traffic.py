@@ -5,6 +5,7 @@ system call a query, some hundred thousand a second. The answers come from an or
 alone, so that a child starts in a blink. Frames: RFC 791, RFC 768, RFC 1035.
 """
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -61,7 +62,9 @@ def answer(address: str) -> None:
         receive, send = server.recvfrom, server.sendto
         while True:
             query, client = receive(512)
-            send(query[:2] + _ANSWERED + query[4:], client)
+            # EPERM: netfilter dropped the answer, as it does where a table is full. The next one may get through.
+            with contextlib.suppress(PermissionError):
+                send(query[:2] + _ANSWERED + query[4:], client)
 
 
 def ask(asking: Asking) -> None:
