@@ -5,8 +5,6 @@ ARG BASE_IMAGE=python:3.13-slim-bookworm
 FROM ${BASE_IMAGE} AS base
 # In full, since a base that was imported from a file system sets no PATH. nft lies in /usr/sbin.
 ENV PATH=/opt/conntrack-operator/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-# Short-lived threads ask probes and write reports; each would begin a malloc arena of its own and leave it behind.
-ENV MALLOC_ARENA_MAX=1
 # nft must be older than 1.1.2: sets that a newer one writes crash older nft programs on the same node, kube-proxy's among
 # them (kubernetes #136786). Bookworm has 1.0.6; a base that brings a newer one is refused here and not on a node.
 RUN set -eu; export DEBIAN_FRONTEND=noninteractive; \

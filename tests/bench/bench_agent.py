@@ -92,11 +92,11 @@ def measure(cluster: Cluster, host: Host, agent: Program) -> None:
 
 
 def image_environment(folder: str) -> dict[str, str]:
-    """Return the environment for programs that run as in the image: modules compiled before, one arena for malloc.
+    """Return the environment for programs whose modules were compiled before, as in the image.
 
-    Compiling takes memory that is not given back, and each thread would begin an arena of its own.
+    Compiling takes memory that is not given back.
     """
-    environment = os.environ | {"PYTHONPYCACHEPREFIX": f"{folder}/compiled", "MALLOC_ARENA_MAX": "1"}
+    environment = os.environ | {"PYTHONPYCACHEPREFIX": f"{folder}/compiled"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return environment
 

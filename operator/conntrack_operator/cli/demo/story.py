@@ -26,7 +26,7 @@ from conntrack_operator.kernel.roots import Roots
 from . import policy
 from .display import Display
 from .host import limit_at_most, read_host_sysctls, repair
-from .load import ANSWER_SECONDS, ATTEMPTS, NOISY_CLIENT, Load, Measured, queries_in
+from .load import ATTEMPTS, NOISY_CLIENT, Load, Measured, queries_in
 from .probes import translated_probe
 from .stage import TCP_PORT, TRANSLATED_PORT, TRANSLATION, Stage, require_tools
 from .trials import Trials
@@ -36,7 +36,7 @@ STEPS = 7
 PACKAGE = "conntrack_operator"
 SIGNALLED = 128
 """Exit codes above this name the signal that ended the program, as in a shell."""
-SECONDS_FOR_ONE_PASS = 5
+SECONDS_FOR_ONE_PASS = 4
 """Queries are sent in four long passes; with this much for each, the whole ends in a minute."""
 
 
@@ -91,7 +91,7 @@ class _Story:
         say(f"Its table holds {self._limit:,} entries; every query takes one, like a connection.")
         if self._limit < machine_limit:
             say(f"(This machine's limit is {machine_limit:,}: too many for a minute, so it is lowered meanwhile.)")
-        self._load.regular.ask(ANSWER_SECONDS)
+        self._load.settle_in()
 
         step("Clients ask; the table fills")
         many = self._limit - self._load.counters().entries
