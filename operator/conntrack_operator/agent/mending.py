@@ -27,6 +27,8 @@ from .machine import Machine, Outcome, Sight
 log = logging.getLogger(__name__)
 
 OURS = ("inet", TABLE)
+AGAIN_SECONDS, AGAIN_MOST_SECONDS = 2.0, 30.0
+"""Before another look where something could not be read or written: at first, and at most."""
 ACCEPTS = "accepts"
 """Key under which repairs of accept rules in other people's firewalls are counted."""
 
@@ -51,6 +53,7 @@ class Mender:
         self._vigil = Vigil(machine.roots)
         self._handles: dict[Table, int] = {}
         self._left: set[str] = set()
+        self._again_at, self._pause = float("inf"), AGAIN_SECONDS
         self.repairs = Repairs()
         """Counts for metrics (`totals`) and wars; `forget` at a new revision or attempt."""
 
@@ -74,8 +77,11 @@ class Mender:
         `spec` is the newest wish, for the Services in it; None while nobody said anything yet. `now` is in seconds on a
         clock that only moves forward. Raises as `Machine.look` and `Machine.settle` do.
         """
-        if not self._vigil.moved(now):
+        if not self._vigil.moved(now) and now < self._again_at:
             return None
+        # What moved is told once: unless all goes well, look again soon, and ever later where that does not help.
+        self._again_at = now + self._pause
+        self._pause = min(2 * self._pause, AGAIN_MOST_SECONDS)
         # From before the look and the writes: a change meanwhile is seen at the next look, at the cost of one more.
         mark = self._vigil.mark()
         journal = self._machine.journal(state)
@@ -86,6 +92,8 @@ class Mender:
         moves = bool(mending.plan.changes)
         quiet = not drifts and not moves and not sight.accepts_differ and not sight.plan.refused
         if quiet and not self._left:
+            if not sight.blind:
+                self._all_went_well()
             self._expect(sight, mark, mending)
             return None
         sentences = self._sentences(drifts, sight)
@@ -93,6 +101,9 @@ class Mender:
             log.warning("%s: %s", setting, sentence)
         mended = replace(sight, plan=mending.plan, accepts_differ=accepts)
         outcome = self._machine.settle(mended, journal, state, confirmed.uses)
+        bad = {result.setting for result in outcome.results if result.reason != APPLIED} - _refused(sight)
+        if not sight.blind and not bad - {drift.setting for drift in mending.left}:
+            self._all_went_well()
         mending.note({result.setting for result in outcome.results if result.reason != APPLIED}, self.repairs, now)
         if accepts:
             self.repairs.repaired(ACCEPTS, now)
@@ -105,6 +116,9 @@ class Mender:
             left = {setting: sentences[setting] for setting in self._left}
             outcome = replace(outcome, phase="Contended", results=with_contended(outcome.results, left))
         return Mended(outcome, tuple(sentences.values()), len(mending.repairing) + accepts)
+
+    def _all_went_well(self) -> None:
+        self._again_at, self._pause = float("inf"), AGAIN_SECONDS
 
     def _expect(self, sight: Sight, mark: int | None, mending: Mending | None = None) -> None:
         # What is left to a rival is looked at again with the surroundings, once a minute, not at every look.
@@ -121,6 +135,10 @@ class Mender:
         writers = read_writers(roots, sight.facts.cpus)
         rival = likely_flusher(self._handles, _handles(), OURS, read_flushers(roots))
         return {drift.setting: sentence_for(drift, writers, rival) for drift in drifts}
+
+
+def _refused(sight: Sight) -> set[str]:
+    return {refusal.setting for refusal in sight.plan.refused}
 
 
 def _own_moves(mending: Mending, sight: Sight) -> Iterator[tuple[str, str]]:
