@@ -54,7 +54,8 @@ def test_translation_comes_and_goes(netns, tmp_path):
             wait_until(lambda: our_table(node) != "", 8, "the table is put back")
         node.nft(PUBLISHED)
         wait_until(lambda: "8080" not in our_table(node), 20, "the rule is withdrawn again")
-        assert list(json.loads((state / "journal.json").read_text())["appliedRules"]) == ["web"]
+        in_force = lambda: list(json.loads((state / "journal.json").read_text())["appliedRules"])  # noqa: E731
+        wait_until(lambda: in_force() == ["web"], 5, "the journal says so")
         running.send_signal(signal.SIGTERM)
         code, said = ended(running, 10)
         assert code == 0, said
@@ -82,3 +83,37 @@ def test_accepts_come_back(netns, tmp_path):
         code, said = ended(running, 10)
         assert code == 0, said
         assert node.sysctl(ICMP) == "10"
+
+
+def test_told_to_end_again_and_again(netns, tmp_path):
+    """Three SIGTERM in a trial, some of them while it is taken back: everything is as it was, and the exit is clean."""
+    with reachable(netns) as (node, target):
+        file, state = tmp_path / "policy.json", tmp_path / "state"
+        policy(file, timeouts={"icmp": 10}, notrack=RULES, trial={"timeoutSeconds": 60, "soakSeconds": 40})
+        running = start(node, "agent", "--policy", file, "--state-dir", state, "--probe", target.address)
+        wait_until(lambda: node.sysctl(ICMP) == "10" and "trial" in our_table(node), 20, "the trial")
+        for pause in (0.05, 0.1, 0.0):
+            running.send_signal(signal.SIGTERM)
+            time.sleep(pause)
+        code, said = ended(running, 10)
+        assert code == 0, said
+        assert (node.sysctl(ICMP), our_table(node)) == ("30", "")
+        assert "trial" not in json.loads((state / "journal.json").read_text())
+
+
+def test_interrupted_by_an_impatient_person(netns, tmp_path):
+    """Ctrl-C three times during `apply`: all is as before, and it says so."""
+    with reachable(netns) as (node, target):
+        file, state = tmp_path / "policy.json", tmp_path / "state"
+        policy(file, timeouts={"icmp": 10}, notrack=RULES, trial={"timeoutSeconds": 60, "soakSeconds": 40})
+        running = start(node, "apply", "-f", file, "--state-dir", state, "--probe", target.address)
+        wait_until(lambda: node.sysctl(ICMP) == "10", 20, "the first write")
+        for pause in (0.05, 0.1, 0.0):
+            running.send_signal(signal.SIGINT)
+            time.sleep(pause)
+        code, said = ended(running, 20)
+        # The last one may come when all is done, and end the program as it ends any.
+        assert code in {1, 130, -signal.SIGINT}, said
+        assert (node.sysctl(ICMP), our_table(node)) == ("30", "")
+        assert "Traceback" not in said
+        assert "trial" not in json.loads((state / "journal.json").read_text())
