@@ -376,7 +376,8 @@ class Machine:
         failed = self.write_rules(rules, (), ["notrack"], None)
         confirmed = self.read_confirmed(state)
         try:
-            accepts.write_accepts(self.accepts_of(rules, accept_mode(confirmed.settings if confirmed else Settings())))
+            mode = self.journal(state).accept_untracked or accept_mode(confirmed.settings if confirmed else Settings())
+            accepts.write_accepts(self.accepts_of(rules, mode))
         except ConntrackOperatorError as error:
             failed[ACCEPT_UNTRACKED] = error
         return failed
