@@ -10,7 +10,7 @@ from conntrack_operator.agent.duty import Duty
 from conntrack_operator.agent.machine import Machine
 from conntrack_operator.agent.probes import Probe
 from conntrack_operator.errors import Retry
-from conntrack_operator.kernel import nftables, sysctl
+from conntrack_operator.kernel import accepts, nftables, sysctl
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.model.node import NodeSpec
@@ -27,6 +27,17 @@ WISH = {
 }
 UNWRITABLE = {"table": {"size": {"maxEntries": 1_000_000}}}
 """Refused in a namespace for good."""
+
+FIREWALL = """
+*filter
+:INPUT DROP [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT DROP [0:0]
+-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A INPUT -p tcp --dport 80 -j ACCEPT
+-A OUTPUT -m conntrack --ctstate NEW,RELATED,ESTABLISHED -j ACCEPT
+COMMIT
+"""
 
 
 @pytest.fixture
@@ -131,7 +142,7 @@ def test_a_war_stays_ended(node, roots, monkeypatch):
 
 
 @pytest.mark.parametrize("document", [WISH | UNWRITABLE, WISH])
-def test_nothing_is_written_while_nothing_changes(node, roots, monkeypatch, document):
+def test_nothing_is_written_while_nothing_changes(node, roots, monkeypatch, caplog, document):
     """A node that is Refused, or parked, looks again and again, and writes nothing to disk or kernel."""
     for name, value in (("duty.RETRY_SECONDS", 0.3), ("duty.MEND_SECONDS", 0.3)):
         monkeypatch.setattr(f"conntrack_operator.agent.{name}", value)
@@ -153,6 +164,8 @@ def test_nothing_is_written_while_nothing_changes(node, roots, monkeypatch, docu
         stepped(duty, 2)
         files = {path: path.stat().st_mtime_ns for path in roots.state.iterdir()}
         scripts = []
+        caplog.clear()
+        caplog.set_level("INFO")
         real_nft = nftables._nft
         monkeypatch.setattr(
             nftables, "_nft", lambda *words, text="": (scripts.append(text), real_nft(*words, text=text))[1]
@@ -160,6 +173,29 @@ def test_nothing_is_written_while_nothing_changes(node, roots, monkeypatch, docu
         stepped(duty, 8)
         assert {path: path.stat().st_mtime_ns for path in roots.state.iterdir()} == files
         assert not any(scripts)
+        assert caplog.messages == []
+
+
+def test_starting_again_writes_nothing(node, roots, monkeypatch):
+    """With rules and accepts in place an agent may start as often as it likes, with and without an API server."""
+    node.run("iptables-restore", text=FIREWALL)
+    assert confirmed(node, roots) == "Current"
+    assert "CONNTRACK-OP" in node.run("iptables-save").stdout
+    written = []
+    for module, name in ((nftables, "run_script"), (accepts, "restore"), (accepts, "run_nft")):
+        monkeypatch.setattr(module, name, lambda *arguments: written.append(arguments))
+    files = {path: path.stat().st_mtime_ns for path in roots.state.iterdir()}
+    for number in range(6):
+        with node.inside(), StateDirectory(roots) as state:
+            duty = Duty(Machine(roots), state, list)
+            duty.start()
+            if number % 2:
+                duty.resume()
+            duty.wish(wish())
+            assert duty.deed.phase == "Current"
+            stepped(duty, 2)
+    assert written == []
+    assert {path: path.stat().st_mtime_ns for path in roots.state.iterdir()} == files
 
 
 def test_an_error_of_ours_in_a_trial_counts(node, roots):

@@ -7,6 +7,7 @@ import pytest
 from conntrack_operator.agent.machine import Machine
 from conntrack_operator.agent.mending import Mender
 from conntrack_operator.agent.trial import begin, finished
+from conntrack_operator.errors import Retry
 from conntrack_operator.kernel import nftables
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
@@ -19,6 +20,8 @@ WISH = {
     "notrack": {"rules": [{"name": "web", "ports": [80]}]},
     "trial": {"timeoutSeconds": 30, "soakSeconds": 0},
 }
+
+PUBLISHED = "table ip docker { chain p { type nat hook prerouting priority -100; tcp dport 80 dnat to 192.0.2.9; }; }"
 
 
 class Node:
@@ -51,8 +54,10 @@ class Node:
 
 @pytest.fixture
 def node(netns, tmp_path):
-    """Return a node with a timeout and a rule."""
-    return Node(netns.namespace(), tmp_path, WISH)
+    """Return a node with an address, a timeout and a rule."""
+    namespace = netns.namespace()
+    netns.link(namespace, netns.namespace())
+    return Node(namespace, tmp_path, WISH)
 
 
 def test_a_quiet_node_is_left_alone(node):
@@ -134,3 +139,45 @@ def test_tracking_switched_on_again(netns, tmp_path):
     assert mended.outcome.phase == "Refused"
     assert {result.reason for result in mended.outcome.results} == {"TrackingNeeded"}
     assert any("lab_tracking" in result.message for result in mended.outcome.results)
+
+
+def test_what_could_not_be_looked_at_is_looked_at_again(node, monkeypatch):
+    """A look that fails, and a firewall that cannot be read once, cost seconds: a movement is never lost."""
+    node.node.nft("table inet host { chain input { type filter hook input priority 0; }; }")
+    with monkeypatch.context() as broken:
+        broken.setattr(Machine, "look", lambda *_: (_ for _ in ()).throw(Retry("nft did not finish")))
+        node.node.nft("delete table inet conntrack_operator\n")
+        with pytest.raises(Retry):
+            node.mend()
+    assert node.mend().outcome.phase == "Current"
+    assert node.has_table()
+    node.node.nft(PUBLISHED)
+    with monkeypatch.context() as blind:
+
+        def unread(*_arguments):
+            raise Retry("gone meanwhile")
+
+        blind.setattr("conntrack_operator.kernel.firewall_nft.read_table", unread)
+        node.now += 10
+        assert node.mend() is None
+        assert node.has_table()
+    assert "NATConflict" in {result.reason for result in node.mend().outcome.results}
+    assert not node.has_table()
+
+
+def test_a_war_does_not_hold_a_withdrawal_up(node):
+    """Repaired three times in an hour, a rule still goes when translation comes, and is back afterwards, uncounted."""
+    for _ in range(3):
+        node.node.nft("delete table inet conntrack_operator\n")
+        assert node.mend().outcome.phase == "Current"
+    node.now += 10
+    node.node.nft(PUBLISHED)
+    assert [result.reason for result in node.mend().outcome.results if result.setting == "notrack/web"] == [
+        "NATConflict"
+    ]
+    assert not node.has_table()
+    node.now += 10
+    node.node.nft("delete table ip docker\n")
+    assert node.mend().outcome.phase == "Current"
+    assert node.has_table()
+    assert dict(node.mender.repairs.totals) == {"notrack": 3}

@@ -87,6 +87,8 @@ class Sight:
     """What has to stand in other people's firewalls for the rules; None where there are and were none."""
     accepts_differ: bool = False
     """Whether something else stands there."""
+    blind: bool = False
+    """Whether something of the firewalls could not be read this time."""
     mode: AcceptUntracked | None = None
     """Which untracked packets they accept; None where there are no rules, or nft cannot be used."""
 
@@ -167,14 +169,14 @@ class Machine:
         plan = replace(plan, warnings=(*plan.warnings, *unplaced))
         if plan.rules and surroundings.firewall.problems:
             # Half a firewall tells half of the accepts: those of rules in force stay as they are.
-            return Sight(facts, table, plan, mode=mode)
+            return Sight(facts, table, plan, blind=True, mode=mode)
         try:
             differ = wanted.standing != accepts.read_accepts()
         except ConntrackOperatorError as error:
             # They match nothing but what rules leave untracked; whatever else is to be done must not wait for them.
             unread = Refusal(ACCEPT_UNTRACKED, UNREAD, f"{error}; accept rules of ours stay as they are for now")
-            return Sight(facts, table, replace(plan, warnings=(*plan.warnings, unread)), mode=mode)
-        return Sight(facts, table, plan, wanted, differ, mode)
+            return Sight(facts, table, replace(plan, warnings=(*plan.warnings, unread)), blind=True, mode=mode)
+        return Sight(facts, table, plan, wanted, differ, bool(surroundings.firewall.problems), mode)
 
     def load_again(self, settings: Settings, state: StateDirectory) -> None:
         """Load nf_conntrack if `tracking: Disabled` unloaded it and `settings` no longer ask for that.
@@ -371,7 +373,8 @@ class Machine:
         failed = self.write_rules(rules, (), ["notrack"], None)
         confirmed = self.read_confirmed(state)
         try:
-            accepts.write_accepts(self.accepts_of(rules, accept_mode(confirmed.settings if confirmed else Settings())))
+            mode = self.journal(state).accept_untracked or accept_mode(confirmed.settings if confirmed else Settings())
+            accepts.write_accepts(self.accepts_of(rules, mode))
         except ConntrackOperatorError as error:
             failed[ACCEPT_UNTRACKED] = error
         return failed

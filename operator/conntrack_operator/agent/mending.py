@@ -31,6 +31,8 @@ from .machine import ACCEPT_UNTRACKED, Machine, Outcome, Sight, read_table_state
 log = logging.getLogger(__name__)
 
 OURS = ("inet", TABLE)
+AGAIN_SECONDS, AGAIN_MOST_SECONDS = 2.0, 30.0
+"""Before another look where something could not be read or written: at first, and at most."""
 ACCEPTS = ACCEPT_UNTRACKED
 """Key under which repairs of accept rules in other people's firewalls are counted."""
 REPAIRED = "Repaired"
@@ -66,6 +68,7 @@ class Mender:
         self._rules: Sequence[NotrackRule] = ()
         self._standing: Standing | None = None
         self._left: set[str] = set()
+        self._again_at, self._pause = float("inf"), AGAIN_SECONDS
         self.repairs = Repairs()
         """Counts for metrics (`totals`) and wars; `forget` at a new revision or attempt."""
 
@@ -89,9 +92,11 @@ class Mender:
         `spec` is the newest wish, for the Services in it; None while nobody said anything yet. `now` is in seconds on a
         clock that only moves forward. Raises as `Machine.look` and `Machine.settle` do.
         """
-        moved = self._vigil.moved(now)
-        if not moved or (moved == Moved(table=True) and self._is_as_left()):
+        if self._is_still(self._vigil.moved(now)) and now < self._again_at:
             return None
+        # What moved is told once: unless all goes well, look again soon, and ever later where that does not help.
+        self._again_at = now + self._pause
+        self._pause = min(2 * self._pause, AGAIN_MOST_SECONDS)
         # From before the look and the writes: a change meanwhile is seen at the next look, at the cost of one more.
         mark = self._vigil.mark()
         journal = self._machine.journal(state)
@@ -102,6 +107,8 @@ class Mender:
         moves = bool(mending.plan.changes)
         quiet = not drifts and not moves and not sight.accepts_differ and not sight.plan.refused
         if quiet and not self._left:
+            if not sight.blind:
+                self._all_went_well()
             self._expect(sight, mark, mending)
             return None
         sentences = self._sentences(drifts, sight)
@@ -110,6 +117,8 @@ class Mender:
         mended = replace(sight, plan=mending.plan, accepts_differ=accepts)
         outcome = self._machine.settle(mended, journal, state, confirmed.uses)
         failed = {result.setting for result in outcome.results if result.reason != APPLIED}
+        if not sight.blind and not failed - _refused(sight) - {drift.setting for drift in mending.left}:
+            self._all_went_well()
         mending.note(failed, self.repairs, now)
         if accepts and ACCEPTS not in failed:
             self.repairs.repaired(ACCEPTS, now)
@@ -135,6 +144,9 @@ class Mender:
         count = self.repairs.totals.get(key_of(setting), 0)
         return f"{sentence} (put right {count} {'time' if count == 1 else 'times'} since the agent started)"
 
+    def _all_went_well(self) -> None:
+        self._again_at, self._pause = float("inf"), AGAIN_SECONDS
+
     def _expect(self, sight: Sight, mark: Mark | None, mending: Mending | None = None) -> None:
         # What is left to a rival is looked at again with the surroundings, once a minute, not at every look.
         left = {drift.setting for drift in mending.left} if mending else set()
@@ -143,6 +155,9 @@ class Mender:
         self._vigil.expect(wanted, table=bool(plan.rules), mark=mark, off=plan.off is not None)
         self._handles = _handles()
         self._rules, self._standing = plan.rules, sight.accepts.standing if sight.accepts else None
+
+    def _is_still(self, moved: Moved) -> bool:
+        return not moved or (moved == Moved(table=True) and self._is_as_left())
 
     def _is_as_left(self) -> bool:
         """Tell whether our table and our accepts are as they were: others move the generation all the time.
@@ -169,6 +184,10 @@ _ACCEPTS_CHANGED = (
     "accept rules of ours in the firewall were taken out by somebody; find what reloads it (iptables -F, a restart), or"
     " set acceptUntracked: Never and accept the rules' UNTRACKED packets there"
 )
+
+
+def _refused(sight: Sight) -> set[str]:
+    return {refusal.setting for refusal in sight.plan.refused}
 
 
 def _own_moves(mending: Mending, sight: Sight) -> Iterator[tuple[str, str]]:

@@ -31,5 +31,5 @@ def run(arguments: argparse.Namespace) -> int:
     require_writable(roots, machine.journal().originals)
     with StateDirectory(roots) as state:
         outcome = machine.restore(state, kept_too=True)
-    terminal.show(outcome_view(outcome.changes, outcome.results, outcome.facts))
+    terminal.show(outcome_view(outcome.changes, outcome.results, outcome.facts, warnings=outcome.warnings))
     return 0 if outcome.phase == "Restored" else 1

@@ -127,3 +127,16 @@ def test_contended_results():
         "262144",
     )
     assert same == results[1]
+
+
+def test_what_we_do_ourselves_is_no_drift():
+    """A rule that preflight withdraws, or that comes back after that, is carried out in any war and not counted."""
+    gone = Change("notrack/c", "TCP 80 Server", "absent", "NATConflict")
+    moves = plan(*FLUSHED, gone)
+    assert [drift.setting for drift in drift_of(moves)] == ["notrack/a", "notrack/b"]
+    assert [drift.setting for drift in drift_of(moves, {"a", "c"})] == ["notrack/a"]
+    repairs = Repairs()
+    fight(repairs, range(4), key="notrack")
+    mending = mending_of(moves, repairs, 5.0, {"a", "b", "c"})
+    assert mending.plan.changes == (gone,)
+    assert {drift.setting for drift in mending.left} == {"notrack/a", "notrack/b"}

@@ -9,6 +9,7 @@ from conntrack_operator.decide.flow_matching import (
     Path,
     for_sockets,
     forward_withdrawal_problem,
+    is_covered,
     is_translated,
     without_interfaces,
 )
@@ -160,3 +161,22 @@ def test_the_problem_is_one_sentence_with_rules_and_remedies() -> None:
         for words in ("TCP connections routed", "nf_conntrack_tcp_loose is 0", "tcp.loose: true", "onConflict: Force"):
             assert words in problem
         assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    ("wanted", "covered"),
+    [
+        ([], False),
+        ([{}], True),
+        ([{"name": "other", "ports": ["79-81"]}], True),
+        ([{"ports": [79]}, {"name": "more", "ports": [81]}], False),
+        ([{"side": "Server"}], False),
+        ([{"addresses": ["198.51.100.0/24"]}], False),
+        ([{"interfaces": ["eth0"]}], False),
+    ],
+)
+def test_a_rule_is_covered_by_one_that_matches_as_much(wanted: list[dict[str, object]], covered: bool) -> None:
+    """Its name does not matter, more ports do no harm; narrower in anything, it is not."""
+    before = rule(name="routed", side="Forward", ports=[80])
+    others = [rule(**{"name": "routed", "side": "Forward", "ports": [80], **more}) for more in wanted]
+    assert is_covered(before, others) is covered

@@ -14,7 +14,7 @@ from conntrack_operator.model.journal import AppliedRule, Journal, Original
 from conntrack_operator.model.node import PolicyUse
 from conntrack_operator.model.policy import NotrackRule, Rollout, Settings
 from conntrack_operator.model.reading import policy_from
-from conntrack_operator.model.surroundings import Firewall, Service, Surroundings, TrackingState
+from conntrack_operator.model.surroundings import UNREAD, Firewall, Service, Surroundings, TrackingState
 
 EXAMPLES = Path(__file__).parents[3] / "manifests/examples"
 ACCEPTED_PORTS = rule("accept", "th dport { 53, 80 } accept", ports=[53, 80])
@@ -430,3 +430,21 @@ def test_going_back_is_no_shrinking():
     assert refusals(plan_for(size(1_000_000), raised, journal=before)) == [(MAX, "ShrinkNotAllowed")]
     full = machine(entries=900_000, max=2_000_000)
     assert refusals(plan_for(size(1_000_000), full, journal=ours)) == [(MAX, "BelowUse")]
+
+
+def test_what_nft_cannot_touch_is_stuck():
+    """Rules in force are neither withdrawn nor forgotten while nft cannot be used; each is refused by name."""
+    plan = plan_for(Settings(), machine(), TableState(problem="nft is not installed"), applied(WEB))
+    assert (plan.changes, plan.rules, plan.stuck) == ((), (), ("web",))
+    assert [(refusal.setting, refusal.reason) for refusal in plan.refused] == [("notrack/web", "Unsupported")]
+
+
+def test_a_firewall_that_cannot_be_read_keeps_out_and_takes_nothing_away():
+    """The rule in force stays, with a warning; a new one waits."""
+    blind = Surroundings(firewall=Firewall(problems=((UNREAD, "nft did not finish"),)))
+    wanted = rules(WEB, DNS)
+    journal = applied(WEB)
+    plan = plan_for(wanted, machine(), TableState(), journal, surroundings=blind)
+    assert [rule.name for rule in plan.rules] == ["web"]
+    assert [(refusal.setting, refusal.reason) for refusal in plan.refused] == [("notrack/dns", UNREAD)]
+    assert [(warning.setting, warning.reason) for warning in plan.warnings] == [("notrack/web", UNREAD)]
