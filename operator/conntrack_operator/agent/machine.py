@@ -152,9 +152,7 @@ class Machine:
             tracking=read_tracking(self.roots) if off else TrackingState(),
         )
         plan = plan_for(settings, facts, table, journal, uses, surroundings)
-        wanted = accepts_for(plan.rules, accept_mode(settings), surroundings.firewall)
-        unplaced = (Refusal(ACCEPT_UNTRACKED, reason, f"{place}: {words}") for reason, place, words in wanted.refused)
-        plan = replace(plan, warnings=(*plan.warnings, *unplaced))
+        wanted = plan.accepts or Accepts()
         return Sight(facts, table, plan, wanted, wanted.standing != accepts.read_accepts())
 
     def load_again(self, settings: Settings, state: StateDirectory) -> None:

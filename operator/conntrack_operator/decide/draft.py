@@ -13,6 +13,7 @@ from conntrack_operator.model.journal import Original
 from conntrack_operator.model.policy import Settings, Table
 from conntrack_operator.model.surroundings import Surroundings
 
+from .accept_standing import Accepts
 from .memory import memory_problem
 from .refusal import Refusal
 from .sizing import Sizing, buckets_for, sizing_for
@@ -37,6 +38,7 @@ class Draft:
     refused: list[Refusal] = field(default_factory=list)
     warned: list[Refusal] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
+    accepts: Accepts | None = None
 
     def want(self, name: str, value: int, reason: str) -> None:
         """Note that sysctl `name` should be `value`, since the field `reason` says so."""

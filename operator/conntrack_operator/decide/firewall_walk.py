@@ -51,7 +51,8 @@ class Translation:
 def losses(firewall: Firewall, sets: Sequence[Packets], state: str) -> tuple[Loss, ...]:
     """Return one loss for each base chain that treats packets worse when they are untracked than in `state`.
 
-    `sets` are of one hook and IP version, `state` is how tracking sees them today, `new` or `established`. Packets that
+    `sets` are of one hook and IP version, `state` is how tracking sees them today, `new`, `established` or `related`;
+    or `following`: untracked first packets are compared with what follows them. Packets that
     a chain refuses either way are no loss, and none of them comes to the next chain. Each loss is looked at as if the
     ones before it were mended.
     """

@@ -15,6 +15,7 @@ from conntrack_operator.model.policy import NotrackRule, Settings
 from conntrack_operator.model.surroundings import Surroundings
 
 from . import notrack
+from .accept_standing import Accepts
 from .draft import BUCKETS, MAX, RETURNED, Draft, put_back, want_sizes, want_values
 from .later import refusals_of_later_fields
 from .preflight import judge
@@ -54,6 +55,8 @@ class Plan:
     """Journal entries to drop once the changes are made: put back, or taken over by somebody else."""
     warnings: tuple[Refusal, ...] = ()
     """What will be had as asked and may surprise somebody; the same form as a refusal."""
+    accepts: Accepts | None = None
+    """What has to stand in other people's firewalls for the rules; None where nobody looked at these."""
     off: Off | None = None
     """With `tracking: Disabled`, when nobody needs tracking: what that comes to here."""
 
@@ -119,6 +122,7 @@ def plan_for(  # noqa: PLR0913, PLR0917 - all that a plan is a function of
         rules=rules,
         released=(*draft.released, *sorted(returned)),
         warnings=tuple(draft.warned),
+        accepts=draft.accepts,
         off=off,
     )
 
@@ -158,13 +162,14 @@ def _rules_and_changes(
     draft: Draft, settings: Settings, table: TableState, applied: Mapping[str, AppliedRule]
 ) -> tuple[tuple[NotrackRule, ...], list[Change]]:
     possible = list(_possible_rules(draft, settings, table))
-    verdicts = judge(possible, draft.surroundings, settings.notrack)
-    draft.refused.extend(verdicts.refused)
-    draft.warned.extend(verdicts.warned)
-    asked = [rule for rule in possible if verdicts.allow(rule)]
     # A kept rule of a past policy does not stand in for one of its name that was refused today.
     names = {rule.name for rule in possible}
-    rules = (*asked, *(kept.rule for name, kept in applied.items() if kept.keep and name not in names))
+    kept = [past.rule for name, past in applied.items() if past.keep and name not in names]
+    verdicts = judge(possible, draft.surroundings, settings.notrack, kept)
+    draft.refused.extend(verdicts.refused)
+    draft.warned.extend(verdicts.warned)
+    draft.accepts = verdicts.accepts
+    rules = (*(rule for rule in possible if verdicts.allow(rule)), *kept)
     if table.problem:
         return rules, []
     ruleset = notrack.ruleset_for(rules)

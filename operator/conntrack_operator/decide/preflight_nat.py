@@ -11,6 +11,7 @@ from conntrack_operator.model.surroundings import Firewall, Service, Surrounding
 from .firewall_walk import Translation, translation_of, translations
 from .intervals import WIDTHS
 from .packets import Hook, Packets, common
+from .refusal import shorter
 from .rule_packets import overlap, packets_of, ports_of, protocol_of, serving_addresses, side_of, words
 
 _SERVING = frozenset({"NodePort", "LoadBalancer", "ExternalIP", "HostPort"})
@@ -25,7 +26,6 @@ _LOWEST_PICKED = 1024
 """Masquerade gives a source port of 1024 or more one of 1024 or more (nf_nat_l4proto_unique_tuple in nf_nat_core.c);
 the ones below go to the few programs that send from such a port."""
 _HIGHEST = 65535
-_TEXT_MAX = 160
 
 
 def nat_conflict(rule: NotrackRule, surroundings: Surroundings) -> str | None:
@@ -104,7 +104,7 @@ def _of_live_entry(rule: NotrackRule, surroundings: Surroundings) -> str | None:
     for (protocol, port), example in sorted(entries.items()):
         if protocol.lower() == protocol_of(rule) and common(ports_of(rule), ((port, port),)):
             return (
-                f"{words(rule, ((port, port),))} is translated right now ({_short(example)}); take the port out of the"
+                f"{words(rule, ((port, port),))} is translated right now ({shorter(example)}); take the port out of the"
                 " rule, or end the translation and wait until its entries are gone"
             )
     return None
@@ -160,8 +160,4 @@ def _every(firewall: Firewall, hook: Hook, protocol: str, verdicts: Collection[s
 
 
 def _where(found: Translation) -> str:
-    return f"{found.chain.place}: {_short(found.rule.text)}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _TEXT_MAX else f"{text[: _TEXT_MAX - 3]}..."
+    return f"{found.chain.place}: {shorter(found.rule.text)}"

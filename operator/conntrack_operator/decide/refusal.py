@@ -14,3 +14,8 @@ class Refusal:
     def document(self) -> dict[str, str]:
         """Return the refusal as `plan -o json` prints it."""
         return {"setting": self.setting, "reason": self.reason, "message": self.message}
+
+
+def shorter(text: str, most: int = 120) -> str:
+    """Return what a rule's text is known by: at most so many characters of it."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."

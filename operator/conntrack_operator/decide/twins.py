@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from conntrack_operator.model.surroundings import Firewall, FirewallChain, FirewallRule, Match
 
@@ -10,6 +10,23 @@ from .packets import Packets
 
 UNTRACKED = "untracked"
 """The state of a packet that NOTRACK took."""
+FOLLOWING = "following"
+"""No state but a question: may what follows an untracked first packet come, wherever that one may?"""
+
+
+class Twin(NamedTuple):
+    """How one of two twins looks to a firewall: its state, and which packet of its flow it is."""
+
+    state: str
+    segment: Literal["first", "later"]
+
+
+_TWINS = {
+    "new": (Twin("new", "first"), Twin(UNTRACKED, "first")),
+    UNTRACKED: (Twin(UNTRACKED, "first"), Twin(UNTRACKED, "first")),
+    FOLLOWING: (Twin(UNTRACKED, "first"), Twin(UNTRACKED, "later")),
+}
+"""Who is compared with whom; in every other state packets are later ones, both of them."""
 
 Where = Literal["going", "left", "waiting", "accepted", "refused"]
 """A twin goes through the chain, has left it by return or goto, waits for its twin in a chain it is not in, is done."""
@@ -55,7 +72,7 @@ class Walk:
 
     def __init__(self, firewall: Firewall, chain: FirewallChain, state: str) -> None:
         self._base = chain
-        self._state = state
+        self._twins = _TWINS.get(state, (Twin(state, "later"), Twin(UNTRACKED, "later")))
         self._chains = beside(firewall, chain)
         self._steps = 0
 
@@ -103,8 +120,8 @@ class Walk:
         if self._steps > STEPS_MAX:
             raise TooMuch
         target = self._chains.get(rule.target) if rule.verdict in ("jump", "goto") and depth < _DEEPEST else None
-        tracked = flow.tracked == "going" and _holds(rule, self._state)
-        untracked = flow.untracked == "going" and _holds(rule, UNTRACKED)
+        tracked = flow.tracked == "going" and _holds(rule, self._twins[0])
+        untracked = flow.untracked == "going" and _holds(rule, self._twins[1])
         inside, outside = flow.packets.cut(rule.match) if tracked or untracked else (None, ())
         if inside is None or (target is None and rule.verdict not in _VERDICTS):
             yield flow
@@ -168,13 +185,15 @@ def _after(end: Where, back: Where) -> Where:
     return back if end in ("going", "left") else end
 
 
-def _holds(rule: FirewallRule, state: str) -> bool:
-    """Tell whether what a rule wants of connection tracking can hold for a packet in `state`."""
+def _holds(rule: FirewallRule, twin: Twin) -> bool:
+    """Tell whether what a rule wants of connection tracking, and of the place in a flow, can hold for a packet."""
     match: Match = rule.match
+    if match.segments is not None and twin.segment not in match.segments:
+        return False
     if match.states is not None:
-        return state in match.states
+        return twin.state in match.states
     # Marks, status, helpers: what the packet of no connection has not.
-    return not (state == UNTRACKED and rule.tracks and match.other and rule.verdict not in _TRANSLATIONS)
+    return not (twin.state == UNTRACKED and rule.tracks and match.other and rule.verdict not in _TRANSLATIONS)
 
 
 def _sort_in(flows: Iterable[Flow], going: dict[object, Flow], ended: dict[object, Flow]) -> None:

@@ -43,7 +43,7 @@ def rules_in(
     """Yield what an expression list of `nft -j` says, in this package's words. The text is left to the caller."""
     for outcome in outcomes(expressions, family, sets):
         yield FirewallRule(
-            match=outcome.conditions.match,
+            match=outcome.conditions.match_for(outcome.verdict),
             verdict=outcome.verdict,
             text=_element_words(outcome),
             target=outcome.target,
@@ -97,7 +97,7 @@ def _texts(table: TableName, handles: set[int]) -> dict[int, str]:
     """Return the words of these rules, from a listing without the elements of named sets."""
     found: dict[int, str] = {}
     if handles:
-        with output_of(["nft", "-a", "-t", "list", "table", table.family, table.name]) as lines:
+        with output_of(["nft", "-a", "-s", "-t", "list", "table", table.family, table.name]) as lines:
             for line in lines:
                 match = _HANDLE.match(line)
                 if match and int(match[2]) in handles:

@@ -43,6 +43,9 @@ class Match:
     """Connection states that match: new, established, related, invalid, untracked; also `dnat` and `snat`."""
     other: bool = False
     """There are further conditions that this does not tell: the rule may match less than it seems to."""
+    segments: frozenset[str] | None = None
+    """Which packets of one flow match, `first` (a bare SYN), `later`, both or neither, where TCP flags or a rate decide
+    that; None where all of them fare alike. `other` is set beside it: there is more to flags and rates than this."""
 
 
 @dataclass(frozen=True)

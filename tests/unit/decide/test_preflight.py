@@ -403,15 +403,49 @@ def test_what_cannot_be_seen_or_tried_is_refused():
         assert (found.reason, found.setting) == (reason, "notrack/web")
 
 
-def test_force_overrides_three_reasons():
-    """NATConflict, SourcePortOverlap and StatefulAccept become warnings; the rule is allowed."""
+UNTRACKED_DROPPED = rule("drop", "ct state untracked drop", states={"untracked"})
+ODD_ANSWER = rule("accept", "ct state established,related odd accept", states={"established", "related"}, other=True)
+
+
+@pytest.mark.parametrize(
+    ("web", "firewall", "reason", "words"),
+    [
+        (wanted(), nftables(UNTRACKED_DROPPED, PLAIN_80), "StatefulDrop", "`ct state untracked drop` refuses"),
+        (wanted(), both(nftables(PLAIN_80), Firewall((
+            chain("output", ODD_ANSWER, hook="output", policy="drop", tool="nftables", family="inet"),
+        ))), "UnclearAccept", "odd accept"),
+        (wanted(), both(nftables(PLAIN_80), Firewall((
+            chain("output", rule("accept", "ct mark 1 accept", tracks=True, other=True), hook="output", policy="drop",
+                  tool="nftables", family="inet"),
+        ))), "UnclearAccept", "no accept can be put beside it"),
+        (wanted(side="Forward", protocol="UDP", ports=[53]),
+         nftables(rule("accept", ports=[53], protocols={"udp"}), hook="forward"), "UnboundedReplies", "addresses"),
+        (wanted(), dataclasses.replace(nftables(PLAIN_80), owned=frozenset({("inet", "filter")})), "OwnedTable",
+         "lets nobody else"),
+    ],
+)  # fmt: skip
+def test_a_rule_whose_accepts_have_no_place_is_refused(web, firewall, reason, words):
+    """By its own name, for the reason and with the remedy; Force installs it with the same words as a warning."""
+    (found,) = judge([web], around(firewall), Notrack(accept_untracked="Both")).refused
+    assert (found.setting, found.reason) == ("notrack/web", reason)
+    assert words in found.message
+    forced = judge([web], around(firewall), Notrack(accept_untracked="Both", on_conflict="Force"))
+    if reason == "OwnedTable":
+        assert [each.reason for each in forced.refused] == ["OwnedTable"]
+    else:
+        assert (forced.refused, {each.reason for each in forced.warned}) == ((), {reason})
+
+
+def test_force_overrides_what_a_person_may_know_better():
+    """NATConflict, SourcePortOverlap and the reasons about accepts become warnings; the rule is allowed."""
     rules = [wanted(), wanted(name="dns", protocol="UDP", ports=[40000])]
     surroundings = around(nftables(NEW_80), services=(service("NodePort"),))
     plain = judge(rules, surroundings, None)
-    assert {each.reason for each in plain.refused} == FORCIBLE
+    reasons = {"NATConflict", "SourcePortOverlap", "StatefulAccept"}
+    assert {each.reason for each in plain.refused} == reasons < FORCIBLE
     assert not any(plain.allow(each) for each in rules)
     forced = judge(rules, surroundings, Notrack(on_conflict="Force"))
-    assert (forced.refused, {each.reason for each in forced.warned}) == ((), FORCIBLE)
+    assert (forced.refused, {each.reason for each in forced.warned}) == ((), reasons)
     assert all(forced.allow(each) for each in rules)
     assert all(each.message.endswith("(installed by onConflict: Force)") for each in forced.warned)
 
