@@ -4,13 +4,14 @@ What cannot be told of a match counts as touching, and where the node's own addr
 """
 
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 
 from conntrack_operator.model.policy import NotrackRule
-from conntrack_operator.model.surroundings import Firewall, Service, Surroundings
+from conntrack_operator.model.surroundings import Firewall, FirewallChain, Service, Surroundings
 
 from .firewall_walk import Translation, translation_of, translations
 from .intervals import WIDTHS
-from .packets import Hook, Packets, common
+from .packets import Hook, Packets, common, networks, without
 from .refusal import shorter
 from .rule_packets import overlap, packets_of, ports_of, protocol_of, serving_addresses, side_of, words
 
@@ -32,10 +33,11 @@ def nat_conflict(rule: NotrackRule, surroundings: Surroundings) -> str | None:
     """Return why NAT on this node would break under `rule` and what to do, in a sentence, or None."""
     causes = (
         _of_service(rule, surroundings.services),
-        _of_live_entry(rule, surroundings),
         _of_destination_rule(rule, surroundings),
         _of_target(rule, surroundings),
         _of_source_rule(rule, surroundings),
+        _of_masqueraded(rule, surroundings),
+        _of_live_entry(rule, surroundings),  # last: a rule says more about what to do, and says it at every look
     )
     return next((cause for cause in causes if cause), None)
 
@@ -152,6 +154,33 @@ def _of_source_rule(rule: NotrackRule, surroundings: Surroundings) -> str | None
                 " name addresses or peers in the rule that this does not cover, or remove the rule"
             )
     return None
+
+
+def _of_masqueraded(rule: NotrackRule, surroundings: Surroundings) -> str | None:
+    """Judge what others send through this node to the servers of a Client rule, with the node's own address as source.
+
+    The answers come to this node like its own, would be left untracked and never get back to who asked (tried on
+    6.18). kube-proxy and CNI's portmap masquerade by a mark what they have translated to pods, which nobody names as
+    servers.
+    """
+    if side_of(rule) != "Client" or not surroundings.routes:
+        return None
+    others = tuple(chain for chain in surroundings.firewall.chains if not _masquerades_by_mark(chain))
+    firewall = replace(surroundings.firewall, chains=others)
+    for packets in packets_of(rule, "request", "postrouting"):
+        own = networks(surroundings.local_addresses or (), packets.family)
+        routed = replace(packets, sources=without(((0, (1 << WIDTHS[packets.family]) - 1),), own))
+        if found := translation_of(firewall, routed, _SOURCE):
+            return (
+                f"what others send through this node to {words(rule, found.packets.destination_ports)} of these servers"
+                f" gets this node's address by {_where(found)}, and untracked answers would not get back to them; name"
+                " addresses in the rule that this does not cover, or remove the rule"
+            )
+    return None
+
+
+def _masquerades_by_mark(chain: FirewallChain) -> bool:
+    return chain.name in ("KUBE-POSTROUTING", "CNI-HOSTPORT-MASQ") or chain.table in ("kube-proxy", "cni_hostport")
 
 
 def _every(firewall: Firewall, hook: Hook, protocol: str, verdicts: Collection[str]) -> Iterator[Translation]:

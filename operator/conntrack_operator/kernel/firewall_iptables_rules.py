@@ -12,7 +12,7 @@ from typing import NamedTuple
 from conntrack_operator.model.surroundings import FirewallRule, PortRanges, Verdict
 
 from .firewall_gathering import shortened
-from .firewall_match import NAT, PORTS_MAX, TCP_FLAGS, Conditions, begun, network, networks_between
+from .firewall_match import NAT, PORTS_MAX, STATES, TCP_FLAGS, Conditions, begun, network, networks_between
 
 _TARGETS: dict[str, Verdict] = {
     "ACCEPT": "accept", "DROP": "drop", "REJECT": "reject", "RETURN": "return", "DNAT": "dnat", "NETMAP": "dnat",
@@ -116,6 +116,9 @@ def _option(  # noqa: PLR0911  one for each kind of option
         name = f"{value[:-1]}*" if value.endswith("+") else value
         return conditions.interfaces(_INTERFACES[word], [name], negated=negated)
     if word in ("--ctstate", "--state") and module in ("conntrack", "state") and {*value.split(",")} <= _STATES:
+        if negated and not {word.lower() for word in value.split(",")} <= STATES:
+            # A packet of no connection is not translated: xt_conntrack takes it (nft would not).
+            return conditions.states(STATES - {word.lower() for word in value.split(",")}).unknown()
         return conditions.states(value.split(","), negated=negated)
     if word == "--tcp-flags":
         mask, wanted = (sum(TCP_FLAGS[name] for name in _flags(part)) for part in f"{value}/".split("/")[:2])

@@ -172,6 +172,8 @@ class Surroundings:
     """The same of entries that others serve: what this node forwards or asks for. They concern Forward and Client."""
     local_addresses: tuple[str, ...] | None = None
     """Addresses of this node in this network namespace; None where nobody looked, and then any may be its own."""
+    routes: bool = True
+    """Whether this node forwards packets of others, of either IP version (net.ipv4.ip_forward and its like)."""
     local_port_range: tuple[int, int] = (32768, 60999)
     """net.ipv4.ip_local_port_range: where the node's own connections take their source ports from."""
     other_entries: int = 0

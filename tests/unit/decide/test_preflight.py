@@ -139,7 +139,16 @@ MASQUERADE = rule(
             CLIENT, nat(postrouting=[rule("snat", "snat to 203.0.113.9", out_interfaces=("eth0",))]), "the sources of",
             id="a client's address is changed",
         ),
-        pytest.param(CLIENT, nat(postrouting=[MASQUERADE]), None, id="pods are masqueraded, not the client"),
+        pytest.param(CLIENT, nat(postrouting=[MASQUERADE]), "gets this node's address", id="pods are masqueraded"),
+        pytest.param(
+            CLIENT, nat(postrouting=[rule("return", destinations=("198.51.100.0/24",)), MASQUERADE]), None,
+            id="pods are masqueraded to elsewhere",
+        ),
+        pytest.param(
+            CLIENT, nat(postrouting=[rule("masquerade", sources=("192.0.2.10/32",))]), None,
+            id="the node's own are masqueraded",
+        ),
+        pytest.param(CLIENT, kube_proxy(), None, id="kube-proxy masquerades Services"),
         pytest.param(FORWARD, nat(postrouting=[MASQUERADE]), "-o eth0 -j MASQUERADE", id="masquerade of its peers"),
         pytest.param(
             FORWARD.model_copy(update={"peers": ["10.2.0.0/16"]}), nat(postrouting=[MASQUERADE]), None,
