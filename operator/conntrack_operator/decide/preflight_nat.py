@@ -27,6 +27,7 @@ _LOWEST_PICKED = 1024
 """Masquerade gives a source port of 1024 or more one of 1024 or more (nf_nat_l4proto_unique_tuple in nf_nat_core.c);
 the ones below go to the few programs that send from such a port."""
 _HIGHEST = 65535
+_KUBE_PROXY = "kube-proxy"
 
 
 def nat_conflict(rule: NotrackRule, surroundings: Surroundings) -> str | None:
@@ -129,7 +130,9 @@ def _of_target(rule: NotrackRule, surroundings: Surroundings) -> str | None:
     if side_of(rule) == "Client":
         return None
     serving = serving_addresses(rule, surroundings.local_addresses)
-    for found in _every(surroundings.firewall, "prerouting", protocol_of(rule), _DESTINATION):
+    for found in _leading(surroundings.firewall, protocol_of(rule)):
+        if found.chain.table == _KUBE_PROXY and not found.rule.to_addresses:
+            continue  # Of a large table the ways in alone are read; which of them lead here the controller tells.
         ports = common(ports_of(rule), found.rule.to_ports or found.packets.destination_ports)
         local = found.rule.verdict == "redirect"
         if side_of(rule) == "Forward":
@@ -142,6 +145,20 @@ def _of_target(rule: NotrackRule, surroundings: Surroundings) -> str | None:
                 " back; take the port out of the rule, or remove that translation"
             )
     return None
+
+
+def _leading(firewall: Firewall, protocol: str) -> Iterator[Translation]:
+    """Yield the rules that translate requests, by the ways to them, and then those to which no way is known.
+
+    Whoever reads about some ports leaves out the ways of others, and one of these may lead here: a Service at port 82
+    to this node's port 8443.
+    """
+    yield from _every(firewall, "prerouting", protocol, _DESTINATION)
+    for chain, rule in ((chain, rule) for chain in firewall.chains if not chain.hook for rule in chain.rules):
+        if rule.verdict in _DESTINATION and rule.to_ports:
+            for family in WIDTHS:
+                if taken := Packets("prerouting", family, protocol).cut(rule.match)[0]:
+                    yield Translation(chain, rule, taken)
 
 
 def _of_source_rule(rule: NotrackRule, surroundings: Surroundings) -> str | None:
@@ -180,7 +197,7 @@ def _of_masqueraded(rule: NotrackRule, surroundings: Surroundings) -> str | None
 
 
 def _masquerades_by_mark(chain: FirewallChain) -> bool:
-    return chain.name in ("KUBE-POSTROUTING", "CNI-HOSTPORT-MASQ") or chain.table in ("kube-proxy", "cni_hostport")
+    return chain.name in ("KUBE-POSTROUTING", "CNI-HOSTPORT-MASQ") or chain.table in (_KUBE_PROXY, "cni_hostport")
 
 
 def _every(firewall: Firewall, hook: Hook, protocol: str, verdicts: Collection[str]) -> Iterator[Translation]:

@@ -141,7 +141,7 @@ MASQUERADE = rule(
         ),
         pytest.param(CLIENT, nat(postrouting=[MASQUERADE]), "gets this node's address", id="pods are masqueraded"),
         pytest.param(
-            CLIENT, nat(postrouting=[rule("return", destinations=("198.51.100.0/24",)), MASQUERADE]), None,
+            CLIENT, nat(postrouting=[rule("return", destinations=("10.0.0.0/8",)), MASQUERADE]), None,
             id="pods are masqueraded to elsewhere",
         ),
         pytest.param(
