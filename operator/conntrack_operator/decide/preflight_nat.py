@@ -154,10 +154,11 @@ def _leading(firewall: Firewall, protocol: str) -> Iterator[Translation]:
     to this node's port 8443.
     """
     yield from _every(firewall, "prerouting", protocol, _DESTINATION)
-    for chain, rule in ((chain, rule) for chain in firewall.chains if not chain.hook for rule in chain.rules):
-        if rule.verdict in _DESTINATION and rule.to_ports:
-            for family in WIDTHS:
-                if taken := Packets("prerouting", family, protocol).cut(rule.match)[0]:
+    for family in WIDTHS:
+        requests = Packets("prerouting", family, protocol)
+        for chain in firewall.chains:
+            for rule in chain.rules if not chain.hook else ():
+                if rule.verdict in _DESTINATION and rule.to_ports and (taken := requests.cut(rule.match)[0]):
                     yield Translation(chain, rule, taken)
 
 

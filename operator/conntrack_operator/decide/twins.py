@@ -1,6 +1,6 @@
 """One chain of a firewall, walked by a packet and its untracked twin at once. Pure; `decide.firewall_walk` uses it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -74,6 +74,7 @@ class Walk:
         self._base = chain
         self._twins = _TWINS.get(state, (Twin(state, "later"), Twin(UNTRACKED, "later")))
         self._chains = beside(firewall, chain)
+        self._idle = _idle(self._chains)
         self._steps = 0
 
     @property
@@ -119,6 +120,9 @@ class Walk:
         self._steps += 1
         if self._steps > STEPS_MAX:
             raise TooMuch
+        if rule.verdict == "jump" and rule.target in self._idle:
+            yield flow  # marks, counters, logs: they come back as they went
+            return
         target = self._chains.get(rule.target) if rule.verdict in ("jump", "goto") and depth < _DEEPEST else None
         tracked = flow.tracked == "going" and _holds(rule, self._twins[0])
         untracked = flow.untracked == "going" and _holds(rule, self._twins[1])
@@ -173,6 +177,25 @@ def _decided(flow: Flow, rule: FirewallRule, twins: tuple[bool, bool]) -> Flow:
     if untracked:
         flow = replace(flow, untracked=end, untracked_by=text)
     return flow
+
+
+def _idle(chains: Mapping[str, FirewallChain]) -> frozenset[str]:
+    """Return the chains that decide nothing, with everything they lead to."""
+    deciding = {
+        name
+        for name, chain in chains.items()
+        if any(rule.verdict in _VERDICTS and rule.verdict != "return" for rule in chain.rules)
+    }
+    callers: dict[str, list[str]] = {}
+    for name, chain in chains.items():
+        for rule in chain.rules:
+            callers.setdefault(rule.target, []).append(name)
+    waiting = [*deciding]
+    while waiting:
+        found = [name for name in callers.get(waiting.pop(), ()) if name not in deciding]
+        deciding.update(found)
+        waiting += found
+    return frozenset(chains.keys() - deciding)
 
 
 def beside(firewall: Firewall, chain: FirewallChain) -> dict[str, FirewallChain]:

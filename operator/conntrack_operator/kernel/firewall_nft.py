@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from conntrack_operator.decide.packets import common
 from conntrack_operator.model.surroundings import FirewallChain, FirewallRule, PortRanges
 
 from .firewall_gathering import Gathering, gathered, shortened
-from .firewall_match import intersection
 from .firewall_names import BaseChain, TableName
 from .firewall_nft_match import ports_in_element
 from .firewall_nft_rules import Outcome, outcomes
@@ -83,7 +83,7 @@ def keeper(interest: PortRanges | None) -> Callable[[dict[str, Any], Any], bool]
         if header["map"] != "verdict":
             return False
         ports = ports_in_element(header.get("type"), element)
-        return interest is None or ports is None or bool(intersection(ports, interest))
+        return interest is None or ports is None or bool(common(ports, interest))
 
     return keep
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.lab.firewalls import chain, firewalld, jump, nftables, rule, ufw
 
@@ -473,6 +473,7 @@ CROWDED = around(
 )  # fmt: skip
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.permutations(ZOO), st.sampled_from(["Refuse", "Force"]))
 def test_the_order_of_rules_decides_nothing(rules, force):
     """The same rules are refused for the same reasons in whatever order a policy names them."""
