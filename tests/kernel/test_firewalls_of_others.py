@@ -24,6 +24,7 @@ from conntrack_operator.model.policy import Settings
 SILENCE_SECONDS = 0.5
 """How long to wait for what may never come."""
 WEB = {"name": "web", "ports": [80]}
+TO_POD = {"name": "out", "ports": [80], "side": "Client", "addresses": ["10.99.2.2"]}
 TO_CLIENT = {"name": "out", "ports": [80], "side": "Client", "addresses": ["10.99.1.2"]}
 
 
@@ -45,6 +46,7 @@ class Scene:
             "host": (self.client, self.node, self.near.ipv4, 80, (self.near.ipv4, 80)),
             "host, IPv6": (self.client, self.node, self.near.ipv6, 80, (self.near.ipv6, 80)),
             "published": (self.client, self.pod, self.near.ipv4, 8080, (self.inner.ipv4, 80)),
+            "published, by the node": (self.node, self.pod, self.near.ipv4, 8080, (self.inner.ipv4, 80)),
             "pod goes out": (self.pod, self.client, self.far.ipv4, 80, (self.far.ipv4, 80)),
             "node goes out": (self.node, self.client, self.far.ipv4, 80, (self.far.ipv4, 80)),
         }
@@ -259,6 +261,8 @@ BOTH_HOSTS = {"host", "host, IPv6"}
         pytest.param(DOCKER, {"name": "wide", "ports": ["8000-8100"]}, "Replies", "NATConflict", {"published"},
                      id="docker's published port"),
         pytest.param(DOCKER, TO_CLIENT, "Replies", "NATConflict", {"pod goes out"}, id="docker's masquerade"),
+        pytest.param(DOCKER, TO_POD, "Replies", "NATConflict", {"published, by the node"},
+                     id="docker's pods as servers"),
         pytest.param(PORTMAP, WEB, "Replies", *GOOD, id="portmap, another port"),
         pytest.param(PORTMAP, {"name": "wide", "ports": ["8000-8100"]}, "Replies", "NATConflict", {"published"},
                      id="portmap's host port"),

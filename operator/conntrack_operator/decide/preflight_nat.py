@@ -126,16 +126,18 @@ def _of_destination_rule(rule: NotrackRule, surroundings: Surroundings) -> str |
 
 
 def _of_target(rule: NotrackRule, surroundings: Surroundings) -> str | None:
-    """Judge the replies of what a translation leads to: untracked, they would not be translated back."""
-    if side_of(rule) == "Client":
-        return None
+    """Judge the replies of what a translation leads to: untracked, they would not be translated back.
+
+    A Client rule's servers are led to as well: a Service whose endpoints they are, asked for by its ClusterIP.
+    """
     serving = serving_addresses(rule, surroundings.local_addresses)
-    for found in _leading(surroundings.firewall, protocol_of(rule)):
+    hook: Hook = "output" if side_of(rule) == "Client" else "prerouting"
+    for found in _leading(surroundings.firewall, hook, protocol_of(rule)):
         if found.chain.table == _KUBE_PROXY and not found.rule.to_addresses:
             continue  # Of a large table the ways in alone are read; which of them lead here the controller tells.
         ports = common(ports_of(rule), found.rule.to_ports or found.packets.destination_ports)
         local = found.rule.verdict == "redirect"
-        if side_of(rule) == "Forward":
+        if side_of(rule) != "Server":
             leads_here = not local and overlap(serving, found.rule.to_addresses or None)
         else:
             leads_here = local or overlap(serving, found.rule.to_addresses or None)
@@ -147,15 +149,15 @@ def _of_target(rule: NotrackRule, surroundings: Surroundings) -> str | None:
     return None
 
 
-def _leading(firewall: Firewall, protocol: str) -> Iterator[Translation]:
+def _leading(firewall: Firewall, hook: Hook, protocol: str) -> Iterator[Translation]:
     """Yield the rules that translate requests, by the ways to them, and then those to which no way is known.
 
     Whoever reads about some ports leaves out the ways of others, and one of these may lead here: a Service at port 82
     to this node's port 8443.
     """
-    yield from _every(firewall, "prerouting", protocol, _DESTINATION)
+    yield from _every(firewall, hook, protocol, _DESTINATION)
     for family in WIDTHS:
-        requests = Packets("prerouting", family, protocol)
+        requests = Packets(hook, family, protocol)
         for chain in firewall.chains:
             for rule in chain.rules if not chain.hook else ():
                 if rule.verdict in _DESTINATION and rule.to_ports and (taken := requests.cut(rule.match)[0]):

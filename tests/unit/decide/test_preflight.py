@@ -149,6 +149,10 @@ MASQUERADE = rule(
             id="the node's own are masqueraded",
         ),
         pytest.param(CLIENT, kube_proxy(), None, id="kube-proxy masquerades Services"),
+        pytest.param(
+            wanted(side="Client", ports=[8080], addresses=["10.1.0.5"]), kube_proxy(), "is where",
+            id="a client of what a Service leads to",
+        ),
         pytest.param(FORWARD, nat(postrouting=[MASQUERADE]), "-o eth0 -j MASQUERADE", id="masquerade of its peers"),
         pytest.param(
             FORWARD.model_copy(update={"peers": ["10.2.0.0/16"]}), nat(postrouting=[MASQUERADE]), None,
