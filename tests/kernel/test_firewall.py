@@ -19,6 +19,7 @@ from conntrack_operator.model.surroundings import Firewall, FirewallChain, Firew
 
 IPV4, IPV6 = frozenset({4}), frozenset({6})
 TCP = frozenset({"tcp"})
+FIRST, LATER = frozenset({"first"}), frozenset({"later"})
 
 # A rule as nft prints it, and what must be known of it beside the defaults of Match and FirewallRule.
 NFT_INPUT: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
@@ -65,7 +66,19 @@ NFT_INPUT: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("ip protocol icmp accept", {"families": IPV4, "protocols": frozenset({"icmp"})}, {"verdict": "accept"}),
     ("ip6 nexthdr ipv6-icmp accept", {"families": IPV6, "protocols": frozenset({"icmpv6"})}, {"verdict": "accept"}),
     ("meta nfproto ipv4 accept", {"families": IPV4}, {"verdict": "accept"}),
-    ("tcp flags syn / fin,syn,rst,ack drop", {"protocols": TCP, "other": True}, {"verdict": "drop"}),
+    ("tcp flags syn / fin,syn,rst,ack drop", {"protocols": TCP, "other": True, "segments": FIRST}, {"verdict": "drop"}),
+    (
+        "tcp flags != syn / fin,syn,rst,ack drop",
+        {"protocols": TCP, "other": True, "segments": LATER},
+        {"verdict": "drop"},
+    ),
+    ("tcp flags == syn accept", {"protocols": TCP, "other": True, "segments": FIRST}, {"verdict": "accept"}),
+    ("tcp flags psh,ack drop", {"protocols": TCP, "other": True, "segments": LATER}, {"verdict": "drop"}),
+    (
+        "tcp flags fin,syn / fin,syn drop",
+        {"protocols": TCP, "other": True, "segments": frozenset()},
+        {"verdict": "drop"},
+    ),
     (
         'ct state established,related accept comment "answers"',
         {"states": frozenset({"established", "related"})},
@@ -83,9 +96,10 @@ NFT_INPUT: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ),
     (
         "ct state new limit rate 5/second accept",
-        {"states": frozenset({"new"}), "other": True},
+        {"states": frozenset({"new"}), "other": True, "segments": FIRST},
         {"verdict": "accept", "tracks": True},
     ),
+    ("limit rate over 5/second drop", {"other": True}, {"verdict": "drop"}),
     ("ct status dnat accept", {"states": frozenset({"dnat"})}, {"verdict": "accept", "tracks": True}),
     ("ct mark 0x00000001 accept", {"other": True}, {"verdict": "accept", "tracks": True}),
     ("meta mark set ct mark", {}, {"verdict": "none", "tracks": True}),
@@ -299,7 +313,14 @@ IPTABLES: tuple[tuple[str, str, str, dict[str, Any], dict[str, Any]], ...] = (
     ("filter", "INPUT", "! -s 10.0.0.0/8 -p udp -m udp --sport 53 -j ACCEPT",
      {"protocols": frozenset({"udp"}), "source_ports": ((53, 53),), "other": True}, {"verdict": "accept"}),
     ("filter", "INPUT", "-p tcp -m tcp --tcp-flags SYN,RST SYN -j ACCEPT",
-     {"protocols": TCP, "other": True}, {"verdict": "accept"}),
+     {"protocols": TCP, "other": True, "segments": FIRST}, {"verdict": "accept"}),
+    ("filter", "INPUT", "-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j ACCEPT",
+     {"protocols": TCP, "other": True, "segments": LATER}, {"verdict": "accept"}),
+    ("filter", "INPUT", "-p tcp -m tcp --tcp-flags FIN,SYN,RST,PSH,ACK,URG NONE -j DROP",
+     {"protocols": TCP, "other": True, "segments": frozenset()}, {"verdict": "drop"}),
+    ("filter", "INPUT", "-m limit --limit 5/sec -j ACCEPT",
+     {"other": True, "segments": FIRST}, {"verdict": "accept"}),
+    ("filter", "INPUT", "-m limit --limit 5/sec -j RETURN", {"other": True}, {"verdict": "return"}),
     ("filter", "INPUT", "-j REJECT --reject-with icmp-port-unreachable", {}, {"verdict": "reject"}),
     ("filter", "INPUT", "-j MINE", {}, {"verdict": "jump", "target": "MINE"}),
     ("filter", "INPUT", "-g MINE", {}, {"verdict": "goto", "target": "MINE"}),

@@ -57,6 +57,7 @@ def test_ports_are_known_by_number_where_programs_are_out_of_sight(node: Namespa
     assert FailsafePort(10250, "TCP", "Server", "kubelet") in found
     assert FailsafePort(179, "TCP", "Server", "BGP") in found
     assert FailsafePort(179, "TCP", "Client", "BGP") in found
+    assert FailsafePort(6443, "TCP", "Client", "the API server") in found
     assert not [each for each in found if each.port == 8080]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from conntrack_operator.decide import notrack
-from conntrack_operator.decide.accepts import Accepts, AcceptUntracked, accepts_for
+from conntrack_operator.decide.accepts import Accepts, AcceptUntracked, accept_mode, accepts_for
 from conntrack_operator.decide.intervals import Intervals, merged, port_intervals
 from conntrack_operator.decide.outcome import NODE, phase_of, results_for
 from conntrack_operator.decide.plan import Change, Plan, TableState, plan_for
@@ -163,10 +163,8 @@ class Machine:
             tracking=read_tracking(self.roots) if off else TrackingState(),
         )
         plan = plan_for(settings, facts, table, journal, uses, surroundings)
-        mode = accept_mode(settings, journal)
-        wanted = accepts_for(plan.rules, mode, surroundings.firewall)
-        unplaced = (Refusal(ACCEPT_UNTRACKED, reason, f"{place}: {words}") for reason, place, words in wanted.refused)
-        plan = replace(plan, warnings=(*plan.warnings, *unplaced))
+        mode = accept_mode(settings.notrack, journal)
+        wanted = plan.accepts or Accepts()
         if plan.rules and surroundings.firewall.problems:
             # Half a firewall tells half of the accepts: those of rules in force stay as they are.
             return Sight(facts, table, plan, blind=True, mode=mode)
@@ -373,7 +371,9 @@ class Machine:
         failed = self.write_rules(rules, (), ["notrack"], None)
         confirmed = self.read_confirmed(state)
         try:
-            mode = self.journal(state).accept_untracked or accept_mode(confirmed.settings if confirmed else Settings())
+            mode = self.journal(state).accept_untracked or accept_mode(
+                confirmed.settings.notrack if confirmed else None
+            )
             accepts.write_accepts(self.accepts_of(rules, mode))
         except ConntrackOperatorError as error:
             failed[ACCEPT_UNTRACKED] = error
@@ -427,16 +427,6 @@ def confirmed_rules(journal: Journal) -> list[NotrackRule]:
 def _ports_of(settings: Settings, journal: Journal) -> Intervals:
     rules = [*((settings.notrack and settings.notrack.rules) or ()), *confirmed_rules(journal)]
     return merged(interval for rule in rules for interval in port_intervals(rule.ports or ()))
-
-
-def accept_mode(settings: Settings, journal: Journal | None = None) -> AcceptUntracked:
-    """Return which untracked packets to accept; absent means Replies.
-
-    Where nobody asks for rules any more, those that are kept are accepted as `journal` says they were.
-    """
-    if settings.notrack is None and journal is not None and journal.accept_untracked is not None:
-        return journal.accept_untracked
-    return (settings.notrack and settings.notrack.accept_untracked) or "Replies"
 
 
 def with_mode(journal: Journal, sight: Sight) -> Journal:

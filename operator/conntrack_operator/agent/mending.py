@@ -107,8 +107,7 @@ class Mender:
         moves = bool(mending.plan.changes)
         quiet = not drifts and not moves and not sight.accepts_differ and not sight.plan.refused
         if quiet and not self._left:
-            if not sight.blind:
-                self._all_went_well()
+            self._looked(sight, set())
             self._expect(sight, mark, mending)
             return None
         sentences = self._sentences(drifts, sight)
@@ -117,8 +116,7 @@ class Mender:
         mended = replace(sight, plan=mending.plan, accepts_differ=accepts)
         outcome = self._machine.settle(mended, journal, state, confirmed.uses)
         failed = {result.setting for result in outcome.results if result.reason != APPLIED}
-        if not sight.blind and not failed - _refused(sight) - {drift.setting for drift in mending.left}:
-            self._all_went_well()
+        self._looked(sight, failed - _refused(sight) - {drift.setting for drift in mending.left})
         mending.note(failed, self.repairs, now)
         if accepts and ACCEPTS not in failed:
             self.repairs.repaired(ACCEPTS, now)
@@ -144,8 +142,10 @@ class Mender:
         count = self.repairs.totals.get(key_of(setting), 0)
         return f"{sentence} (put right {count} {'time' if count == 1 else 'times'} since the agent started)"
 
-    def _all_went_well(self) -> None:
-        self._again_at, self._pause = float("inf"), AGAIN_SECONDS
+    def _looked(self, sight: Sight, failed: set[str]) -> None:
+        """Look no more before something moves, if all could be seen and nothing `failed`."""
+        if not sight.blind and not failed:
+            self._again_at, self._pause = float("inf"), AGAIN_SECONDS
 
     def _expect(self, sight: Sight, mark: Mark | None, mending: Mending | None = None) -> None:
         # What is left to a rival is looked at again with the surroundings, once a minute, not at every look.

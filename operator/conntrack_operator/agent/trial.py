@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from conntrack_operator.decide.accepts import accept_mode
 from conntrack_operator.decide.outcome import phase_of, results_for
 from conntrack_operator.decide.remember import journal_confirmed, journal_on_trial
 from conntrack_operator.decide.trial import (
@@ -49,7 +50,6 @@ from .machine import (
     Machine,
     Outcome,
     Sight,
-    accept_mode,
     confirmed_rules,
     read_table_state,
     with_mode,
@@ -82,7 +82,9 @@ def begin(
     sight = machine.look(spec.settings, spec.policies, journal, spec.services)
     confirmed = machine.read_confirmed(state)
     # Accepts that somebody removed are put back at once; others than were confirmed are tried.
-    same_accepts = confirmed is not None and accept_mode(confirmed.settings) == accept_mode(spec.settings)
+    same_accepts = confirmed is not None and accept_mode(confirmed.settings.notrack) == accept_mode(
+        spec.settings.notrack
+    )
     accepts_tried = sight.accepts_differ and bool(sight.plan.rules) and not same_accepts
     if not needs_trial(sight.plan, confirmed) and not accepts_tried:
         outcome = machine.settle(sight, journal, state, spec.policies)
@@ -270,7 +272,7 @@ class Trial:
         plan, before = self._sight.plan, confirmed_rules(self._journal)
         # Accepts for both, as both are in force; they match nothing but what rules leave untracked.
         both = {f"{rule.name} {rule.model_dump_json()}": rule for rule in (*before, *plan.rules)}
-        accepts.write_accepts(self._machine.accepts_of(list(both.values()), accept_mode(self.spec.settings)))
+        accepts.write_accepts(self._machine.accepts_of(list(both.values()), accept_mode(self.spec.settings.notrack)))
         # The entries of flows that are tracked now fall behind, and must live on if the rules go again.
         flow_editing.make_liberal(new_rules(plan, self._journal))
         left = self.budget.timeout_seconds - self.elapsed
@@ -318,7 +320,9 @@ class Trial:
     def _tidy(self) -> None:
         """Take away what the confirmed rules leave behind; what cannot be taken away harms nobody."""
         try:
-            accepts.write_accepts(self._machine.accepts_of(self._sight.plan.rules, accept_mode(self.spec.settings)))
+            accepts.write_accepts(
+                self._machine.accepts_of(self._sight.plan.rules, accept_mode(self.spec.settings.notrack))
+            )
         except ConntrackOperatorError as error:
             log.warning("%s; accepts of rules that are gone stay for now, and match nothing", error)
         notrack, rules = self.spec.settings.notrack, new_rules(self._sight.plan, self._journal)

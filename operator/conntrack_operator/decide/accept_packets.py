@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.surroundings import Match
 
-from .intervals import Intervals, network_intervals, port_intervals
+from .intervals import Intervals, address_text, network_intervals, port_intervals
 from .notrack_lines import Direction, Side
 from .notrack_table import label_of
 
@@ -61,11 +62,34 @@ class Accepted:
         return f"{self.label} {self.what}"
 
     @property
+    def match(self) -> Match:
+        """What it is of a packet, its locality apart; of an error no more than that it is one."""
+        families = frozenset({self.version or 4, self.version or 6})
+        if self.what == "errors":
+            return Match(families, frozenset({"icmp", "icmpv6"}))
+        ends = {key: _texts(self.version, intervals) for key, intervals in self.ends.items()}
+        asked = self.direction == "request"
+        return Match(
+            families,
+            frozenset({self.protocol}),
+            source_ports=None if asked else self.ports,
+            destination_ports=self.ports if asked else None,
+            sources=ends.get("saddr"),
+            destinations=ends.get("daddr"),
+            in_interfaces=self.interfaces or None if self.hook == "input" else None,
+            out_interfaces=self.interfaces or None if self.hook == "output" else None,
+        )
+
+    @property
     def ends(self) -> dict[str, Intervals]:
         """Addresses that the packet (of an error: the quoted packet) must have, as {saddr or daddr: intervals}."""
         names = ("daddr", "saddr") if self.direction == "request" else ("saddr", "daddr")
         ends = zip(names, (self.serving, self.other), strict=True)
         return {name: intervals for name, intervals in ends if intervals is not None}
+
+
+def _texts(version: int, intervals: Intervals) -> tuple[str, ...]:
+    return tuple(address_text(interval, version) for interval in intervals)
 
 
 def unbounded(rule: NotrackRule) -> bool:

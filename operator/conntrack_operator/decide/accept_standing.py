@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from conntrack_operator.model.surroundings import Firewall, Tool
+from conntrack_operator.model.surroundings import Firewall, Match, Tool
 
+from .accept_packets import What
 from .accept_places import each_once, is_ours
 from .notrack_table import digest_of
+
+ANY = Match()
 
 
 @dataclass(frozen=True, order=True)
@@ -32,6 +35,8 @@ class Chain:
     table: Table
     name: str
     rules: tuple[tuple[str, str], ...]
+    openings: tuple[Match, ...] = ()
+    """The same as data: what it accepts of untracked packets."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class Jump:
     rules: int
     where: Literal["after", "before", "end"]
     handle: int = 0
+    scope: Match = ANY
+    """What packets must match to be accepted there, beside being untracked."""
 
     @property
     def comment(self) -> str:
@@ -78,17 +85,27 @@ class Standing:
         return Standing(chains, tuple(jump for jump in self.jumps if jump[0] == table))
 
 
+class Unplaced(NamedTuple):
+    """An accept for which there is no place.
+
+    Reasons: OwnedTable, UnclearAccept, StatefulDrop, UnboundedReplies, TooManyRules.
+    """
+
+    reason: str
+    place: str
+    """The base chain."""
+    sentence: str
+    """With the remedy."""
+    what: What
+
+
 @dataclass(frozen=True)
 class Accepts:
-    """All that has to stand in other people's tables, and what could not be placed.
-
-    `refused`: (reason, place, sentence with the remedy). Reasons: OwnedTable, UnclearAccept, StatefulDrop,
-    UnboundedReplies, TooManyRules.
-    """
+    """All that has to stand in other people's tables, and what could not be placed."""
 
     chains: tuple[Chain, ...] = ()
     jumps: tuple[Jump, ...] = ()
-    refused: tuple[tuple[str, str, str], ...] = ()
+    refused: tuple[Unplaced, ...] = ()
 
     @cached_property
     def standing(self) -> Standing:

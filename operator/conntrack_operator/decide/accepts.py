@@ -10,7 +10,8 @@ untracked, too (both tried on 6.18). What exactly is accepted: `accept_packets`;
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, product
 
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.journal import Journal
+from conntrack_operator.model.policy import Notrack, NotrackRule
 from conntrack_operator.model.surroundings import Firewall, FirewallChain, Match
 
 from . import accept_iptables, accept_nftables
@@ -25,14 +26,15 @@ from .accept_places import (
     is_ours,
     stateful_chains,
 )
-from .accept_standing import Accepts, Chain, Jump, Standing, Table, standing_of
+from .accept_standing import Accepts, Chain, Jump, Standing, Table, Unplaced, standing_of
 from .firewall_walk import losses, would_pass
 from .notrack_table import digest_of
 from .packets import Packets
 from .preflight_stateful import AcceptUntracked, without_ours
+from .refusal import shorter
 from .rule_packets import FILTERED, Direction, packets_of, side_of
 
-__all__ = ["AcceptUntracked", "Accepts", "Standing", "accepts_for", "standing_of"]
+__all__ = ["AcceptUntracked", "Accepts", "Standing", "accept_mode", "accepts_for", "standing_of"]
 
 _VERSIONS: dict[str, tuple[int, ...]] = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
 _SHORT: dict[Hook, str] = {"input": "IN", "output": "OUT", "forward": "FWD"}
@@ -45,6 +47,16 @@ _UNTOLD_MAX = 64
 
 _JUMPS_MAX = 64
 """Jumps for one base chain: firewalls that accept by state in more places make a chain for each pod."""
+
+
+def accept_mode(notrack: Notrack | None, journal: Journal | None = None) -> AcceptUntracked:
+    """Return which untracked packets to accept; absent means Replies.
+
+    Where nobody asks for rules any more, those that are kept are accepted as `journal` says they were.
+    """
+    if notrack is None and journal is not None and journal.accept_untracked is not None:
+        return journal.accept_untracked
+    return (notrack and notrack.accept_untracked) or "Replies"
 
 
 def accepts_for(rules: Sequence[NotrackRule], accept_untracked: AcceptUntracked, firewall: Firewall) -> Accepts:
@@ -60,7 +72,7 @@ def accepts_for(rules: Sequence[NotrackRule], accept_untracked: AcceptUntracked,
     for base in stateful_chains(firewall):
         making.base(base)
         making.refused += [
-            ("UnboundedReplies", base.place, _unbounded(rule))
+            Unplaced("UnboundedReplies", base.place, _unbounded(rule), "replies")
             for rule in ordered
             if unbounded(rule) and base.hook == "forward"
         ]
@@ -115,7 +127,7 @@ class _Making:
         self._wanted = wanted
         self._chains: dict[tuple[Table, str], Chain] = {}
         self._jumps: dict[tuple[Table, str, int, str, str], Jump] = {}
-        self.refused: list[tuple[str, str, str]] = []
+        self.refused: list[Unplaced] = []
 
     def accepts(self) -> Accepts:
         return Accepts(tuple(self._chains.values()), tuple(self._jumps.values()), tuple(dict.fromkeys(self.refused)))
@@ -133,10 +145,11 @@ class _Making:
             if not chain.rules:
                 continue
             if (base.family, base.table) in self._firewall.owned and base.tool != "iptables-legacy":
-                self.refused.append(("OwnedTable", base.place, _owned(base)))
-                return
+                self.refused.append(Unplaced("OwnedTable", base.place, _owned(base), what))
+                continue
             if len(chain.rules) > _RULES_MAX:
-                self.refused.append(("TooManyRules", base.place, _too_many(base, len(chain.rules), "rules")))
+                number = len(chain.rules)
+                self.refused.append(Unplaced("TooManyRules", base.place, _too_many(base, number, "rules"), what))
                 continue
             self._place(base, chain, what, {each.protocol for each in wanted})
 
@@ -144,11 +157,11 @@ class _Making:
         found = _spots(self._firewall, base, what)
         jumps = [jump for spot in found.spots for jump in _jumps(chain, spot, what, protocols)]
         if len(jumps) > _JUMPS_MAX:
-            self.refused.append(("TooManyRules", base.place, _too_many(base, len(jumps), "jumps")))
+            self.refused.append(Unplaced("TooManyRules", base.place, _too_many(base, len(jumps), "jumps"), what))
             return
         if not jumps and found.blocked:
             blocked = found.blocked[0]
-            self.refused.append((blocked.reason, base.place, _blocked(base, what, blocked)))
+            self.refused.append(Unplaced(blocked.reason, base.place, _blocked(base, what, blocked), what))
         for jump in jumps:
             self._chains[chain.table, chain.name] = chain
             self._jumps[jump.table, jump.chain, jump.index, jump.target, jump.comment] = jump
@@ -170,7 +183,8 @@ def _chain(base: FirewallChain, hook: Hook, what: What, accepted: Iterable[Accep
     if base.tool != "nftables":
         # XT_EXTENSION_MAXNAMELEN (include/uapi/linux/netfilter/x_tables.h) leaves 28 characters.
         name = f"CONNTRACK-OP-{_SHORT[hook]}-{what.upper()}"
-    return Chain(table, name, tuple(_rules(base, accepted)))
+    accepted = list(accepted)
+    return Chain(table, name, tuple(_rules(base, accepted)), tuple(each.match for each in accepted))
 
 
 def _rules(base: FirewallChain, accepted: Iterable[Accepted]) -> Iterator[tuple[str, str]]:
@@ -196,6 +210,7 @@ def _jumps(chain: Chain, spot: Spot, what: What, protocols: set[str]) -> Iterato
             rules=count_of(spot.chain),
             where=spot.where,
             handle=spot.handle if chain.table.tool == "nftables" else 0,
+            scope=spot.scope,
         )
 
 
@@ -208,28 +223,28 @@ def _conditions(table: Table, what: What, protocols: set[str], scope: Match) -> 
 
 def _owned(base: FirewallChain) -> str:
     return (
-        f"acceptUntracked: the table of {base.place} belongs to a program that lets nobody else put rules in; let that"
+        f"the table of {base.place} belongs to a program that lets nobody else put rules in; let that"
         " program accept untracked packets of these ports itself and set acceptUntracked: Never"
     )
 
 
 def _too_many(base: FirewallChain, number: int, what: str) -> str:
     return (
-        f"acceptUntracked: {base.place} would need {number} {what}; name fewer ports, addresses and peers (ranges and"
-        " wider networks), or let that firewall accept untracked packets itself and set acceptUntracked: Never"
+        f"{base.place} would need {number} {what}; name fewer ports, addresses and peers (ranges and"
+        " wider networks), or let that firewall accept these ports whatever their state"
     )
 
 
 def _blocked(base: FirewallChain, what: What, blocked: Blocked) -> str:
     if blocked.reason == "StatefulDrop":
-        why = f"the rule `{blocked.rule.text}` refuses untracked packets before that; let it pass them"
+        why = f"the rule `{shorter(blocked.rule.text)}` refuses untracked packets before that; let it pass them"
     else:
-        why = f"the conditions of the rule `{blocked.rule.text}` are not understood; put one without them beside it"
-    return f"acceptUntracked: no place for {what} in {base.place}: {why}, or set acceptUntracked: Never"
+        why = f"the conditions of the rule `{shorter(blocked.rule.text)}` are not understood; put one without beside it"
+    return f"untracked {what} cannot be accepted in {base.place}: {why}"
 
 
 def _unbounded(rule: NotrackRule) -> str:
     return (
-        f"acceptUntracked: untracked replies of rule {rule.name} could come from anybody who sends from its ports;"
-        " name the servers in addresses, or set acceptUntracked: Never"
+        f"untracked replies of rule {rule.name} could come from anybody who sends from its ports;"
+        " name the servers in addresses"
     )

@@ -5,9 +5,11 @@ set by a firewall rule's match gives one set inside and a few outside, none of w
 """
 
 import ipaddress
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any, Literal
 
 from conntrack_operator.model.surroundings import Match
@@ -15,6 +17,9 @@ from conntrack_operator.model.surroundings import Match
 from .intervals import WIDTHS, Interval, Intervals, merged
 
 Hook = Literal["prerouting", "input", "forward", "output", "postrouting"]
+
+_FEW = 8
+"""How many times fewer intervals are worth searching for instead of going through all."""
 
 EVERY_PORT: Intervals = ((0, 65535),)
 
@@ -68,10 +73,11 @@ class Packets:
         if self.family not in match.families or (match.protocols is not None and self.protocol not in match.protocols):
             return None, (self,)
         inside, outside = self, list[Packets]()
-        for name, taken, rest in self._cuts(match):
-            if taken is None:
-                return None, (self,)
-            if rest is not None:
+        cuts = list(self._cuts(match))
+        if any(taken is None for _, taken, _ in cuts):
+            return None, (self,)
+        for name, taken, left in cuts:
+            if (rest := left()) is not None:
                 outside.append(_with(inside, name, rest))
             inside = _with(inside, name, taken)
         return inside, tuple(outside)
@@ -83,8 +89,8 @@ class Packets:
         names = (self.comes_in.only or (), self.comes_in.never, self.goes_out.only or (), self.goes_out.never)
         return sum(map(len, parts)) + sum(map(len, names))
 
-    def _cuts(self, match: Match) -> Iterator[tuple[str, object, object]]:
-        """Yield what each part of the match takes of a field and leaves of it; nothing is None."""
+    def _cuts(self, match: Match) -> Iterator[tuple[str, object, Callable[[], object]]]:
+        """Yield what each part of the match takes of a field, and how to learn what it leaves; nothing is None."""
         every = ((0, (1 << WIDTHS[self.family]) - 1),)
         for name, mine, wanted in (
             ("source_ports", self.source_ports, match.source_ports),
@@ -93,17 +99,25 @@ class Packets:
             ("destinations", self.destinations or every, self._of_family(match.destinations)),
         ):
             if wanted is not None:
-                yield name, common(mine, wanted) or None, without(mine, wanted) or None
+                yield name, common(mine, wanted) or None, partial(_left, mine, wanted)
         for name, interfaces, names in (
             ("comes_in", self.comes_in, match.in_interfaces),
             ("goes_out", self.goes_out, match.out_interfaces),
         ):
             if names is not None:
                 both, rest = interfaces.common(names), interfaces.without(names)
-                yield name, None if both.empty else both, None if rest.empty else rest
+                yield name, None if both.empty else both, partial(_not_empty, rest)
 
     def _of_family(self, texts: tuple[str, ...] | None) -> Intervals | None:
         return None if texts is None else networks(texts, self.family)
+
+
+def _left(mine: Intervals, wanted: Intervals) -> Intervals | None:
+    return without(mine, wanted) or None
+
+
+def _not_empty(interfaces: Interfaces) -> Interfaces | None:
+    return None if interfaces.empty else interfaces
 
 
 def _with(packets: Packets, name: str, value: Any) -> Packets:
@@ -113,6 +127,10 @@ def _with(packets: Packets, name: str, value: Any) -> Packets:
 
 def common(first: Intervals, second: Intervals) -> Intervals:
     """Return the integers in both. Both must be merged."""
+    if len(first) > _FEW * len(second):
+        return _found_in(first, second)
+    if len(second) > _FEW * len(first):
+        return _found_in(second, first)
     found: list[Interval] = []
     mine, yours = 0, 0
     while mine < len(first) and yours < len(second):
@@ -129,6 +147,8 @@ def common(first: Intervals, second: Intervals) -> Intervals:
 
 def without(first: Intervals, second: Intervals) -> Intervals:
     """Return the integers of `first` that are not in `second`. Both must be merged."""
+    if len(first) > _FEW * len(second):
+        return _taken_from(first, second)
     left: list[Interval] = []
     for low, high in first:
         start = low
@@ -143,6 +163,31 @@ def without(first: Intervals, second: Intervals) -> Intervals:
         if start <= high:
             left.append((start, high))
     return tuple(left)
+
+
+def _end(interval: Interval) -> int:
+    return interval[1]
+
+
+def _found_in(many: Intervals, few: Intervals) -> Intervals:
+    """Return the integers in both, at the cost of a few searches: a rule has a port, a policy a thousand."""
+    found: list[Interval] = []
+    for low, high in few:
+        at = bisect_left(many, low, key=_end)
+        while at < len(many) and many[at][0] <= high:
+            found.append((max(low, many[at][0]), min(high, many[at][1])))
+            at += 1
+    return tuple(found)
+
+
+def _taken_from(many: Intervals, few: Intervals) -> Intervals:
+    for low, high in few:
+        start = bisect_left(many, low, key=_end)
+        end = bisect_right(many, high, key=itemgetter(0))
+        if start < end:
+            edges = (many[start][0], low - 1), (high + 1, many[end - 1][1])
+            many = (*many[:start], *(edge for edge in edges if edge[0] <= edge[1]), *many[end:])
+    return many
 
 
 @lru_cache(maxsize=4096)

@@ -16,6 +16,7 @@ from conntrack_operator.model.policy import NotrackRule, Settings
 from conntrack_operator.model.surroundings import Surroundings
 
 from . import notrack
+from .accepts import Accepts, accept_mode, accepts_for
 from .draft import BUCKETS, MAX, RETURNED, Draft, put_back, want_sizes, want_values
 from .flow_matching import forward_withdrawal_problem, is_covered
 from .later import refusals_of_later_fields
@@ -63,6 +64,8 @@ class Plan:
     """What will be had as asked and may surprise somebody; the same form as a refusal."""
     stuck: tuple[str, ...] = ()
     """Names of rules that were installed and cannot be touched, since nft cannot be used: they are there still."""
+    accepts: Accepts | None = None
+    """What has to stand in other people's firewalls for the rules; None where nobody looked at these."""
     off: Off | None = None
     """With `tracking: Disabled`, when nobody needs tracking: what that comes to here."""
 
@@ -120,6 +123,9 @@ def plan_for(  # noqa: PLR0913, PLR0917 - all that a plan is a function of
     applied = _claimed(journal.applied_rules if journal else {}, uses)
     restoring = not uses and settings == Settings()
     rules, rule_changes = _rules_and_changes(draft, settings, table or TableState(), applied, restoring=restoring)
+    accepts = None
+    if surroundings is not None:
+        accepts = accepts_for(rules, accept_mode(settings.notrack, journal), surroundings.firewall)
     draft.warned.extend(warnings_of(settings, draft.wanted, facts, surroundings))
     returned = {name for name in draft.wanted if draft.reasons[name] == RETURNED}
     return Plan(
@@ -130,6 +136,7 @@ def plan_for(  # noqa: PLR0913, PLR0917 - all that a plan is a function of
         released=(*draft.released, *sorted(returned)),
         warnings=tuple(draft.warned),
         stuck=tuple(sorted(applied)) if table and table.problem else (),
+        accepts=accepts,
         off=off,
     )
 
@@ -169,13 +176,13 @@ def _rules_and_changes(
     draft: Draft, settings: Settings, table: TableState, applied: Mapping[str, AppliedRule], *, restoring: bool
 ) -> tuple[tuple[NotrackRule, ...], list[Change]]:
     possible = list(_possible_rules(draft, settings, table))
-    verdicts = sparing_blind(judge(possible, draft.surroundings, settings.notrack), possible, applied)
-    draft.refused.extend(verdicts.refused)
-    draft.warned.extend(verdicts.warned)
-    asked = [rule for rule in possible if verdicts.allow(rule)]
     # A kept rule of a past policy does not stand in for one of its name that was refused today.
     names = {rule.name for rule in possible}
-    rules = [*asked, *(kept.rule for name, kept in applied.items() if kept.keep and name not in names)]
+    kept = [past.rule for name, past in applied.items() if past.keep and name not in names]
+    verdicts = sparing_blind(judge(possible, draft.surroundings, settings.notrack, kept), possible, applied)
+    draft.refused.extend(verdicts.refused)
+    draft.warned.extend(verdicts.warned)
+    rules = [*(rule for rule in possible if verdicts.allow(rule)), *kept]
     if table.problem:
         for name in applied:
             if not draft.refuses(f"notrack/{name}"):

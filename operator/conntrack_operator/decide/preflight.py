@@ -1,6 +1,7 @@
 """Preflight: which NOTRACK rules would hurt on this node, why, and what to do about it. Pure.
 
-Each rule is judged on its own, so the order of rules in a policy decides nothing. A rule gets at most one refusal a
+Each rule is judged on its own, so the order of rules in a policy decides nothing; the accepts they need are then placed
+for all of them together. A rule gets at most one refusal a
 reason: the first cause found is enough to refuse it, and a status has room for few.
 
 `onConflict: Force` turns into warnings the reasons where the person may know better: somebody may want a port out of
@@ -9,20 +10,25 @@ what costs the node (FailsafePort: a trial undoes it, but only after it has cut 
 (OwnedTable, Unsupported), and not seeing at all (LegacyIptablesNeedsNetRaw: nobody can know what they overrule).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from conntrack_operator.model.journal import AppliedRule
 from conntrack_operator.model.policy import Notrack, NotrackRule
 from conntrack_operator.model.surroundings import UNREAD, FailsafePort, Surroundings
 
+from .accepts import accept_mode, accepts_for
 from .packets import common
 from .preflight_nat import nat_conflict, source_port_overlap
+from .preflight_places import place_refusals, place_warnings
 from .preflight_stateful import stateful_refusals
 from .refusal import Refusal
 from .rule_packets import ports_of, protocol_of, side_of, words
 
-FORCIBLE = frozenset({"NATConflict", "SourcePortOverlap", "StatefulAccept"})
+FORCIBLE = frozenset({
+    "NATConflict", "SourcePortOverlap", "StatefulAccept",
+    "StatefulDrop", "TooManyRules", "UnboundedReplies", "UnclearAccept",
+})  # fmt: skip
 
 ALWAYS = tuple(
     FailsafePort(port, protocol, "Client", what)
@@ -38,31 +44,54 @@ class Verdicts:
 
     refused: tuple[Refusal, ...] = ()
     warned: tuple[Refusal, ...] = ()
-    """Conflicts that onConflict: Force overrules."""
+    """Conflicts that onConflict: Force overrules, and accepts that have no place and may not be needed."""
 
     def allow(self, rule: NotrackRule) -> bool:
         """Tell whether `rule` may be installed."""
         return all(refusal.setting != f"notrack/{rule.name}" for refusal in self.refused)
 
 
-def judge(rules: Sequence[NotrackRule], surroundings: Surroundings | None, notrack: Notrack | None) -> Verdicts:
+def judge(
+    rules: Sequence[NotrackRule],
+    surroundings: Surroundings | None,
+    notrack: Notrack | None,
+    kept: Sequence[NotrackRule] = (),
+) -> Verdicts:
     """Return what is wrong with `rules` among `surroundings`, under the policy's acceptUntracked and onConflict.
 
-    Without surroundings (a plan for another machine) only what every node lives by is judged.
+    Without surroundings (a plan for another machine) only what every node lives by is judged. `kept` are rules of
+    policies that are gone; they need accepts, too.
     """
     force = notrack is not None and notrack.on_conflict == "Force"
+    if surroundings is None:
+        return _weighed((refusal for rule in rules for refusal in _failsafe_only(rule)), force=force)
+    alone = _weighed((found for rule in rules for found in _refusals(rule, surroundings, notrack)), force=force)
+    allowed, mode = [rule for rule in rules if alone.allow(rule)], accept_mode(notrack)
+    accepts = accepts_for((*kept, *allowed), mode, surroundings.firewall)
+    warned = {warning.setting for warning in alone.warned}
+    found = place_refusals(
+        # Nothing more is said of a rule that is forced into a firewall.
+        [rule for rule in allowed if f"notrack/{rule.name}" not in warned], accepts, mode, surroundings.firewall
+    )  # fmt: skip
+    placed = _weighed(found, force=force)
+    if placed.refused:
+        allowed = [rule for rule in allowed if placed.allow(rule)]
+        accepts = accepts_for((*kept, *allowed), mode, surroundings.firewall)
+    return Verdicts(
+        (*alone.refused, *placed.refused),
+        (*alone.warned, *placed.warned, *place_warnings(accepts, placed.warned)),
+    )
+
+
+def _weighed(found: Iterable[Refusal], *, force: bool) -> Verdicts:
     refused, warned = [], []
-    for rule in rules:
-        found = _failsafe_only(rule) if surroundings is None else _refusals(rule, surroundings, notrack)
-        for refusal in found:
-            if refusal.reason not in FORCIBLE:
-                refused.append(refusal)
-            elif force:
-                warned.append(replace(refusal, message=f"{refusal.message} (installed by onConflict: Force)"))
-            else:
-                refused.append(
-                    replace(refusal, message=f"{refusal.message}; onConflict: Force installs it all the same")
-                )
+    for refusal in found:
+        if refusal.reason not in FORCIBLE:
+            refused.append(refusal)
+        elif force:
+            warned.append(replace(refusal, message=f"{refusal.message} (installed by onConflict: Force)"))
+        else:
+            refused.append(replace(refusal, message=f"{refusal.message}; onConflict: Force installs it all the same"))
     return Verdicts(tuple(refused), tuple(warned))
 
 
@@ -100,8 +129,7 @@ def _refusals(rule: NotrackRule, surroundings: Surroundings, notrack: Notrack | 
     ):
         if problem:
             yield Refusal(setting, reason, problem)
-    accept = (notrack and notrack.accept_untracked) or "Replies"
-    for reason, problem in stateful_refusals(rule, surroundings.firewall, accept):
+    for reason, problem in stateful_refusals(rule, surroundings.firewall, accept_mode(notrack)):
         yield Refusal(setting, reason, problem)
 
 

@@ -4,13 +4,15 @@ What cannot be told of a match counts as touching, and where the node's own addr
 """
 
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 
 from conntrack_operator.model.policy import NotrackRule
-from conntrack_operator.model.surroundings import Firewall, Service, Surroundings
+from conntrack_operator.model.surroundings import Firewall, FirewallChain, Service, Surroundings
 
-from .firewall_walk import Translation, translation_of, translations, unled_translations
+from .firewall_walk import Translation, translation_of, translations
 from .intervals import WIDTHS
-from .packets import Hook, Packets, common
+from .packets import Hook, Packets, common, networks, without
+from .refusal import shorter
 from .rule_packets import overlap, packets_of, ports_of, protocol_of, serving_addresses, side_of, words
 
 _SERVING = frozenset({"NodePort", "LoadBalancer", "ExternalIP", "HostPort"})
@@ -25,17 +27,18 @@ _LOWEST_PICKED = 1024
 """Masquerade gives a source port of 1024 or more one of 1024 or more (nf_nat_l4proto_unique_tuple in nf_nat_core.c);
 the ones below go to the few programs that send from such a port."""
 _HIGHEST = 65535
-_TEXT_MAX = 160
+_KUBE_PROXY = "kube-proxy"
 
 
 def nat_conflict(rule: NotrackRule, surroundings: Surroundings) -> str | None:
     """Return why NAT on this node would break under `rule` and what to do, in a sentence, or None."""
     causes = (
         _of_service(rule, surroundings.services),
-        _of_live_entry(rule, surroundings),
         _of_destination_rule(rule, surroundings),
         _of_target(rule, surroundings),
         _of_source_rule(rule, surroundings),
+        _of_masqueraded(rule, surroundings),
+        _of_live_entry(rule, surroundings),  # last: a rule says more about what to do, and says it at every look
     )
     return next((cause for cause in causes if cause), None)
 
@@ -104,7 +107,7 @@ def _of_live_entry(rule: NotrackRule, surroundings: Surroundings) -> str | None:
     for (protocol, port), example in sorted(entries.items()):
         if protocol.lower() == protocol_of(rule) and common(ports_of(rule), ((port, port),)):
             return (
-                f"{words(rule, ((port, port),))} is translated right now ({_short(example)}); take the port out of the"
+                f"{words(rule, ((port, port),))} is translated right now ({shorter(example)}); take the port out of the"
                 " rule, or end the translation and wait until its entries are gone"
             )
     return None
@@ -123,11 +126,15 @@ def _of_destination_rule(rule: NotrackRule, surroundings: Surroundings) -> str |
 
 
 def _of_target(rule: NotrackRule, surroundings: Surroundings) -> str | None:
-    """Judge the replies of what a translation leads to: untracked, they would not be translated back."""
+    """Judge the replies of what a translation leads to: untracked, they would not be translated back.
+
+    A Client rule's servers are led to as well: a Service whose endpoints they are, asked for by its ClusterIP.
+    """
     serving = serving_addresses(rule, surroundings.local_addresses)
-    # What this node sends itself is translated in output, and only that can come back to a Client rule.
     hook: Hook = "output" if side_of(rule) == "Client" else "prerouting"
-    for found in _every(surroundings.firewall, hook, protocol_of(rule), _DESTINATION, unled_too=True):
+    for found in _leading(surroundings.firewall, hook, protocol_of(rule)):
+        if found.chain.table == _KUBE_PROXY and not found.rule.to_addresses:
+            continue  # Of a large table the ways in alone are read; which of them lead here the controller tells.
         ports = common(ports_of(rule), found.rule.to_ports or found.packets.destination_ports)
         local = found.rule.verdict == "redirect"
         if side_of(rule) != "Server":
@@ -142,6 +149,21 @@ def _of_target(rule: NotrackRule, surroundings: Surroundings) -> str | None:
     return None
 
 
+def _leading(firewall: Firewall, hook: Hook, protocol: str) -> Iterator[Translation]:
+    """Yield the rules that translate requests, by the ways to them, and then those to which no way is known.
+
+    Whoever reads about some ports leaves out the ways of others, and one of these may lead here: a Service at port 82
+    to this node's port 8443.
+    """
+    yield from _every(firewall, hook, protocol, _DESTINATION)
+    for family in WIDTHS:
+        requests = Packets(hook, family, protocol)
+        for chain in firewall.chains:
+            for rule in chain.rules if not chain.hook else ():
+                if rule.verdict in _DESTINATION and rule.to_ports and (taken := requests.cut(rule.match)[0]):
+                    yield Translation(chain, rule, taken)
+
+
 def _of_source_rule(rule: NotrackRule, surroundings: Surroundings) -> str | None:
     """Judge what leaves: masquerade and SNAT of routed packets; of the node's own, SNAT, which changes the address."""
     verdicts = {"Forward": _SOURCE, "Client": ("snat",)}.get(side_of(rule), ())
@@ -154,19 +176,37 @@ def _of_source_rule(rule: NotrackRule, surroundings: Surroundings) -> str | None
     return None
 
 
-def _every(
-    firewall: Firewall, hook: Hook, protocol: str, verdicts: Collection[str], *, unled_too: bool = False
-) -> Iterator[Translation]:
+def _of_masqueraded(rule: NotrackRule, surroundings: Surroundings) -> str | None:
+    """Judge what others send through this node to the servers of a Client rule, with the node's own address as source.
+
+    The answers come to this node like its own, would be left untracked and never get back to who asked (tried on
+    6.18). kube-proxy and CNI's portmap masquerade by a mark what they have translated to pods, which nobody names as
+    servers.
+    """
+    if side_of(rule) != "Client" or not surroundings.routes:
+        return None
+    others = tuple(chain for chain in surroundings.firewall.chains if not _masquerades_by_mark(chain))
+    firewall = replace(surroundings.firewall, chains=others)
+    for packets in packets_of(rule, "request", "postrouting"):
+        own = networks(surroundings.local_addresses or (), packets.family)
+        routed = replace(packets, sources=without(((0, (1 << WIDTHS[packets.family]) - 1),), own))
+        if found := translation_of(firewall, routed, _SOURCE):
+            return (
+                f"what others send through this node to {words(rule, found.packets.destination_ports)} of these servers"
+                f" gets this node's address by {_where(found)}, and untracked answers would not get back to them; name"
+                " addresses in the rule that this does not cover, or remove the rule"
+            )
+    return None
+
+
+def _masquerades_by_mark(chain: FirewallChain) -> bool:
+    return chain.name in ("KUBE-POSTROUTING", "CNI-HOSTPORT-MASQ") or chain.table in (_KUBE_PROXY, "cni_hostport")
+
+
+def _every(firewall: Firewall, hook: Hook, protocol: str, verdicts: Collection[str]) -> Iterator[Translation]:
     for family in WIDTHS:
-        packets = Packets(hook, family, protocol)
-        yield from translations(firewall, packets, verdicts)
-        if unled_too:
-            yield from unled_translations(firewall, packets, verdicts)
+        yield from translations(firewall, Packets(hook, family, protocol), verdicts)
 
 
 def _where(found: Translation) -> str:
-    return f"{found.chain.place}: {_short(found.rule.text)}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _TEXT_MAX else f"{text[: _TEXT_MAX - 3]}..."
+    return f"{found.chain.place}: {shorter(found.rule.text)}"

@@ -10,7 +10,9 @@ from conntrack_operator.model.surroundings import Firewall, FirewallRule
 from .accept_places import is_ours
 from .firewall_walk import Loss, losses, passing
 from .packets import Packets
+from .refusal import shorter
 from .rule_packets import FILTERED, Direction, packets_of, side_of, words
+from .twins import FOLLOWING
 
 AcceptUntracked = Literal["Never", "Replies", "Both"]
 
@@ -28,7 +30,6 @@ _REMEDIES: dict[Direction, str] = {
     "request": "write notrack.acceptUntracked: Both, or let the firewall accept the port whatever its state",
     "reply": "write notrack.acceptUntracked: Replies, or let the firewall accept the replies whatever their state",
 }
-_TEXT_MAX = 120
 
 
 def stateful_refusals(
@@ -40,9 +41,9 @@ def stateful_refusals(
     """
     firewall = without_ours(firewall)
     seen = set()
-    for direction, loss in losses_of(rule, firewall):
+    for direction, loss, following in losses_of(rule, firewall):
         if direction not in COVERED[accept_untracked]:
-            reason, sentence = "StatefulAccept", _stateful_sentence(rule, direction, loss)
+            reason, sentence = "StatefulAccept", _stateful_sentence(rule, direction, loss, following=following)
         elif (loss.chain.family, loss.chain.table) in firewall.owned:
             reason, sentence = "OwnedTable", _owned_sentence(rule, loss)
         else:
@@ -52,10 +53,11 @@ def stateful_refusals(
             yield reason, sentence
 
 
-def losses_of(rule: NotrackRule, firewall: Firewall) -> Iterator[tuple[Direction, Loss]]:
+def losses_of(rule: NotrackRule, firewall: Firewall) -> Iterator[tuple[Direction, Loss, bool]]:
     """Yield every chain in which the packets of `rule` are worse off untracked, requests first.
 
-    Replies count where their requests come through today: what nobody may ask is not answered either.
+    With true where first packets come through and those that follow do not (rules about SYN, rates). Replies count
+    where their requests come through today: what nobody may ask is not answered either.
     """
     hooks = FILTERED[side_of(rule)]
     replies = []
@@ -63,11 +65,14 @@ def losses_of(rule: NotrackRule, firewall: Firewall) -> Iterator[tuple[Direction
         packets_of(rule, "request", hooks["request"]), packets_of(rule, "reply", hooks["reply"]), strict=True
     ):
         for loss in losses(firewall, (request,), STATES["request"]):
-            yield "request", loss
-        replies.append([_answering(each, reply) for each in passing(firewall, request, STATES["request"])])
+            yield "request", loss, False
+        let_in = passing(firewall, request, STATES["request"])
+        for loss in losses(firewall, let_in, FOLLOWING):
+            yield "request", loss, True
+        replies.append([_answering(each, reply) for each in let_in])
     for sets in replies:
         for loss in losses(firewall, sets, STATES["reply"]):
-            yield "reply", loss
+            yield "reply", loss, False
 
 
 def _answering(request: Packets, reply: Packets) -> Packets:
@@ -102,24 +107,26 @@ def _is_ours(rule: FirewallRule) -> bool:
     return is_ours(rule.target)
 
 
-def _stateful_sentence(rule: NotrackRule, direction: Direction, loss: Loss) -> str:
+def _stateful_sentence(rule: NotrackRule, direction: Direction, loss: Loss, *, following: bool) -> str:
     packets: Packets = loss.packets
     ports = packets.destination_ports if direction == "request" else packets.source_ports
     whose = "requests to" if direction == "request" else "replies from"
     verb = "accepts" if loss.sure else "may accept"
+    if following:
+        return (
+            f"{loss.chain.place} accepts no more than the first of the {whose} {words(rule, ports)} whatever their"
+            f" state ({shorter(loss.accepted_by)}) and refuses untracked ones that follow"
+            f" ({shorter(loss.refused_by)}); {_REMEDIES[direction]}"
+        )
     return (
-        f"{loss.chain.place} {verb} {whose} {words(rule, ports)} by state alone ({_short(loss.accepted_by)}) and"
-        f" refuses them untracked ({_short(loss.refused_by)}); {_REMEDIES[direction]}"
+        f"{loss.chain.place} {verb} {whose} {words(rule, ports)} by state alone ({shorter(loss.accepted_by)}) and"
+        f" refuses them untracked ({shorter(loss.refused_by)}); {_REMEDIES[direction]}"
     )
 
 
 def _owned_sentence(rule: NotrackRule, loss: Loss) -> str:
     return (
-        f"{loss.chain.place} refuses untracked packets of rule {rule.name} ({_short(loss.refused_by)}), and its table"
+        f"{loss.chain.place} refuses untracked packets of rule {rule.name} ({shorter(loss.refused_by)}), and its table"
         " belongs to another program (flags owner), so that no accept rule can be put there; let that program accept"
         " untracked packets of these ports, or remove the rule"
     )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _TEXT_MAX else f"{text[: _TEXT_MAX - 3]}..."

@@ -1,8 +1,8 @@
 """One chain of a firewall, walked by a packet and its untracked twin at once. Pure; `decide.firewall_walk` uses it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from conntrack_operator.model.surroundings import Firewall, FirewallChain, FirewallRule, Match
 
@@ -10,6 +10,23 @@ from .packets import Packets
 
 UNTRACKED = "untracked"
 """The state of a packet that NOTRACK took."""
+FOLLOWING = "following"
+"""No state but a question: may what follows an untracked first packet come, wherever that one may?"""
+
+
+class Twin(NamedTuple):
+    """How one of two twins looks to a firewall: its state, and which packet of its flow it is."""
+
+    state: str
+    segment: Literal["first", "later"]
+
+
+_TWINS = {
+    "new": (Twin("new", "first"), Twin(UNTRACKED, "first")),
+    UNTRACKED: (Twin(UNTRACKED, "first"), Twin(UNTRACKED, "first")),
+    FOLLOWING: (Twin(UNTRACKED, "first"), Twin(UNTRACKED, "later")),
+}
+"""Who is compared with whom; in every other state packets are later ones, both of them."""
 
 Where = Literal["going", "left", "waiting", "accepted", "refused"]
 """A twin goes through the chain, has left it by return or goto, waits for its twin in a chain it is not in, is done."""
@@ -55,8 +72,9 @@ class Walk:
 
     def __init__(self, firewall: Firewall, chain: FirewallChain, state: str) -> None:
         self._base = chain
-        self._state = state
+        self._twins = _TWINS.get(state, (Twin(state, "later"), Twin(UNTRACKED, "later")))
         self._chains = beside(firewall, chain)
+        self._idle = _idle(self._chains)
         self._steps = 0
 
     @property
@@ -102,9 +120,12 @@ class Walk:
         self._steps += 1
         if self._steps > STEPS_MAX:
             raise TooMuch
+        if rule.verdict == "jump" and rule.target in self._idle:
+            yield flow  # marks, counters, logs: they come back as they went
+            return
         target = self._chains.get(rule.target) if rule.verdict in ("jump", "goto") and depth < _DEEPEST else None
-        tracked = flow.tracked == "going" and _holds(rule, self._state)
-        untracked = flow.untracked == "going" and _holds(rule, UNTRACKED)
+        tracked = flow.tracked == "going" and _holds(rule, self._twins[0])
+        untracked = flow.untracked == "going" and _holds(rule, self._twins[1])
         inside, outside = flow.packets.cut(rule.match) if tracked or untracked else (None, ())
         if inside is None or (target is None and rule.verdict not in _VERDICTS):
             yield flow
@@ -158,6 +179,25 @@ def _decided(flow: Flow, rule: FirewallRule, twins: tuple[bool, bool]) -> Flow:
     return flow
 
 
+def _idle(chains: Mapping[str, FirewallChain]) -> frozenset[str]:
+    """Return the chains that decide nothing, with everything they lead to."""
+    deciding = {
+        name
+        for name, chain in chains.items()
+        if any(rule.verdict in _VERDICTS and rule.verdict != "return" for rule in chain.rules)
+    }
+    callers: dict[str, list[str]] = {}
+    for name, chain in chains.items():
+        for rule in chain.rules:
+            callers.setdefault(rule.target, []).append(name)
+    waiting = [*deciding]
+    while waiting:
+        found = [name for name in callers.get(waiting.pop(), ()) if name not in deciding]
+        deciding.update(found)
+        waiting += found
+    return frozenset(chains.keys() - deciding)
+
+
 def beside(firewall: Firewall, chain: FirewallChain) -> dict[str, FirewallChain]:
     """Return the chains that rules of `chain` can jump to, by name."""
     place = (chain.tool, chain.family, chain.table)
@@ -168,13 +208,15 @@ def _after(end: Where, back: Where) -> Where:
     return back if end in ("going", "left") else end
 
 
-def _holds(rule: FirewallRule, state: str) -> bool:
-    """Tell whether what a rule wants of connection tracking can hold for a packet in `state`."""
+def _holds(rule: FirewallRule, twin: Twin) -> bool:
+    """Tell whether what a rule wants of connection tracking, and of the place in a flow, can hold for a packet."""
     match: Match = rule.match
+    if match.segments is not None and twin.segment not in match.segments:
+        return False
     if match.states is not None:
-        return state in match.states
+        return twin.state in match.states
     # Marks, status, helpers: what the packet of no connection has not.
-    return not (state == UNTRACKED and rule.tracks and match.other and rule.verdict not in _TRANSLATIONS)
+    return not (twin.state == UNTRACKED and rule.tracks and match.other and rule.verdict not in _TRANSLATIONS)
 
 
 def _sort_in(flows: Iterable[Flow], going: dict[object, Flow], ended: dict[object, Flow]) -> None:

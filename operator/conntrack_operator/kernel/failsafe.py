@@ -30,6 +30,8 @@ ALWAYS = (
     FailsafePort(443, "TCP", "Client", "the API server's Service, registries and webhooks"),
 )
 BGP_PORT = 179
+APISERVER_PORT = 6443
+"""kube-apiserver's --secure-port where nobody chose another; kubelet talks to it there, and not to the Service."""
 _LISTEN = "0A"  # TCP_LISTEN, include/net/tcp_states.h
 _INODE = re.compile(r"^socket:\[(\d+)\]$")
 # A thread may be in another network namespace than its process.
@@ -54,6 +56,8 @@ def read_failsafe(roots: Roots, api_server: tuple[str, int] | None = None) -> tu
     }
     if any(each.what == BGP for each in found):
         found.add(FailsafePort(BGP_PORT, "TCP", "Client", BGP))  # either side may open the connection
+    if any(each.what == KUBELET for each in found):
+        found.add(FailsafePort(APISERVER_PORT, "TCP", "Client", APISERVER))  # behind its Service's 443
     if api_server:
         found.add(FailsafePort(api_server[1], "TCP", "Client", APISERVER))
     others = [each for each in ALWAYS if (each.port, each.protocol, each.side) not in

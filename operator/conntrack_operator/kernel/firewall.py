@@ -5,11 +5,12 @@ it is in use. Families bridge, netdev and arp are left out: they see packets out
 are left out too: they are not at work.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Literal
 
 from conntrack_operator.decide.notrack import TABLE
-from conntrack_operator.errors import ConntrackOperatorError, Unsupported
+from conntrack_operator.errors import ConntrackOperatorError, Retry, Unsupported
 from conntrack_operator.model.surroundings import UNREAD, Firewall, FirewallChain, PortRanges
 
 from . import firewall_iptables as iptables
@@ -22,6 +23,7 @@ Backend = Literal["nf_tables", "legacy"]
 """Which half of the kernel a table is in: iptables-nft's are nf_tables'."""
 
 OWN = ("inet", TABLE)
+ATTEMPTS = 3
 NEEDS_NET_RAW = "LegacyIptablesNeedsNetRaw"
 
 
@@ -66,30 +68,36 @@ class _Reading:
         return frozenset((table.family, table.name) for table in tables if table.owned)
 
     def _read_table(self, table: TableName, bases: list[BaseChain], chains: int) -> None:
+        for _ in range(ATTEMPTS - 1):
+            with contextlib.suppress(Retry):  # somebody changed it meanwhile; Gone, which is one too, is met again
+                self.chains.extend(self._chains_of(table, bases, chains))
+                return
         try:
-            if self._interest is not None and kube_proxy.is_large(table, chains):
-                self.chains.extend(kube_proxy.read_table(table, bases, self._interest))
-            elif not iptables.is_iptables(table, bases) or not self._read_iptables(table, bases):
-                self.chains.extend(nftables.read_table(table, bases, self._interest))
+            self.chains.extend(self._chains_of(table, bases, chains))
         except Gone:
             pass
         except ConntrackOperatorError as error:
             self.problems.append((UNREAD, f"table {table.family} {table.name} cannot be read: {error}"))
 
-    def _read_iptables(self, table: TableName, bases: list[BaseChain]) -> bool:
-        """Read a table of iptables-nft's; false when it is left to nft, which sees less of it."""
+    def _chains_of(self, table: TableName, bases: list[BaseChain], chains: int) -> list[FirewallChain]:
+        if self._interest is not None and kube_proxy.is_large(table, chains):
+            return kube_proxy.read_table(table, bases, self._interest)
+        found = self._read_iptables(table, bases) if iptables.is_iptables(table, bases) else None
+        return nftables.read_table(table, bases, self._interest) if found is None else found
+
+    def _read_iptables(self, table: TableName, bases: list[BaseChain]) -> list[FirewallChain] | None:
+        """Return the chains of a table of iptables-nft's; None when it is left to nft, which sees less of it."""
         family: Literal["ip", "ip6"] = "ip" if table.family == "ip" else "ip6"
         existing = [base.name for base in bases]
         try:
-            self.chains.extend(iptables.read_table("iptables-nft", family, table.name, self._interest, existing))
+            return iptables.read_table("iptables-nft", family, table.name, self._interest, existing)
         except iptables.Incompatible:
-            return False  # somebody put rules of nft's into it; of those of iptables, nft tells the words
+            return None  # somebody put rules of nft's into it; of those of iptables, nft tells the words
         except NotInstalled as error:
             self.problems.append(
                 (UNREAD, f"table {family} {table.name} is iptables' and {error}: what its rules match is not known")
             )
-            return False
-        return True
+            return None
 
     def read_legacy(self, family: Literal["ip", "ip6"]) -> None:
         """Read the tables of iptables-legacy, where there are some."""

@@ -8,9 +8,10 @@ ones and one rule for the rest.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
+from conntrack_operator.decide.packets import common
 from conntrack_operator.model.surroundings import FirewallRule, PortRanges
 
-from .firewall_match import NAT, intersection
+from .firewall_match import NAT
 
 CROWD = 16
 """Rules alike that are told one by one."""
@@ -29,12 +30,12 @@ def concerns(rule: FirewallRule, interest: PortRanges | None) -> bool:
     if interest is None or rule.verdict not in _LEADING:
         return True
     looked_at = [ports for ports in (rule.match.destination_ports, rule.match.source_ports) if ports is not None]
-    return not looked_at or any(intersection(ports, interest) for ports in looked_at) or leads_to(rule, interest)
+    return not looked_at or any(common(ports, interest) for ports in looked_at) or leads_to(rule, interest)
 
 
 def leads_to(rule: FirewallRule, interest: PortRanges) -> bool:
     """Tell whether a rule translates to one of the ports of interest."""
-    return rule.to_ports is not None and bool(intersection(rule.to_ports, interest))
+    return rule.to_ports is not None and bool(common(rule.to_ports, interest))
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from conntrack_operator.model.surroundings import FirewallRule, PortRanges, Verdict
 
 from .firewall_gathering import shortened
-from .firewall_match import NAT, PORTS_MAX, Conditions, begun, network, networks_between
+from .firewall_match import NAT, PORTS_MAX, STATES, TCP_FLAGS, Conditions, begun, network, networks_between
 
 _TARGETS: dict[str, Verdict] = {
     "ACCEPT": "accept", "DROP": "drop", "REJECT": "reject", "RETURN": "return", "DNAT": "dnat", "NETMAP": "dnat",
@@ -35,6 +35,7 @@ _PORT_OPTIONS = {
 }  # fmt: skip
 _ADDRESSES = {"-s": "sources", "-d": "destinations", "--src-range": "sources", "--dst-range": "destinations"}
 _INTERFACES = {"-i": "in_interfaces", "-o": "out_interfaces"}
+_RATES = ("--limit", "--hashlimit-upto", "--hashlimit")
 _WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
 _ESCAPE = re.compile(r"\\(.)")
 _STATES = frozenset({"NEW", "ESTABLISHED", "RELATED", "INVALID", "UNTRACKED", "SNAT", "DNAT"})
@@ -63,7 +64,7 @@ def rule_of(line: str, family: str, number: int) -> FirewallRule:
     conditions, comment, rest = _conditions(words, begun(family))
     target = _target(rest)
     return FirewallRule(
-        match=conditions.match,
+        match=conditions.match_for(target.verdict),
         verdict=target.verdict,
         text=shortened(line.strip()),
         target=target.chain,
@@ -96,12 +97,15 @@ def _conditions(words: list[str], conditions: Conditions) -> tuple[Conditions, s
             module = values[0] if values else ""
             conditions = conditions.tracking() if module in _TRACKING_MATCHES else conditions
         else:
-            conditions = _option(conditions, word, values[0] if values else "", module, negated=negated)
+            value = "/".join(values) if word == "--tcp-flags" else values[0] if values else ""
+            conditions = _option(conditions, word, value, module, negated=negated)
         at, negated = end, False
     return conditions, comment, []
 
 
-def _option(conditions: Conditions, word: str, value: str, module: str, *, negated: bool) -> Conditions:
+def _option(  # noqa: PLR0911  one for each kind of option
+    conditions: Conditions, word: str, value: str, module: str, *, negated: bool
+) -> Conditions:
     if word == "-p":
         return conditions if value in ("all", "0") else conditions.protocol([value], negated=negated)
     if word in _PORT_OPTIONS and (ranges := _ports(value.split(","))):
@@ -112,8 +116,21 @@ def _option(conditions: Conditions, word: str, value: str, module: str, *, negat
         name = f"{value[:-1]}*" if value.endswith("+") else value
         return conditions.interfaces(_INTERFACES[word], [name], negated=negated)
     if word in ("--ctstate", "--state") and module in ("conntrack", "state") and {*value.split(",")} <= _STATES:
+        if negated and not {word.lower() for word in value.split(",")} <= STATES:
+            # A packet of no connection is not translated: xt_conntrack takes it (nft would not).
+            return conditions.states(STATES - {word.lower() for word in value.split(",")}).unknown()
         return conditions.states(value.split(","), negated=negated)
+    if word == "--tcp-flags":
+        mask, wanted = (sum(TCP_FLAGS[name] for name in _flags(part)) for part in f"{value}/".split("/")[:2])
+        return conditions.flags(mask, [wanted], negated=negated)
+    if word in _RATES and not negated:
+        return conditions.rate()
     return conditions.unknown()
+
+
+def _flags(names: str) -> list[str]:
+    """Return flags as iptables prints them, `FIN,SYN`, by the names that nft gives them."""
+    return [name for name in names.lower().split(",") if name in TCP_FLAGS]
 
 
 def _target(words: list[str]) -> _Target:

@@ -21,6 +21,10 @@ PROTOCOLS = {
 WITH_PORTS = frozenset({"tcp", "udp", "sctp", "dccp", "udplite"})
 STATES = frozenset({"new", "established", "related", "invalid", "untracked"})
 FAMILIES = {"ip": frozenset({4}), "ip6": frozenset({6}), "inet": frozenset({4, 6})}
+TCP_FLAGS = {"fin": 0x01, "syn": 0x02, "rst": 0x04, "psh": 0x08, "ack": 0x10, "urg": 0x20, "ecn": 0x40, "cwr": 0x80}
+"""Bits of TCP's flags (RFC 9293, RFC 3168) as nft and, in capitals, iptables name them."""
+_SEGMENTS = {"first": (0x02,), "later": (0x10, 0x18)}
+"""Flags that make up nearly all of a flow: SYN; ACK, PSH with ACK."""
 NAT = frozenset({"dnat", "redirect", "snat", "masquerade"})
 
 
@@ -30,10 +34,34 @@ class Conditions:
 
     match: Match
     tracks: bool = False
+    rated: bool = False
 
     def unknown(self) -> "Conditions":
         """Add a condition that a Match has no words for."""
         return self if self.match.other else self._with(other=True)
+
+    def flags(self, mask: int, wanted: Iterable[int], *, negated: bool = False) -> "Conditions":
+        """Add a condition on TCP's flags: `flags & mask` is one of `wanted`; negated, none of them."""
+        found = frozenset(wanted)
+        return self.segments(
+            name
+            for name, samples in _SEGMENTS.items()
+            if any((flags & mask in found) is not negated for flags in samples)
+        )
+
+    def segments(self, names: Iterable[str]) -> "Conditions":
+        """Add that only these packets of a flow match; there may be more to it."""
+        known, found = self.match.segments, frozenset(names)
+        return self._with(other=True, segments=found if known is None else known & found)
+
+    def rate(self) -> "Conditions":
+        """Add that packets match until there are too many."""
+        return replace(self.unknown(), rated=True)
+
+    def match_for(self, verdict: str) -> Match:
+        """Return the match of a rule with this verdict: an accept up to a rate is none for a whole flow."""
+        rated = self.rated and verdict == "accept"
+        return self.segments(("first",)).match if rated else self.match
 
     def tracking(self) -> "Conditions":
         """Note that connection tracking is needed to look at this."""

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from conntrack_operator.decide.packets import common
 from conntrack_operator.model.surroundings import FirewallChain, FirewallRule, PortRanges
 
 from .firewall_gathering import Gathering, gathered, shortened
-from .firewall_match import intersection
 from .firewall_names import BaseChain, TableName
 from .firewall_nft_match import ports_in_element
 from .firewall_nft_rules import Outcome, outcomes
@@ -43,7 +43,7 @@ def rules_in(
     """Yield what an expression list of `nft -j` says, in this package's words. The text is left to the caller."""
     for outcome in outcomes(expressions, family, sets):
         yield FirewallRule(
-            match=outcome.conditions.match,
+            match=outcome.conditions.match_for(outcome.verdict),
             verdict=outcome.verdict,
             text=_element_words(outcome),
             target=outcome.target,
@@ -83,7 +83,7 @@ def keeper(interest: PortRanges | None) -> Callable[[dict[str, Any], Any], bool]
         if header["map"] != "verdict":
             return False
         ports = ports_in_element(header.get("type"), element)
-        return interest is None or ports is None or bool(intersection(ports, interest))
+        return interest is None or ports is None or bool(common(ports, interest))
 
     return keep
 
@@ -97,7 +97,7 @@ def _texts(table: TableName, handles: set[int]) -> dict[int, str]:
     """Return the words of these rules, from a listing without the elements of named sets."""
     found: dict[int, str] = {}
     if handles:
-        with output_of(["nft", "-a", "-t", "list", "table", table.family, table.name]) as lines:
+        with output_of(["nft", "-a", "-s", "-t", "list", "table", table.family, table.name]) as lines:
             for line in lines:
                 match = _HANDLE.match(line)
                 if match and int(match[2]) in handles:

@@ -9,7 +9,7 @@ from typing import Any
 from conntrack_operator.decide.intervals import merged
 from conntrack_operator.model.surroundings import PortRanges
 
-from .firewall_match import PORTS_MAX, STATES, WITH_PORTS, Conditions, network, networks_between
+from .firewall_match import PORTS_MAX, STATES, TCP_FLAGS, WITH_PORTS, Conditions, network, networks_between
 
 Sets = Mapping[str, Sequence[Any]]
 """Elements of the table's named sets and maps, as nft prints them; one that is missing here holds nobody knows what."""
@@ -36,6 +36,8 @@ def matched(  # noqa: PLR0911  one for each kind of left side
         return conditions.unknown()
     if "concat" in key:
         return _concatenated(conditions, key["concat"], operator, right, sets)
+    if key == {"payload": {"protocol": "tcp", "field": "flags"}}:
+        return _tcp_flags(conditions.protocol(["tcp"]), operator, right, sets)
     if "payload" in key:
         return _payload(conditions, as_dict(key["payload"]), operator, right, sets)
     values = [bare(element) for element in elements_of(right, sets)]
@@ -57,9 +59,35 @@ def _masked(conditions: Conditions, sides: Any, operator: str, right: Any) -> Co
     if "ct" in as_dict(masked) and operator == "!=" and right == 0 and isinstance(mask, (list, str)):
         # How some versions print `ct state established,related`.
         return _connection(conditions, as_dict(as_dict(masked)["ct"]), [mask], negated=False)
-    if as_dict(as_dict(masked).get("payload")).get("protocol") == "tcp":
+    payload = as_dict(as_dict(masked).get("payload"))
+    if payload.get("protocol") == "tcp":
         conditions = conditions.protocol(["tcp"])
+        bits, wanted = _flags_in(mask), _flags_in(right)
+        if payload.get("field") == "flags" and None not in (bits, wanted) and operator in ("==", "!="):
+            return conditions.flags(bits or 0, [wanted or 0], negated=operator == "!=")
     return conditions.unknown()
+
+
+def _tcp_flags(conditions: Conditions, operator: str, right: Any, sets: Sets) -> Conditions:
+    """Add what `tcp flags operator right` says; `in` wants one of the flags set, `!` none of them."""
+    wanted = [_flags_in(bare(element)) for element in elements_of(right, sets)]
+    known = [flags for flags in wanted if flags is not None]
+    if len(known) < len(wanted):
+        return conditions.unknown()
+    if operator in ("in", "!") and len(known) == 1:
+        return conditions.flags(known[0], [0], negated=operator == "in")
+    if operator in ("in", "==", "!="):
+        return conditions.flags(0xFF, known, negated=operator == "!=")
+    return conditions.unknown()
+
+
+def _flags_in(value: Any) -> int | None:
+    """Return TCP flags as a number: `"syn"`, `["syn", "ack"]`, `{"|": ["syn", "ack"]}` or a number; else None."""
+    names = as_dict(value).get("|", value)
+    if isinstance(names, int):
+        return names
+    bits = [TCP_FLAGS.get(name) for name in ([names] if isinstance(names, str) else names) if isinstance(name, str)]
+    return None if None in bits or isinstance(names, dict) else sum({bit for bit in bits if bit})
 
 
 def _concatenated(conditions: Conditions, parts: list[Any], operator: str, right: Any, sets: Sets) -> Conditions:

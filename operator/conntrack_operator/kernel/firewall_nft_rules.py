@@ -102,6 +102,9 @@ def _stated(  # noqa: PLR0911  one for each kind of statement
         return sofar if sofar.verdict in _STRONG else sofar._replace(verdict=_PLAIN[kind])
     if kind in _HARMLESS or (kind == "xt" and as_dict(body).get("name") == "comment"):
         return sofar
+    if kind == "limit":
+        over = bool(as_dict(body).get("inv"))
+        return sofar._replace(conditions=sofar.conditions.unknown() if over else sofar.conditions.rate())
     if kind == "xt" and as_dict(body).get("type") != "match":
         return _xt_target(str(as_dict(body).get("name")), sofar)
     return sofar._replace(conditions=sofar.conditions.unknown())

@@ -31,9 +31,10 @@ class NotPermitted(Unsupported):
 def output_of(command: Sequence[str]) -> Iterator[IO[str]]:
     """Run a program with constant arguments and give its standard output; it is over when the block is left.
 
-    Leaving the block before the output's end ends the program. Raises, at the end of the block, Gone when the program
-    says there is no such thing, NotInstalled, NotPermitted, errors.Unsupported when it fails otherwise, and Retry when
-    it takes longer than 60 seconds.
+    Leaving the block before the output's end ends the program. Raises at the end of the block, or in place of a Retry
+    that the block raises over output that was cut short: Gone when the program says there is no such thing,
+    NotInstalled, NotPermitted, errors.Unsupported when it fails otherwise, and Retry when it takes longer than 60
+    seconds.
     """
     with os.fdopen(os.memfd_create("complaint"), "w+b") as complaint:
         try:
@@ -57,6 +58,11 @@ def output_of(command: Sequence[str]) -> Iterator[IO[str]]:
             with process.stdout:
                 yield process.stdout
             status = process.wait()
+        except Retry:
+            # What was read makes no sense to the reader; if the program failed, that is why.
+            status = process.wait()
+            if status <= 0:
+                raise
         finally:
             in_time = watch.is_alive()
             watch.cancel()

@@ -17,6 +17,7 @@ from .translated import Translated, read_translated
 from .writers import kube_proxies
 
 CONNTRACK = "nf_conntrack"
+_FORWARDING = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
 
 
 def read_surroundings(
@@ -44,6 +45,7 @@ def read_surroundings(
         translated=translated.here,
         translated_elsewhere=translated.elsewhere,
         local_addresses=_own_addresses(),
+        routes=any(1 in _numbers(roots.file(f"sys/net/{switch}")) for switch in _FORWARDING),
         local_port_range=_port_range(roots.file("sys/net/ipv4/ip_local_port_range")),
         other_entries=sum(namespace.entries for namespace in read_other_namespaces(roots)[0]),
         keepalive_seconds=next(iter(_numbers(roots.file("sys/net/ipv4/tcp_keepalive_time"))), None),

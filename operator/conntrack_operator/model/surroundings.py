@@ -46,6 +46,9 @@ class Match:
     """Connection states that match: new, established, related, invalid, untracked; also `dnat` and `snat`."""
     other: bool = False
     """There are further conditions that this does not tell: the rule may match less than it seems to."""
+    segments: frozenset[str] | None = None
+    """Which packets of one flow match, `first` (a bare SYN), `later`, both or neither, where TCP flags or a rate decide
+    that; None where all of them fare alike. `other` is set beside it: there is more to flags and rates than this."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,8 @@ class Surroundings:
     """The same of entries that others serve: what this node forwards or asks for. They concern Forward and Client."""
     local_addresses: tuple[str, ...] | None = None
     """Addresses of this node in this network namespace; None where nobody looked, and then any may be its own."""
+    routes: bool = True
+    """Whether this node forwards packets of others, of either IP version (net.ipv4.ip_forward and its like)."""
     local_port_range: tuple[int, int] = (32768, 60999)
     """net.ipv4.ip_local_port_range: where the node's own connections take their source ports from."""
     other_entries: int = 0

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.lab.firewalls import chain, firewalld, jump, nftables, rule, ufw
 
@@ -154,7 +154,20 @@ MASQUERADE = rule(
             CLIENT, nat(postrouting=[rule("snat", "snat to 203.0.113.9", out_interfaces=("eth0",))]), "the sources of",
             id="a client's address is changed",
         ),
-        pytest.param(CLIENT, nat(postrouting=[MASQUERADE]), None, id="pods are masqueraded, not the client"),
+        pytest.param(CLIENT, nat(postrouting=[MASQUERADE]), "gets this node's address", id="pods are masqueraded"),
+        pytest.param(
+            CLIENT, nat(postrouting=[rule("return", destinations=("10.0.0.0/8",)), MASQUERADE]), None,
+            id="pods are masqueraded to elsewhere",
+        ),
+        pytest.param(
+            CLIENT, nat(postrouting=[rule("masquerade", sources=("192.0.2.10/32",))]), None,
+            id="the node's own are masqueraded",
+        ),
+        pytest.param(CLIENT, kube_proxy(), None, id="kube-proxy masquerades Services"),
+        pytest.param(
+            wanted(side="Client", ports=[8080], addresses=["10.1.0.5"]), kube_proxy(), "is where",
+            id="a client of what a Service leads to",
+        ),
         pytest.param(FORWARD, nat(postrouting=[MASQUERADE]), "-o eth0 -j MASQUERADE", id="masquerade of its peers"),
         pytest.param(
             FORWARD.model_copy(update={"peers": ["10.2.0.0/16"]}), nat(postrouting=[MASQUERADE]), None,
@@ -418,15 +431,49 @@ def test_what_cannot_be_seen_or_tried_is_refused():
         assert (found.reason, found.setting) == (reason, "notrack/web")
 
 
-def test_force_overrides_three_reasons():
-    """NATConflict, SourcePortOverlap and StatefulAccept become warnings; the rule is allowed."""
+UNTRACKED_DROPPED = rule("drop", "ct state untracked drop", states={"untracked"})
+ODD_ANSWER = rule("accept", "ct state established,related odd accept", states={"established", "related"}, other=True)
+
+
+@pytest.mark.parametrize(
+    ("web", "firewall", "reason", "words"),
+    [
+        (wanted(), nftables(UNTRACKED_DROPPED, PLAIN_80), "StatefulDrop", "`ct state untracked drop` refuses"),
+        (wanted(), both(nftables(PLAIN_80), Firewall((
+            chain("output", ODD_ANSWER, hook="output", policy="drop", tool="nftables", family="inet"),
+        ))), "UnclearAccept", "odd accept"),
+        (wanted(), both(nftables(PLAIN_80), Firewall((
+            chain("output", rule("accept", "ct mark 1 accept", tracks=True, other=True), hook="output", policy="drop",
+                  tool="nftables", family="inet"),
+        ))), "UnclearAccept", "no accept can be put beside it"),
+        (wanted(side="Forward", protocol="UDP", ports=[53]),
+         nftables(rule("accept", ports=[53], protocols={"udp"}), hook="forward"), "UnboundedReplies", "addresses"),
+        (wanted(), dataclasses.replace(nftables(PLAIN_80), owned=frozenset({("inet", "filter")})), "OwnedTable",
+         "lets nobody else"),
+    ],
+)  # fmt: skip
+def test_a_rule_whose_accepts_have_no_place_is_refused(web, firewall, reason, words):
+    """By its own name, for the reason and with the remedy; Force installs it with the same words as a warning."""
+    (found,) = judge([web], around(firewall), Notrack(accept_untracked="Both")).refused
+    assert (found.setting, found.reason) == ("notrack/web", reason)
+    assert words in found.message
+    forced = judge([web], around(firewall), Notrack(accept_untracked="Both", on_conflict="Force"))
+    if reason == "OwnedTable":
+        assert [each.reason for each in forced.refused] == ["OwnedTable"]
+    else:
+        assert (forced.refused, {each.reason for each in forced.warned}) == ((), {reason})
+
+
+def test_force_overrides_what_a_person_may_know_better():
+    """NATConflict, SourcePortOverlap and the reasons about accepts become warnings; the rule is allowed."""
     rules = [wanted(), wanted(name="dns", protocol="UDP", ports=[40000])]
     surroundings = around(nftables(NEW_80), services=(service("NodePort"),))
     plain = judge(rules, surroundings, None)
-    assert {each.reason for each in plain.refused} == FORCIBLE
+    reasons = {"NATConflict", "SourcePortOverlap", "StatefulAccept"}
+    assert {each.reason for each in plain.refused} == reasons < FORCIBLE
     assert not any(plain.allow(each) for each in rules)
     forced = judge(rules, surroundings, Notrack(on_conflict="Force"))
-    assert (forced.refused, {each.reason for each in forced.warned}) == ((), FORCIBLE)
+    assert (forced.refused, {each.reason for each in forced.warned}) == ((), reasons)
     assert all(forced.allow(each) for each in rules)
     assert all(each.message.endswith("(installed by onConflict: Force)") for each in forced.warned)
 
@@ -445,6 +492,7 @@ CROWDED = around(
 )  # fmt: skip
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.permutations(ZOO), st.sampled_from(["Refuse", "Force"]))
 def test_the_order_of_rules_decides_nothing(rules, force):
     """The same rules are refused for the same reasons in whatever order a policy names them."""

@@ -41,7 +41,8 @@ CASES: list[tuple[list[Any], dict[str, Any], bool]] = [
     ([{"xt": {"type": "match", "name": "conntrack"}}], {"other": True}, True),
     ([{"xt": {"type": "match", "name": "comment"}}], {}, False),
     ([{"ct count": {"val": 3}}], {"other": True}, True),
-    ([{"limit": {"rate": 5, "per": "second"}}], {"other": True}, False),
+    ([{"limit": {"rate": 5, "per": "second"}}], {"other": True, "segments": frozenset({"first"})}, False),
+    ([{"limit": {"rate": 5, "per": "second", "inv": True}}], {"other": True}, False),
     ([{"mangle": {"key": {"meta": {"key": "mark"}}, "value": {"ct": {"key": "mark"}}}}], {}, True),
     ([{"flow": {"op": "add", "flowtable": "@f"}}], {}, True),
 ]  # fmt: skip
