@@ -19,7 +19,7 @@ test: setup ## The whole suite on real parts; builds the test control plane once
 check: setup ## Format, lint, types, import contracts, unit tests, generated files in step
 	@.ci/check
 
-bench: setup ## Print the measurements: memory, time from spec to kernel, CPU of a sample
+bench: setup ## Print the measurements: memory, time from spec to kernel, CPU of a sample, pause of a resize
 	@for bench in tests/bench/bench_*.py; do $(BIN)/python -m "tests.bench.$$(basename "$$bench" .py)" || exit 1; done
 
 crds: setup ## Write crds/ from the models

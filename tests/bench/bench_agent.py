@@ -5,6 +5,7 @@ Goals: 40 MB resident, 1 s from spec to kernel (99th percentile), 50 ms for the 
 """
 
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -90,17 +91,31 @@ def measure(cluster: Cluster, host: Host, agent: Program) -> None:
     )
 
 
+def image_environment(folder: str) -> dict[str, str]:
+    """Return the environment for programs whose modules were compiled before, as in the image.
+
+    Compiling takes memory that is not given back.
+    """
+    environment = os.environ | {"PYTHONPYCACHEPREFIX": f"{folder}/compiled"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
+
+
 def main() -> None:
     """Print one line for each goal."""
-    modules = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True).stdout.strip()
-    print(f"agent imports: {modules} modules beyond the interpreter's own")
     with tempfile.TemporaryDirectory() as folder, Host() as host:
+        environment = image_environment(folder)
+        count = subprocess.run(
+            [sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True, env=environment
+        )
+        print(f"agent imports: {count.stdout.strip()} modules beyond the interpreter's own")
         cluster = Cluster(Path(folder) / "cluster", lambda line: print(line, file=sys.stderr))
         agent = Program(
             "agent",
             [sys.executable, "-m", "conntrack_operator", "agent", f"--node={NODE}",
              f"--kubeconfig={cluster.kubeconfig}", f"--state-dir={folder}/state"],
             Path(folder) / "agent.log",
+            environment,
         )  # fmt: skip
         try:
             (Path(folder) / "cluster").mkdir(exist_ok=True)

@@ -114,7 +114,9 @@ def test_the_columns_of_get(cluster: Cluster, crds: Path) -> None:
     try:
         policies = cluster.kubectl("get", "ctp").stdout.splitlines()[0].split()
         nodes = cluster.kubectl("get", "nct").stdout.splitlines()[0].split()
+        wide = cluster.kubectl("get", "ctp,nct", "-o", "wide").stdout.splitlines()
     finally:
         cluster.kubectl("delete", "ctp/minimal", "nct/columns")
     assert policies == ["NAME", "MODE", "NODES", "CURRENT", "PEAK%", "HOTTEST", "DROPS/S", "READY", "AGE"]
     assert nodes == ["NAME", "PHASE", "ENTRIES", "MAX", "USED%", "DROPS/S", "TOFULL", "AGE"]
+    assert [line.split()[-2:] for line in wide if line.startswith("NAME")] == [["AGE", "WHY"]] * 2

@@ -1,19 +1,25 @@
 """What the real kube-proxy writes to a kernel is seen for what it is: translations of Services."""
 
+import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.lab import kube_proxy
 from tests.lab.cluster import Cluster
+from tests.lab.command import conntrack_operator
 from tests.lab.kube_proxy import KubeProxy
 from tests.lab.namespaces import Lab, Namespace, missing
 from tests.lab.programs import wait_until
+from tests.lab.trials import policy
 
 from conntrack_operator.kernel import firewall_kube_proxy
 from conntrack_operator.kernel.firewall import read_firewall
 from conntrack_operator.model.surroundings import Firewall, FirewallRule
 
 NODE_PORT = 30080
+NODE_ADDRESS = "10.99.1.1"
 BACKEND = ("10.99.1.2", 8080)
 
 
@@ -101,3 +107,30 @@ def test_services_appear_as_translations(
         assert other.problems == ()
     tools = {each.tool for each in read(node).chains if "KUBE" in each.name or each.table == "kube-proxy"}
     assert tools == {"nftables" if mode == "nftables" else f"iptables-{variant}"}
+
+
+@pytest.mark.parametrize(("mode", "variant"), MODES)
+def test_rules_on_ports_of_services_are_refused(
+    cluster: Cluster, node: Namespace, tmp_path: Path, mode: str, variant: str
+) -> None:
+    """With no controller to tell it, the node finds kube-proxy's translation itself, and quotes its rule."""
+    kube_proxy.add_service(cluster, "api", 6000, (NODE_ADDRESS, 8080))
+    kube_proxy.add_service(cluster, "web", 80, (BACKEND[0], 9090), node_port=NODE_PORT)
+    rules = [{"name": name, "ports": [port]} for name, port in (("ingress", NODE_PORT), ("api", 8080), ("other", 9000))]
+    file = policy(tmp_path / "policy.json", notrack={"rules": rules})
+    with KubeProxy(cluster, node, "proxied", mode, variant=variant):
+        wait_until(lambda: leading_to(read(node), NODE_PORT), 20, "the NodePort is translated")
+        done = conntrack_operator("plan", "-f", file, "-o", "json", "--state-dir", tmp_path / "state", namespace=node)
+        assert done.returncode == 2, done.stderr
+        plan = json.loads(done.stdout)
+        assert [change["setting"] for change in plan["changes"]] == ["notrack/other"]
+        refused = {refusal["setting"]: refusal for refusal in plan["refused"]}
+        assert {each["reason"] for each in refused.values()} == {"NATConflict"}
+        assert f"port {NODE_PORT}/TCP" in refused["notrack/ingress"]["message"]
+        assert "port 8080/TCP" in refused["notrack/api"]["message"]
+        quoted = (
+            r"nftables ip kube-proxy service-.*: .* dnat to 10\.99" if mode == "nftables" else r"KUBE-SEP-.* -j DNAT"
+        )
+        for refusal in plan["refused"]:
+            assert re.search(quoted, refusal["message"]), refusal["message"]
+            assert "take the port out of the rule" in refusal["message"]

@@ -144,13 +144,22 @@ def test_restore_without_the_right_to_write_keeps_the_journal(node: Namespace, t
     assert node.sysctl(ICMP) == before
 
 
-@pytest.mark.parametrize("command", [("plan", "-f", "-"), ("apply", "-f", "-"), ("restore",), ("status",)])
+@pytest.mark.parametrize("command", [("plan", "-f", "-"), ("apply", "-f", "-"), ("status",)])
 def test_where_conntrack_is_not_loaded(node: Namespace, tmp_path: Path, command: tuple[str, ...]) -> None:
     """One sentence with the remedy."""
     state = () if command == ("status",) else ("--state-dir", tmp_path / "state")
     options = ("--proc-root", tmp_path, *state)
     done = conntrack_operator(*command, *options, namespace=node, text=policy("timeouts: {icmp: 10s}"))
     assert_one_sentence(done, "connection tracking is not loaded", "modprobe nf_conntrack")
+
+
+def test_restore_where_conntrack_is_not_loaded(node: Namespace, tmp_path: Path) -> None:
+    """There is nothing to put back, and that is no error; a --proc-root that is no /proc is one."""
+    options = ("--proc-root", tmp_path, "--state-dir", tmp_path / "state")
+    assert_one_sentence(conntrack_operator("restore", *options, namespace=node), "sys/net is not there", "--proc-root")
+    (tmp_path / "sys/net/netfilter").mkdir(parents=True)
+    done = conntrack_operator("restore", *options, namespace=node)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Nothing was changed.\n", "")
 
 
 def test_while_an_agent_works_here_apply_waits_for_nobody(node: Namespace, tmp_path: Path) -> None:

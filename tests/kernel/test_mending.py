@@ -81,7 +81,23 @@ def test_a_sysctl_comes_back_and_its_writer_is_named(node):
         f"nf_conntrack_udp_timeout_stream was changed from 60 to 180, likely by sysctl.d ({conf}:2)"
     )
     assert dict(node.mender.repairs.totals) == {STREAM: 1}
+    (warning,) = mended.warnings
+    assert (warning.setting, warning.reason) == (STREAM, "Repaired")
+    assert warning.message == f"{sentence} (put right 1 time since the agent started)"
     assert node.mend() is None
+
+
+def test_other_people_s_changes_cost_one_look_at_our_own(node, monkeypatch):
+    """Who changes rules of his own every second makes us read our table, not everybody's, and nothing is said."""
+    looks = []
+    real = node.machine.look
+    monkeypatch.setattr(node.machine, "look", lambda *arguments: looks.append(1) or real(*arguments))
+    for number in range(4):
+        node.node.nft(f"add table inet theirs{number}\n")
+        assert node.mend() is None
+    assert len(looks) <= 1  # theirs is looked at every ten seconds
+    node.node.nft("delete table inet conntrack_operator\n")
+    assert node.mend().outcome.phase == "Current"
 
 
 @pytest.mark.parametrize("script", ["flush ruleset\n", "delete table inet conntrack_operator\n"])

@@ -78,7 +78,7 @@ def test_disk_full_before_a_change(node, tmp_path, small_disk):
     """Where the originals cannot be kept the kernel is not touched."""
     small_disk()
     done = applied(node, tmp_path)
-    assert_one_sentence(done, "state", "No space left on device")
+    assert_one_sentence(done, "state", "No space left on device", "free some space")
     assert (node.sysctl(ICMP), our_table(node)) == ("30", "")
 
 
@@ -105,7 +105,7 @@ def test_read_only_before_a_change(node, tmp_path):
     """A read-only state directory: one sentence, and nothing written to the kernel."""
     subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "state")], check=True)
     done = applied(node, tmp_path)
-    assert_one_sentence(done, "cannot be written", "Read-only file system")
+    assert_one_sentence(done, "cannot be written", "Read-only file system", "mount it writable")
     assert (node.sysctl(ICMP), our_table(node)) == ("30", "")
 
 

@@ -49,6 +49,7 @@ def test_a_rule_that_cuts_off_a_probe(cut_off, tmp_path):
     assert done.returncode == 1, done
     assert "rolled back  ProbeFailed" in done.stdout, done
     assert f"{target.address} answered before the change and did not" in done.stdout
+    assert "rolled back" not in done.stderr, "said once"
     assert (node.sysctl(ICMP), our_table(node)) == ("30", "")
     with node.connect(target.end.ipv4, PORT):
         pass
@@ -117,6 +118,8 @@ def test_no_loop(cut_off, tmp_path):
     with pytest.raises(subprocess.TimeoutExpired):
         agent.wait(6)
     assert (state / "journal.json").stat().st_mtime_ns == parked, "parked: nothing is tried any more"
+    policy(file, timeouts={"icmp": 11}, notrack=notrack, trial=trial, rollout={"retry": "again"})
+    wait_until(lambda: failures() in (1, 2), 30, "another try of the same, asked for by rollout.retry")
     policy(file, timeouts={"icmp": 12}, trial=trial)
     wait_until(lambda: node.sysctl(ICMP) == "12" and failures() == 0, 30, "the next policy")
     agent.send_signal(signal.SIGTERM)

@@ -26,11 +26,11 @@ IPTABLES = ("iptables", "iptables-save", "iptables-restore")
 
 
 class Relay:
-    """Lets programs in a namespace reach 127.0.0.1:port of the host, by the same address."""
+    """Lets programs in a namespace reach 127.0.0.1:port of the host, by the same address or by `at`."""
 
-    def __init__(self, namespace: Namespace, port: int) -> None:
+    def __init__(self, namespace: Namespace, port: int, at: tuple[str, int] | None = None) -> None:
         self._port = port
-        self._listener = namespace.listen("127.0.0.1", port)
+        self._listener = namespace.listen(*(at or ("127.0.0.1", port)))
         self._listener.settimeout(None)
         self._open: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -148,6 +148,11 @@ class KubeProxy:
 def add_proxied_node(cluster: Cluster, name: str, address: str) -> None:
     """Make a Node with an address, which kube-proxy takes for that of its machine."""
     cluster.add_node(name)
+    set_address(cluster, name, address)
+
+
+def set_address(cluster: Cluster, name: str, address: str) -> None:
+    """Say that a Node has this address."""
     addresses: dict[str, Any] = {"status": {"addresses": [{"type": "InternalIP", "address": address}]}}
     cluster.kubectl("patch", "node", name, "--subresource=status", "--type=strategic", "-p", json.dumps(addresses))
 

@@ -1,13 +1,16 @@
 """The operator at work: controller and agent as processes of their own, between a real API server and this machine."""
 
+import contextlib
+import json
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.lab.cluster import Cluster
-from tests.lab.host import Host
+from tests.lab.kube_proxy import Relay, set_address
+from tests.lab.namespaces import Lab, Namespace
 from tests.lab.programs import Program, wait_until
 
 NODE = "this-machine"
@@ -24,15 +27,20 @@ ELSEWHERE: dict[str, Any] = {
 
 
 class Operator:
-    """Controller and agent, between `cluster` and `host`; `folder` takes their logs and the agent's state."""
+    """Controller and agent, between `cluster` and `host`; `folder` takes their logs and the agent's state.
 
-    def __init__(self, cluster: Cluster, host: Host, folder: Path) -> None:
-        self.cluster, self.host, self.folder = cluster, host, folder
+    `host` is this machine, or a network namespace in which the agent runs; there it needs a `server` that it can reach,
+    the API server's address as it is seen from inside.
+    """
+
+    def __init__(self, cluster: Cluster, host: Namespace, folder: Path, node: str = NODE, server: str = "") -> None:
+        self.cluster, self.host, self.folder, self.name, self.server = cluster, host, folder, node, server
         self.state = folder / "state"
         self.controller = self._program("controller", f"--kubeconfig={cluster.kubeconfig}", f"--namespace={NAMESPACE}")
         self.agent = self._program(
-            "agent", f"--node={NODE}", f"--kubeconfig={folder / 'agent.kubeconfig'}", f"--state-dir={self.state}"
+            "agent", f"--node={node}", f"--kubeconfig={folder / 'agent.kubeconfig'}", f"--state-dir={self.state}"
         )
+        self.agent.inside = host.inside
 
     def _program(self, name: str, *arguments: str) -> Program:
         command = [sys.executable, "-m", "conntrack_operator", name, *arguments]
@@ -46,7 +54,7 @@ class Operator:
     def start(self, labels: Mapping[str, str]) -> None:
         """Start both, on a cluster that has this machine as its one Node, with `labels`."""
         self.cluster.kubectl("create", "namespace", NAMESPACE)
-        self.cluster.add_node(NODE, **labels)
+        self.cluster.add_node(self.name, **labels)
         self.controller.start()
         self.start_agent()
 
@@ -57,8 +65,8 @@ class Operator:
         """
         self.cluster.kubectl("apply", "-f", "-", input=ELSEWHERE)
         self.controller.wait_until(self._has_rights, 30, "the controller makes the agents' account and its binding")
-        token = self.cluster.token(AGENT, NAMESPACE, node=NODE)
-        self.cluster.kubeconfig_for(token, self.folder / "agent.kubeconfig")
+        token = self.cluster.token(AGENT, NAMESPACE, node=self.name)
+        self.cluster.kubeconfig_for(token, self.folder / "agent.kubeconfig", server=self.server)
         self.agent.start()
 
     def _has_rights(self) -> bool:
@@ -78,7 +86,30 @@ class Operator:
 
     def node(self) -> dict[str, Any] | None:
         """Return this machine's NodeConntrack, None when there is none."""
-        return self.cluster.get("nodeconntrack", NODE)
+        return self.cluster.get("nodeconntrack", self.name)
+
+    def apply(self, name: str, **spec: Any) -> None:
+        """Apply a policy for this machine alone, in mode Enforce when `spec` says nothing else."""
+        document = {
+            "apiVersion": ELSEWHERE["apiVersion"], "kind": ELSEWHERE["kind"], "metadata": {"name": name},
+            "spec": {"mode": "Enforce", "nodeSelector": {"matchLabels": {"kubernetes.io/hostname": self.name}}, **spec},
+        }  # fmt: skip
+        self.cluster.kubectl("apply", "-f", "-", input=document)
+
+    def status(self) -> dict[str, Any]:
+        """Return what this machine's agent reported last, empty when it reported nothing."""
+        return dict((self.node() or {}).get("status") or {})
+
+    def phases(self) -> list[str]:
+        """Return the phases this machine has reported, oldest first."""
+        return [entry["phase"] for entry in self.status().get("history", [])]
+
+    def journal(self) -> dict[str, Any]:
+        """Return the agent's journal: `trial` is in it while a change is tried. Empty when there is none."""
+        try:
+            return dict(json.loads((self.state / "journal.json").read_text()))
+        except FileNotFoundError:
+            return {}
 
     def condition(self, policy: str, kind: str) -> dict[str, Any]:
         """Return one condition of a policy's status, empty when it is not there or of an older generation."""
@@ -110,3 +141,38 @@ class Operator:
         if mine:
             self.cluster.kubectl("delete", "conntrackpolicies", *mine)
         wait_until(lambda: self.node() is None, 60, "the NodeConntrack of this machine is gone")
+
+
+NEAR, FAR = "10.99.1.1", "10.99.1.2"
+"""Addresses of a node in a namespace, and of its neighbour, through whom it reaches the API server."""
+FAR_PORT = 6443
+
+
+@contextlib.contextmanager
+def in_namespace(cluster: Cluster, folder: Path, name: str, server: str = "") -> Iterator[Operator]:
+    """Give an operator, not started yet, whose agent runs in a namespace of its own and reaches the API server at FAR.
+
+    With `server` it asks for the API server there instead; the way from there to FAR, port FAR_PORT, is the test's.
+    The cluster is cleared before and afterwards.
+    """
+    cluster.clear()
+    folder.mkdir(exist_ok=True)
+    with Lab() as lab:
+        namespace, neighbour = lab.namespace(), lab.namespace()
+        _, far = lab.link(namespace, neighbour)
+        assert far.ipv4 == FAR
+        lab.route(namespace, far)
+        relay = Relay(neighbour, cluster.port, (FAR, FAR_PORT))
+        operator = Operator(cluster, namespace, folder, name, server or f"https://{FAR}:{FAR_PORT}")
+        try:
+            yield operator
+        finally:
+            operator.stop()
+            relay.close()
+            cluster.clear()
+
+
+def start_in_namespace(operator: Operator) -> None:
+    """Start an operator of `in_namespace`, with a Node that has the namespace's address."""
+    operator.start({})
+    set_address(operator.cluster, operator.name, NEAR)

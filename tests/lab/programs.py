@@ -1,5 +1,6 @@
 """Programs that a test starts and ends: each has a log of its own, ends with the test run, and is waited for."""
 
+import contextlib
 import os
 import random
 import signal
@@ -37,8 +38,17 @@ def wait_until(holds: Callable[[], object], seconds: float, what: str, every: fl
 class Program:
     """One program, started and stopped at will, with all its output in one log."""
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        inside: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> None:
         self.name = name
+        self.inside = inside
+        """Entered for the moment of each start, such as a network namespace."""
         self.command = list(command)
         self.log = log
         self.env = dict(env) if env is not None else None
@@ -47,7 +57,7 @@ class Program:
     def start(self) -> None:
         """Start it. It is killed when the test run dies, so that nothing is left behind."""
         assert not self.running
-        with self.log.open("ab") as log:
+        with self.inside(), self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 # setpriv replaces itself by the program: the pid stays.
                 ["setpriv", "--pdeathsig", "KILL", *self.command],

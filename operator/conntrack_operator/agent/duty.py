@@ -10,16 +10,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from conntrack_operator.decide.drift import CONTENDED
-from conntrack_operator.decide.outcome import APPLIED
-from conntrack_operator.decide.plan import BUCKETS
+from conntrack_operator.decide.outcome import APPLIED, NODE
+from conntrack_operator.decide.plan import BUCKETS, Plan
 from conntrack_operator.decide.report import Deed
-from conntrack_operator.decide.trial import Wishing, known_part, seconds_to_next_try, why_not_now
-from conntrack_operator.errors import FAILURES, ConntrackOperatorError, Refused
+from conntrack_operator.decide.trial import (
+    Wishing,
+    has_failed,
+    known_part,
+    seconds_to_next_try,
+    why_again,
+    why_not_now,
+)
+from conntrack_operator.errors import FAILURES, ConntrackOperatorError, Refused, Retry
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec, Result
 
-from .machine import NODE, Machine, Outcome
+from .machine import Machine, Outcome
 from .mending import Mender
 from .probes import Probe
 from .trial import Trial, begin
@@ -28,6 +35,8 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 30.0
 """Until what was refused, or is parked, is looked at again: the reason may have gone."""
+AGAIN_SECONDS = 5.0
+"""Until a change that failed once is begun again, where what would judge it did not answer."""
 RECOVER_SECONDS = 2.0
 """Until a trial that could not be ended is taken back."""
 MEND_SECONDS = 1.5
@@ -166,7 +175,7 @@ class Duty:
             outcome.results,
             self._observed(outcome.facts.sysctls),
             self.deed.preview,
-            outcome.warnings,
+            (*outcome.warnings, *mended.with_earlier(self.deed.warnings)),
         )
         return True
 
@@ -223,12 +232,34 @@ class Duty:
         elif spec.mode == "Restore":
             self._ended(spec, self.machine.restore(self.state, spec.policies))
         elif not self._is_waiting(spec) and not self._is_at_war(spec):
-            begun = begin(self.machine, self.state, spec, self.find_probes)
+            try:
+                begun = begin(self.machine, self.state, spec, self.find_probes)
+            except Retry as error:
+                self._put_off(spec, error)
+                return
             if isinstance(begun, Outcome):
                 self._ended(spec, begun)
             else:
                 self._trial, self._changes = begun, begun.changes
-                self._finish(spec, Deed("Trial", begun.results, self._observed(begun.facts.sysctls)), float("inf"))
+                results = (*self._failed_before(spec), *begun.results)
+                self._finish(spec, Deed("Trial", results, self._observed(begun.facts.sysctls)), float("inf"))
+
+    def _failed_before(self, spec: NodeSpec) -> tuple[Result, ...]:
+        """Return why `spec`, which is tried now, was rolled back the last time; empty when it never was."""
+        failures = self.machine.journal(self.state).failures
+        if failures is None or not has_failed(failures, Wishing(spec.revision, spec.attempt)):
+            return ()
+        return (Result(setting=NODE, wanted="", observed="", reason=failures.reason, message=why_again(failures)),)
+
+    def _put_off(self, spec: NodeSpec, error: Retry) -> None:
+        """Leave a wish that failed before as it is reported, with why it is not tried again yet."""
+        failures = self.machine.journal(self.state).failures
+        if failures is None or not has_failed(failures, Wishing(spec.revision, spec.attempt)):
+            raise error
+        result = Result(
+            setting=NODE, wanted="", observed="", reason=failures.reason, message=f"{failures.message}; {error}"
+        )
+        self._finish(spec, Deed("RolledBack", (result,), preview=self._preview(spec)), AGAIN_SECONDS)
 
     def _is_at_war(self, spec: NodeSpec) -> bool:
         """Tell whether nothing is to be done for `spec` but what is left to whoever keeps changing it."""
@@ -258,8 +289,12 @@ class Duty:
             setting=NODE, wanted="", observed="", reason=failures.reason, message=why_not_now(failures, seconds)
         )
         pause = RETRY_SECONDS if seconds is None else min(seconds, RETRY_SECONDS)
-        self._finish(spec, Deed("RolledBack", (result,)), pause)
+        deed = Deed("RolledBack", (result,), preview=self._preview(spec), parked=seconds is None)
+        self._finish(spec, deed, pause)
         return True
+
+    def _preview(self, spec: NodeSpec) -> Plan | None:
+        return self.machine.plan(spec.preview, services=spec.services) if spec.preview is not None else None
 
     def _ended(self, spec: NodeSpec, outcome: Outcome) -> None:
         if outcome.phase == "RolledBack":
@@ -269,8 +304,8 @@ class Duty:
             return
         self._changes = len(outcome.changes)
         self._watch(outcome)
-        preview = self.machine.plan(spec.preview, services=spec.services) if spec.preview is not None else None
-        deed = Deed(outcome.phase, outcome.results, self._observed(outcome.facts.sysctls), preview, outcome.warnings)
+        observed, preview = self._observed(outcome.facts.sysctls), self._preview(spec)
+        deed = Deed(outcome.phase, outcome.results, observed, preview, outcome.warnings)
         self._refusals = self._refusals + 1 if outcome.phase == "Refused" and outcome.changes else 0
         pause = min(RETRY_SECONDS * 2 ** max(0, self._refusals - 1), LONGEST_RETRY_SECONDS)
         self._finish(spec, deed, pause if outcome.phase == "Refused" else float("inf"))

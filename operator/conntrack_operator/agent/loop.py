@@ -26,8 +26,10 @@ from .meter import Meter
 log = logging.getLogger(__name__)
 
 SAMPLE_SECONDS = 5.0
+FIRST_PAUSE_SECONDS = 0.5
 REPORT_PAUSE_SECONDS = 30.0
-"""The longest time between two tries to write a status."""
+"""The longest time between two tries to write a status; an object that arrives ends the pause, since the API server is
+back then."""
 START_SECONDS = 3.0
 """How long to wait for the API server at the start before the settings kept on the node are used."""
 
@@ -44,13 +46,15 @@ class Agent:
     """Names who holds most entries of a table with that many."""
     _uid: str = ""
     _reported: NodeStatus | None = None
+    _composed: NodeStatus | None = None
+    """What would be reported now: its history has what happened while nobody could be told."""
     _readings: deque[Reading] = field(default_factory=lambda: deque(maxlen=12))
     _blind: str = ""
     _writing: threading.Thread | None = None
     _usage_written: float = float("-inf")
     _unheard: str = ""
     _write_at: float = float("-inf")
-    _write_pause: float = SAMPLE_SECONDS
+    _write_pause: float = FIRST_PAUSE_SECONDS
 
     def run(self) -> None:
         """Work until the mailbox is stopped. What was put in force stays in force."""
@@ -82,7 +86,8 @@ class Agent:
     def _obey(self, delivery: Delivery) -> None:
         if delivery.uid != self._uid or self.duty.spec is None:
             # Another object, or our first sight of it: what it says of us is what was reported. Later only we know.
-            self._uid, self._reported = delivery.uid, delivery.status
+            self._uid, self._reported, self._composed = delivery.uid, delivery.status, delivery.status
+        self._write_at = float("-inf")
         self.duty.wish(delivery.spec)
 
     def _look(self) -> None:
@@ -97,14 +102,14 @@ class Agent:
 
     def _report(self) -> None:
         deed, spec = self.duty.deed, self.duty.spec
-        if deed is None or spec is None or (self._writing is not None and self._writing.is_alive()):
-            return
-        if time.monotonic() < self._write_at:
+        if deed is None or spec is None:
             return
         now = datetime.now(UTC)
         usage = usage_from(self._readings) if self._readings else None
         moment = Moment(now, self._boot_id, usage)
-        fresh = status_for(spec, self._reported, deed, moment)
+        fresh = self._composed = status_for(spec, self._composed, deed, moment)
+        if time.monotonic() < self._write_at or (self._writing is not None and self._writing.is_alive()):
+            return
         since_usage = time.monotonic() - self._usage_written
         if not is_due(self._reported, fresh, now, since_usage, self._jitter):
             return
@@ -112,7 +117,7 @@ class Agent:
         if before and before.phase == fresh.phase and usage and is_another_band(before.usage, usage):
             self._usage_written = time.monotonic()
         moment = replace(moment, talkers=self._talkers())
-        fresh = status_for(spec, self._reported, deed, moment)
+        fresh = status_for(spec, self._composed, deed, moment)
         # An API server that hangs must not hold up a trial, whose deadline does not wait.
         self._writing = threading.Thread(target=self._write, args=(fresh,), name="report", daemon=True)
         self._writing.start()
@@ -124,10 +129,11 @@ class Agent:
             if str(error) != self._unheard:
                 log.warning("%s; the report waits", error)
             self._unheard = str(error)
-            self._write_at = time.monotonic() + self._write_pause * self._jitter
+            # Spread over half the pause, so that a fleet does not return in step.
+            self._write_at = time.monotonic() + self._write_pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreading
             self._write_pause = min(2 * self._write_pause, REPORT_PAUSE_SECONDS)
         else:
-            self._reported, self._unheard, self._write_pause = status, "", SAMPLE_SECONDS
+            self._reported, self._unheard, self._write_pause = status, "", FIRST_PAUSE_SECONDS
         finally:
             self.mailbox.wake()
 

@@ -12,7 +12,7 @@ from typing import Literal
 from conntrack_operator.decide import notrack
 from conntrack_operator.decide.accepts import Accepts, AcceptUntracked, accepts_for
 from conntrack_operator.decide.intervals import Intervals, merged, port_intervals
-from conntrack_operator.decide.outcome import phase_of, results_for
+from conntrack_operator.decide.outcome import NODE, phase_of, results_for
 from conntrack_operator.decide.plan import Change, Plan, TableState, plan_for
 from conntrack_operator.decide.refusal import Refusal
 from conntrack_operator.decide.remember import (
@@ -25,6 +25,7 @@ from conntrack_operator.decide.remember import (
 from conntrack_operator.decide.tracking import SETTING as TRACKING
 from conntrack_operator.decide.tracking_off import journal_after_loading, journal_before_unloading
 from conntrack_operator.decide.trial import (
+    AGENT_KILLED,
     Wishing,
     failed_again,
     new_rules,
@@ -50,8 +51,6 @@ from conntrack_operator.model.surroundings import UNREAD, Firewall, Service, Tra
 
 log = logging.getLogger(__name__)
 
-AGENT_KILLED = "AgentKilled"
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -75,8 +74,6 @@ ACCEPT_UNTRACKED = "notrack.acceptUntracked"
 EVERY_PORT: Intervals = ((0, 65535),)
 """Of interest to whoever asks what tracks: with no ports no translation would be told, and unlike with nothing named,
 thousands of Services are told as a few (3,000 of kube-proxy's in iptables: 7 MB in place of 13)."""
-NODE = "node"
-"""The setting of a result that is about the node as a whole."""
 
 
 @dataclass(frozen=True)

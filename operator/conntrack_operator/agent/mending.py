@@ -5,32 +5,37 @@ Called by the loop every second or two while no trial is under way. It looks fir
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from conntrack_operator.decide.drift import Drift, Mending, Repairs, mending_of, with_contended
-from conntrack_operator.decide.notrack import TABLE
+from conntrack_operator.decide.accept_standing import Standing
+from conntrack_operator.decide.drift import Drift, Mending, Repairs, key_of, mending_of, with_contended
+from conntrack_operator.decide.notrack import TABLE, ruleset_for
 from conntrack_operator.decide.outcome import APPLIED
 from conntrack_operator.decide.plan import ABSENT
+from conntrack_operator.decide.refusal import Refusal
 from conntrack_operator.decide.rivals import Table, likely_flusher, sentence_for
 from conntrack_operator.decide.trial import known_part
 from conntrack_operator.errors import ConntrackOperatorError
+from conntrack_operator.kernel.accepts import read_accepts
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.table_rivals import read_flushers, read_handles
-from conntrack_operator.kernel.vigil import Vigil
+from conntrack_operator.kernel.vigil import Mark, Moved, Vigil
 from conntrack_operator.kernel.writers import read_writers
 from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec
+from conntrack_operator.model.policy import NotrackRule
 
-from .machine import Machine, Outcome, Sight
+from .machine import ACCEPT_UNTRACKED, Machine, Outcome, Sight, read_table_state
 
 log = logging.getLogger(__name__)
 
 OURS = ("inet", TABLE)
 AGAIN_SECONDS, AGAIN_MOST_SECONDS = 2.0, 30.0
 """Before another look where something could not be read or written: at first, and at most."""
-ACCEPTS = "accepts"
+ACCEPTS = ACCEPT_UNTRACKED
 """Key under which repairs of accept rules in other people's firewalls are counted."""
+REPAIRED = "Repaired"
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,18 @@ class Mended:
 
     outcome: Outcome
     """As of any change; phase Contended when something is left to whoever keeps changing it."""
+    warnings: tuple[Refusal, ...]
+    """What was put right, with its setting and how often that was done, for a status."""
     said: tuple[str, ...]
     """One sentence for each thing that was changed: from, to, by whom, remedy."""
     repaired: int
     """Things that were put right now."""
+
+    def with_earlier(self, warnings: Sequence[Refusal]) -> tuple[Refusal, ...]:
+        """Return these warnings, and those of earlier repairs among `warnings` that are about other settings."""
+        now = {warning.setting for warning in self.warnings}
+        earlier = (each for each in warnings if each.reason == REPAIRED and each.setting not in now)
+        return (*self.warnings, *earlier)
 
 
 class Mender:
@@ -52,6 +65,8 @@ class Mender:
         self._machine = machine
         self._vigil = Vigil(machine.roots)
         self._handles: dict[Table, int] = {}
+        self._rules: Sequence[NotrackRule] = ()
+        self._standing: Standing | None = None
         self._left: set[str] = set()
         self._again_at, self._pause = float("inf"), AGAIN_SECONDS
         self.repairs = Repairs()
@@ -77,11 +92,8 @@ class Mender:
         `spec` is the newest wish, for the Services in it; None while nobody said anything yet. `now` is in seconds on a
         clock that only moves forward. Raises as `Machine.look` and `Machine.settle` do.
         """
-        if not self._vigil.moved(now) and now < self._again_at:
+        if not self._is_due(now):
             return None
-        # What moved is told once: unless all goes well, look again soon, and ever later where that does not help.
-        self._again_at = now + self._pause
-        self._pause = min(2 * self._pause, AGAIN_MOST_SECONDS)
         # From before the look and the writes: a change meanwhile is seen at the next look, at the cost of one more.
         mark = self._vigil.mark()
         journal = self._machine.journal(state)
@@ -92,8 +104,7 @@ class Mender:
         moves = bool(mending.plan.changes)
         quiet = not drifts and not moves and not sight.accepts_differ and not sight.plan.refused
         if quiet and not self._left:
-            if not sight.blind:
-                self._all_went_well()
+            self._went(sight)
             self._expect(sight, mark, mending)
             return None
         sentences = self._sentences(drifts, sight)
@@ -101,32 +112,70 @@ class Mender:
             log.warning("%s: %s", setting, sentence)
         mended = replace(sight, plan=mending.plan, accepts_differ=accepts)
         outcome = self._machine.settle(mended, journal, state, confirmed.uses)
-        bad = {result.setting for result in outcome.results if result.reason != APPLIED} - _refused(sight)
-        if not sight.blind and not bad - {drift.setting for drift in mending.left}:
-            self._all_went_well()
-        mending.note({result.setting for result in outcome.results if result.reason != APPLIED}, self.repairs, now)
-        if accepts:
+        failed = {result.setting for result in outcome.results if result.reason != APPLIED}
+        self._went(sight, failed - {drift.setting for drift in mending.left})
+        mending.note(failed, self.repairs, now)
+        if accepts and ACCEPTS not in failed:
             self.repairs.repaired(ACCEPTS, now)
-            sentences[ACCEPTS] = "accept rules of ours in the firewall were changed by somebody and put back"
+        if sight.accepts_differ and sight.plan.rules:
+            sentences[ACCEPTS] = _ACCEPTS_CHANGED
         self._expect(sight, mark, mending)
         for setting in sentences.keys() - self._left:
             log.warning("%s", sentences[setting])
         self._left = {drift.setting for drift in mending.left}
+        if ACCEPTS in sentences and not accepts:
+            self._left.add(ACCEPTS)
         if self._left:
             left = {setting: sentences[setting] for setting in self._left}
             outcome = replace(outcome, phase="Contended", results=with_contended(outcome.results, left))
-        return Mended(outcome, tuple(sentences.values()), len(mending.repairing) + accepts)
+        warnings = tuple(
+            Refusal(setting, REPAIRED, self._counted(setting, sentence))
+            for setting, sentence in sentences.items()
+            if setting not in self._left
+        )
+        return Mended(outcome, warnings, tuple(sentences.values()), len(mending.repairing) + accepts)
 
-    def _all_went_well(self) -> None:
-        self._again_at, self._pause = float("inf"), AGAIN_SECONDS
+    def _counted(self, setting: str, sentence: str) -> str:
+        count = self.repairs.totals.get(key_of(setting), 0)
+        return f"{sentence} (put right {count} {'time' if count == 1 else 'times'} since the agent started)"
 
-    def _expect(self, sight: Sight, mark: int | None, mending: Mending | None = None) -> None:
+    def _is_due(self, now: float) -> bool:
+        moved = self._vigil.moved(now)
+        if now < self._again_at and (not moved or (moved == Moved(table=True) and self._is_as_left())):
+            return False
+        # What moved is told once: unless all goes well, look again soon, and ever later where that does not help.
+        self._again_at = now + self._pause
+        self._pause = min(2 * self._pause, AGAIN_MOST_SECONDS)
+        return True
+
+    def _went(self, sight: Sight, failed: Collection[str] = ()) -> None:
+        refused = {refusal.setting for refusal in sight.plan.refused}
+        if not sight.blind and refused.issuperset(failed):
+            self._again_at, self._pause = float("inf"), AGAIN_SECONDS
+
+    def _expect(self, sight: Sight, mark: Mark | None, mending: Mending | None = None) -> None:
         # What is left to a rival is looked at again with the surroundings, once a minute, not at every look.
         left = {drift.setting for drift in mending.left} if mending else set()
         plan = sight.plan
         wanted = {name: value for name, value in plan.wanted.items() if name not in left}
         self._vigil.expect(wanted, table=bool(plan.rules), mark=mark, off=plan.off is not None)
         self._handles = _handles()
+        self._rules, self._standing = plan.rules, sight.accepts.standing if sight.accepts else None
+
+    def _is_as_left(self) -> bool:
+        """Tell whether our table and our accepts are as they were: others move the generation all the time.
+
+        Everybody's rules are read at their own interval; on a node with 10,000 Services that takes seconds.
+        """
+        if self._left:
+            return False
+        try:
+            table = read_table_state()
+            if table.problem or table.installed != ruleset_for(self._rules).expected:
+                return False
+            return self._standing is None or read_accepts() == self._standing
+        except ConntrackOperatorError:
+            return False
 
     def _sentences(self, drifts: tuple[Drift, ...], sight: Sight) -> dict[str, str]:
         if not drifts:
@@ -137,8 +186,10 @@ class Mender:
         return {drift.setting: sentence_for(drift, writers, rival) for drift in drifts}
 
 
-def _refused(sight: Sight) -> set[str]:
-    return {refusal.setting for refusal in sight.plan.refused}
+_ACCEPTS_CHANGED = (
+    "accept rules of ours in the firewall were taken out by somebody; find what reloads it (iptables -F, a restart), or"
+    " set acceptUntracked: Never and accept the rules' UNTRACKED packets there"
+)
 
 
 def _own_moves(mending: Mending, sight: Sight) -> Iterator[tuple[str, str]]:

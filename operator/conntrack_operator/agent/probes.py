@@ -36,6 +36,8 @@ class Probe:
 
     name: str
     ask: Callable[[float], bool]
+    needed_again: bool = False
+    """Whether a change that failed once is not tried again while this does not answer: nobody could tell then."""
 
 
 def passing(probes: Sequence[Probe], seconds: float) -> frozenset[str]:

@@ -43,7 +43,9 @@ def run_in_cluster(node: str, kubeconfig: str | None, roots: Roots, top_talkers:
 
     def find_probes() -> list[Probe]:
         host, port = host_and_port(access)
-        api_server = Probe(f"API server {address_of(host, port)}", lambda seconds: answers(access, seconds))
+        api_server = Probe(
+            f"API server {address_of(host, port)}", lambda seconds: answers(access, seconds), needed_again=True
+        )
         return [api_server, *cluster_probes(roots, host, port, os.environ)]
 
     machine = Machine(roots, api_server=host_and_port(access))

@@ -17,22 +17,26 @@ from conntrack_operator.decide.outcome import phase_of, results_for
 from conntrack_operator.decide.remember import journal_confirmed, journal_on_trial
 from conntrack_operator.decide.trial import (
     BEFORE_SECONDS,
+    CONFIRM_FAILED,
     EXPIRED,
     PROBE_SECONDS,
+    STATE_UNWRITABLE,
     Budget,
     Confirm,
     Decision,
     Round,
     Undo,
     Wait,
+    Wishing,
     budget_for,
+    has_failed,
     needs_trial,
     new_rules,
     rules_named,
     verdict,
     withdrawn_rules,
 )
-from conntrack_operator.errors import ConntrackOperatorError, Refused, Unsupported
+from conntrack_operator.errors import ConntrackOperatorError, Refused, Retry, Unsupported
 from conntrack_operator.kernel import accepts, flow_editing, nftables
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.model.facts import Facts
@@ -115,7 +119,9 @@ class Trial:
         self._seed_at = SEED_SECONDS
         self._seed_took = 0.0
         self.outcome: Outcome | None = None
-        journal = self._tested(machine.journal(state))
+        journal = machine.journal(state)
+        self._must_be_watched(probes, journal)
+        journal = self._tested(journal)
         self._began = machine.clock()
         deadline = self._began + self.budget.timeout_seconds
         self._journal = journal_on_trial(sight.plan, journal, sight.facts, spec, deadline)
@@ -130,6 +136,19 @@ class Trial:
             counted = isinstance(error, Exception)
             self._undone("AgentFailed" if counted else "Aborted", _INTERRUPTED, counted=counted)
             raise
+
+    def _must_be_watched(self, probes: Sequence[Probe], journal: Journal) -> None:
+        """Raise Retry when this wish failed before and what would show it cannot be reached now anyway.
+
+        Without that a rule that cuts the API server off would be undone, and then confirmed while the API server is
+        away, since what does not answer before a change says nothing about it. The first try is not put off: a full
+        table is a reason why nothing answers, and the change may be its cure.
+        """
+        if not has_failed(journal.failures, Wishing(self.spec.revision, self.spec.attempt)):
+            return
+        missing = [probe.name for probe in probes if probe.needed_again and probe.name in self.unwatched]
+        if missing:
+            raise Retry(f"it is tried again once {' and '.join(missing)} answers")
 
     @property
     def elapsed(self) -> float:
@@ -274,12 +293,12 @@ class Trial:
             kept = journal_confirmed(plan, self._journal, self._sight.facts, self.spec.policies, self._failed)
             kept = kept if rules_failed else with_mode(kept, self._sight)
         except ConntrackOperatorError as error:
-            reason = error.reason if isinstance(error, Refused) else "ConfirmFailed"
+            reason = error.reason if isinstance(error, Refused) else CONFIRM_FAILED
             return self._undone(reason, f"the change could not be confirmed: {error}")
         try:
             self._state.write_journal(kept)
         except ConntrackOperatorError as error:
-            return self._undone("StateUnwritable", f"the change could not be confirmed: {error}")
+            return self._undone(STATE_UNWRITABLE, f"the change could not be confirmed: {error}")
         results = results_for(plan, facts, table, self._failed)
         outcome = Outcome(phase_of(results, "Apply"), results, plan.changes, facts, plan.warnings, self._sight)
         self._machine.keep_confirmed(self.spec, outcome, plan, self._state)

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy", type=Path, metavar="FILE", help="work without a cluster: obey this file, and watch it for changes"
     )
-    add_probes(parser)
+    add_probes(parser, " (with --policy alone: in a cluster the agent knows what it must reach)")
     parser.add_argument(
         "--top-talkers",
         type=whole_number(0, 20),
@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metrics-address", metavar="HOST:PORT", help=argparse.SUPPRESS)
     add_roots(parser)
+    parser.epilog = (
+        "What was never confirmed on this machine is on trial first: what answered before\n"
+        "the change must answer after it, or all is put back. In a cluster that is the API\n"
+        "server, its ClusterIP, DNS and the kubelet; with --policy the default gateway and\n"
+        "every --probe. SIGTERM takes back what is on trial and keeps what is confirmed."
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

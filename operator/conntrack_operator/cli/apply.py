@@ -4,6 +4,7 @@ By the agent's own code, in the foreground. Whoever interrupts it gets everythin
 """
 
 import argparse
+import logging
 import signal
 import sys
 import threading
@@ -44,8 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_probes(parser)
     add_roots(parser)
     parser.epilog = (
-        "What answers before the change must answer after it, or all is put back: the default gateway, and every"
-        " --probe.\nexit codes: 0 all is as the policy says, 1 something was refused or rolled back, or an error"
+        "What was never confirmed on this machine is on trial first: what answered before\n"
+        "the change must answer after it, or all is put back. That is the default gateway\n"
+        "and every --probe. Ctrl-C takes everything back.\n"
+        "The file is the whole wish: what an earlier one set and this one does not goes\n"
+        "back to its original value.\n"
+        "exit codes: 0 all is as the policy says, 1 refused, rolled back, or an error"
     )
 
 
@@ -118,6 +123,8 @@ def _tried(machine: Machine, state: StateDirectory, spec: NodeSpec, probes: Sequ
         if isinstance(begun, Outcome):
             return begun
         _say_what_is_watched(begun)
+        # An undo is told on stdout; what the machine logs of it would stand there twice.
+        _undoing.addFilter(_is_no_undo)
         while not interrupted.is_set():
             if (outcome := begun.tick()) is not None:
                 return outcome
@@ -125,9 +132,17 @@ def _tried(machine: Machine, state: StateDirectory, spec: NodeSpec, probes: Sequ
             interrupted.wait(min(begun.seconds_to_tick, 1.0))
         return begun.abort("interrupted")
     finally:
+        _undoing.removeFilter(_is_no_undo)
         _progress(None)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+_undoing = logging.getLogger(Machine.__module__)
+
+
+def _is_no_undo(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("rolled back")
 
 
 def _say_what_is_watched(trial: Trial) -> None:

@@ -82,14 +82,14 @@ def add_policy_file(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_probes(parser: argparse.ArgumentParser) -> None:
-    """Declare --probe."""
+def add_probes(parser: argparse.ArgumentParser, when: str = "") -> None:
+    """Declare --probe; `when` ends its help."""
     parser.add_argument(
         "--probe",
         action="append",
         default=[],
         metavar="HOST:PORT",
-        help="something that must still be reachable by TCP after a change; repeat it for more",
+        help=f"something that must still be reachable by TCP after a change; repeat it for more{when}",
     )
 
 

@@ -19,10 +19,10 @@ PIPE_CLOSED = 141
 
 COMMANDS = {
     "controller": "the half that runs once in a cluster: policies in, one object for each node out",
-    "agent": "the half that runs on every node: tunes it, and reports what it sees",
-    "plan": "what a policy would change on this machine; changes nothing",
-    "apply": "make a policy true on this machine, once, and read back what became of it",
-    "restore": "put every original value back and remove the rules",
+    "agent": "the half that runs on every node: tunes it, keeps it so, and reports what it sees",
+    "plan": "what a policy would change on this machine, and what would be refused; changes nothing",
+    "apply": "try a policy on this machine, keep it when all goes well, else take it back",
+    "restore": "put every original value back and remove the rules; the way out when something is wrong",
     "status": "how full the table is, and what it threw away",
     "top": "who fills the table",
     "doctor": "why the table is full, and what to do about it",

@@ -21,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_output(parser)
     add_roots(parser)
-    parser.epilog = "exit codes: 0 nothing to change, 2 changes, 1 error"
+    parser.epilog = (
+        "Needs root where the policy has NOTRACK rules. What is refused is no change."
+        "\nexit codes: 0 nothing to change, 2 changes, 1 error"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from conntrack_operator.decide.merge import Merge, merged, revision_of
+from conntrack_operator.decide.targets import attempt_of
 from conntrack_operator.errors import Invalid, Problem
 from conntrack_operator.model.catalogue import PREFIX
 from conntrack_operator.model.facts import Facts
@@ -94,15 +95,16 @@ def node_spec_in(path: Path) -> NodeSpec:
     Those that observe are in the preview alone.
     """
     policies = policies_in(str(path))
-    enforced = merged([policy for policy in policies if policy.spec.mode == "Enforce"])
-    observes = any(policy.spec.mode == "Observe" for policy in policies)
+    enforcing = [policy for policy in policies if policy.spec.mode == "Enforce"]
+    enforced = merged(enforcing)
     return NodeSpec(
         revision=revision_of({"mode": "Apply", "settings": enforced.settings.document()}),
+        attempt=attempt_of(policies),
         mode="Apply",
         node_uid="",
         policies=list(enforced.uses),
         settings=enforced.settings,
-        preview=merged(policies).settings if observes else None,
+        preview=merged(policies).settings if len(enforcing) < len(policies) else None,
     )
 
 

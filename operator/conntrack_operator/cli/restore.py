@@ -14,7 +14,12 @@ from .rights import require_root, require_writable
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     add_roots(parser)
-    parser.epilog = "exit codes: 0 everything is as it was, 1 something could not be put back, or an error"
+    parser.epilog = (
+        "Takes back an unfinished trial too, and what onDelete: Keep left behind. What\n"
+        "somebody else has changed since is left alone. Refused while an agent is at work\n"
+        "on this machine: stop it first.\n"
+        "exit codes: 0 everything is as it was, 1 something could not be put back, an error"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,11 +1,11 @@
 """The six conditions of a policy, for `kubectl wait`, Flux (kstatus) and Argo CD, and for the person who reads them.
 
 kstatus takes Reconciling=True for "in progress" and Stalled=True for "failed", so Stalled is said only when nothing
-moves any more and somebody must act. A node whose agent is silent makes a policy Degraded, not unready: one broken
-machine must not hold up everybody's deployment.
+moves any more and somebody must act: while a node that rolled back will try again, the policy is in progress. A node
+whose agent is silent makes a policy Degraded, not unready: one broken machine must not hold up everybody's deployment.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -20,6 +20,8 @@ SATURATED_FROM_PERCENT = 90
 SATURATED_UNTIL_PERCENT = 85
 """Between the two a saturated policy stays so, or the condition would flap around one number."""
 
+PARKED = "NodesParked"
+"""Reason of Stalled while some node has given up what it rolled back."""
 CONFLICTS_NAMED = 5
 NODES_NAMED = 3
 
@@ -33,13 +35,19 @@ class Picture:
     usage: FleetUsage
     failures: Sequence[NodeFailure]
     conflicts: Mapping[Conflict, Sequence[str]]
+    retrying: int = 0
+    """Nodes that rolled back and will try again by themselves."""
+    troubled: int = 0
+    """Nodes in a trial, of which something failed before or is refused."""
+    warned: Sequence[NodeFailure] = ()
+    """The first warning of every node that has one."""
     trouble: str = ""
     blind: str = ""
 
     @property
     def moving(self) -> int:
         """Nodes that are still on their way."""
-        return self.counts.pending + self.counts.updating
+        return self.counts.pending + self.counts.updating + self.retrying
 
     @property
     def failed(self) -> int:
@@ -48,8 +56,11 @@ class Picture:
 
     @property
     def first_failure(self) -> str:
-        """The first failure as a clause, empty when there is none."""
-        return f"{self.failures[0].node}: {self.failures[0].message}" if self.failures else ""
+        """The first failure as a clause, and how many more are listed; empty when there is none."""
+        if not self.failures:
+            return ""
+        more = len(self.failures) - 1
+        return f"{self.failures[0].node}: {self.failures[0].message}" + (f" ({more} more in failures)" if more else "")
 
 
 @dataclass(frozen=True)
@@ -103,12 +114,23 @@ def _ready(picture: Picture) -> _Verdict:
         return _Verdict("Unknown", "NodesUnknown", f"nothing is known of any of {_nodes(counts.matched)}")
     if picture.policy.spec.mode == "Observe":
         return _Verdict("True", "Observed", f"{_nodes(counts.current)} say what would change; nothing is changed")
-    return _Verdict("True", "AllNodesCurrent", f"{counts.current} of {_nodes(counts.matched)} as the policy says")
+    done = f"{counts.current} of {_nodes(counts.matched)} as the policy says"
+    if picture.warned:
+        first = picture.warned[0]
+        done += f", {len(picture.warned)} with warnings; {first.node}: {first.reason}: {first.message}"
+    return _Verdict("True", "AllNodesCurrent", done)
 
 
 def _progress(picture: Picture) -> str:
-    done = f"{picture.counts.current} of {_nodes(picture.counts.matched)} current, {picture.moving} on the way"
-    return f"{done}; {picture.trouble}" if picture.trouble else done
+    counts = picture.counts
+    ways = ((counts.pending, "pending"), (counts.updating, "on trial"), (picture.retrying, "to be tried again"))
+    done = ", ".join((f"{counts.current} of {_nodes(counts.matched)} current", *_counted(ways)))
+    more = picture.trouble or (picture.first_failure if picture.retrying or picture.troubled else "")
+    return f"{done}; {more}" if more else done
+
+
+def _counted(numbers: Iterable[tuple[int, str]]) -> list[str]:
+    return [f"{number} {what}" for number, what in numbers if number]
 
 
 def _reconciling(picture: Picture) -> _Verdict:
@@ -119,7 +141,7 @@ def _reconciling(picture: Picture) -> _Verdict:
 
 def _stalled(picture: Picture) -> _Verdict:
     if picture.failed and not picture.moving:
-        return _Verdict("True", "NodesFailed", picture.first_failure)
+        return _Verdict("True", PARKED if picture.counts.rolled_back else "NodesFailed", picture.first_failure)
     return _Verdict("False", "NotStalled", "")
 
 
@@ -128,11 +150,16 @@ _NO_NODE_FAILED = _Verdict("False", "NoNodeFailed", "")
 
 def _degraded(picture: Picture) -> _Verdict:
     counts = picture.counts
-    bad = picture.failed + counts.unknown
+    bad = picture.failed + picture.troubled + counts.unknown
     if not bad:
         return _Verdict("True", "ControllerMayNotSee", picture.blind) if picture.blind else _NO_NODE_FAILED
-    reason = "NodesFailed" if picture.failed else "AgentsSilent"
-    parts = f"{counts.refused} refused, {counts.rolled_back} rolled back, {counts.unknown} unknown"
+    reason = "NodesFailed" if picture.failed or picture.troubled else "AgentsSilent"
+    ways = (
+        (counts.refused, "refused"),
+        (counts.rolled_back, "rolled back"),
+        (picture.troubled, "on trial with failures"),
+    )
+    parts = ", ".join(_counted((*ways, (counts.unknown, "unknown"))))
     more = f"; {picture.blind}" if picture.blind else ""
     return _Verdict("True", reason, f"of {_nodes(counts.matched)}: {parts}; {picture.first_failure}{more}")
 

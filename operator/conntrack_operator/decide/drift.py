@@ -17,6 +17,10 @@ REPAIRS_AN_HOUR = 3
 """Of one setting. The next one in the same hour is a war: a writer that comes back is named, not outshouted."""
 WINDOW_SECONDS = 3600.0
 CONTENDED = "Contended"
+LEFT_ALONE = (
+    f"it was put right {REPAIRS_AN_HOUR} times within an hour and is left alone now; it is tried again in an hour, or"
+    " at once when the policy changes or rollout.retry has a new text"
+)
 TABLE = "notrack"
 """One key for our table: one flush takes all rules and is one repair."""
 
@@ -150,10 +154,17 @@ def mending_of(plan: Plan, repairs: Repairs, now: float, applied: Collection[str
 
 
 def with_contended(results: Iterable[Result], sentences: Mapping[str, str]) -> tuple[Result, ...]:
-    """Return `results` in which each setting of `sentences` is Contended, and its sentence says by whom."""
-    return tuple(
-        result.model_copy(update={"reason": CONTENDED, "message": sentences[result.setting]})
-        if result.setting in sentences
+    """Return `results` in which each setting of `sentences` is Contended; its sentence says by whom, and what next."""
+    told = {setting: f"{sentence}; {LEFT_ALONE}" for setting, sentence in sentences.items()}
+    changed = tuple(
+        result.model_copy(update={"reason": CONTENDED, "message": told[result.setting]})
+        if result.setting in told
         else result
         for result in results
+    )
+    named = {result.setting for result in changed}
+    return changed + tuple(
+        Result(setting=setting, wanted="", observed="", reason=CONTENDED, message=sentence)
+        for setting, sentence in told.items()
+        if setting not in named
     )

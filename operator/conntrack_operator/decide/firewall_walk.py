@@ -130,6 +130,24 @@ def translations(firewall: Firewall, packets: Packets, verdicts: Collection[str]
             yield from _reached(firewall, chain, packets, verdicts)
 
 
+def unled_translations(firewall: Firewall, packets: Packets, verdicts: Collection[str]) -> Iterator[Translation]:
+    """Yield rules that match some of `packets` in chains to which nothing that was read leads.
+
+    Whoever read a firewall for some ports left out the ways to a translation that is to one of them but begins
+    elsewhere: port 6000 of a Service, which ends at port 8080 of interest.
+    """
+    led_to = {(chain.tool, chain.family, chain.table, rule.target) for chain in firewall.chains for rule in chain.rules}
+    family = {4: "ip", 6: "ip6"}[packets.family]
+    for chain in firewall.chains:
+        place = (chain.tool, chain.family, chain.table, chain.name)
+        if chain.hook or chain.family not in (family, "inet") or place in led_to:
+            continue
+        for rule in chain.rules:
+            taken = packets.cut(rule.match)[0] if rule.verdict in verdicts else None
+            if taken is not None:
+                yield Translation(chain, rule, taken)
+
+
 def _reached(
     firewall: Firewall, base: FirewallChain, packets: Packets, verdicts: Collection[str]
 ) -> Iterator[Translation]:

@@ -1,14 +1,20 @@
 """What a person must be told about, found by comparing two statuses of a policy; the controller posts it as Events.
 
-A change is told once, when it begins. Comparing with the status that is stored, and not with one remembered, means
-that a restarted controller does not tell it again.
+A change is told once, when it begins, and when it is over. Comparing with the status that is stored, and not with one
+remembered, means that a restarted controller does not tell it again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from conntrack_operator.model.status import Condition, PolicyStatus
+from conntrack_operator.model.status import FAILURES_MAX, Condition, NodeFailure, PolicyStatus
+
+from .conditions import PARKED
+from .trial import ROLLED_BACK_BY
+
+ROLLED_BACK = "RolledBack"
+RECOVERED = "Recovered"
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,10 @@ class Happening:
 
 
 def happenings_between(before: PolicyStatus | None, after: PolicyStatus) -> Iterator[Happening]:
-    """Yield what begins with `after`: no node matches, all are current, a conflict, a full table, a refusing node."""
+    """Yield what begins with `after`, and what is over.
+
+    No node matches, all are current, a conflict, a full table, nodes that gave up, a node that fails or fails no more.
+    """
     old, new = _conditions(before), _conditions(after)
     ready = new["Ready"]
     if ready.reason != (old["Ready"].reason if "Ready" in old else ""):
@@ -33,11 +42,35 @@ def happenings_between(before: PolicyStatus | None, after: PolicyStatus) -> Iter
     for kind in ("Conflicted", "Saturated"):
         if new[kind].status == "True" and (kind not in old or old[kind].status != "True"):
             yield Happening("Warning", kind, new[kind].message)
-    known = {(failure.node, failure.reason) for failure in (before.failures if before else ())}
-    fresh = [failure for failure in after.failures if (failure.node, failure.reason) not in known]
-    # At most FAILURES_MAX of them, since a status names no more: a bad policy on 5,000 nodes is no storm.
-    for failure in fresh:
-        yield Happening("Warning", failure.reason, f"{failure.node}: {failure.message}", failure.node)
+    if "Stalled" in new and new["Stalled"].reason == PARKED != (old["Stalled"].reason if "Stalled" in old else ""):
+        yield Happening("Warning", PARKED, new["Stalled"].message)
+    failed = before.failures if before else []
+    yield from _failing(failed, after.failures)
+    if "Reconciling" in new and new["Reconciling"].status == "False":
+        yield from _recovered(failed, after.failures)
+
+
+def _failing(before: Iterable[NodeFailure], after: Iterable[NodeFailure]) -> Iterator[Happening]:
+    """Yield the failures that begin: one for each node and reason, however many settings it is about.
+
+    At most FAILURES_MAX of them, since a status names no more: a bad policy on 5,000 nodes is no storm.
+    """
+    known = {(failure.node, failure.reason) for failure in before}
+    for failure in after:
+        if (failure.node, failure.reason) not in known:
+            known.add((failure.node, failure.reason))
+            reason = ROLLED_BACK if failure.reason in ROLLED_BACK_BY else failure.reason
+            yield Happening("Warning", reason, f"{failure.node}: {failure.message}", failure.node)
+
+
+def _recovered(before: list[NodeFailure], after: list[NodeFailure]) -> Iterator[Happening]:
+    """Yield the nodes that fail no more. Where a list is full, nobody can tell who left it for being well."""
+    if FAILURES_MAX in (len(before), len(after)):
+        return
+    still = {failure.node for failure in after}
+    was = {failure.node: failure.reason for failure in reversed(before) if failure.node not in still}
+    for node, reason in sorted(was.items()):
+        yield Happening("Normal", RECOVERED, f"{node}: nothing fails there any more (it was {reason})", node)
 
 
 def _conditions(status: PolicyStatus | None) -> dict[str, Condition]:

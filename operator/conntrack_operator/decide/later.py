@@ -7,11 +7,13 @@ believes they do anything. A field leaves this module with the change that makes
 from collections.abc import Iterator, Sequence
 
 from conntrack_operator.model.node import PolicyUse
-from conntrack_operator.model.policy import Notrack, Settings
+from conntrack_operator.model.policy import Notrack, Rollout, Settings
 
 from .refusal import Refusal
 
 REASON = "Unsupported"
+ROLLOUT = "rollout"
+"""The setting under which a policy's rollout is refused."""
 
 
 def refusals_of_later_fields(settings: Settings, uses: Sequence[PolicyUse] = ()) -> Iterator[Refusal]:
@@ -19,10 +21,16 @@ def refusals_of_later_fields(settings: Settings, uses: Sequence[PolicyUse] = ())
     if settings.notrack is not None:
         yield from _of_notrack(settings.notrack)
     for use in uses:
-        if use.rollout is not None:
+        if fields := later_fields_of(use.rollout):
+            named = ", ".join(f"rollout.{field}" for field in fields)
             yield Refusal(
-                "rollout", REASON, f"this version changes all nodes at once; remove rollout from policy {use.name}"
+                ROLLOUT, REASON, f"this version changes all nodes at once; remove {named} from policy {use.name}"
             )
+
+
+def later_fields_of(rollout: Rollout | None) -> list[str]:
+    """Return the fields of a policy's rollout that do nothing yet: all but retry, which starts a parked node again."""
+    return [field for field in rollout.document() if field != "retry"] if rollout is not None else []
 
 
 def _of_notrack(notrack: Notrack) -> Iterator[Refusal]:

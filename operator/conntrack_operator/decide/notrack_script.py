@@ -8,7 +8,6 @@ done (tried on 6.18).
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 
 from .intervals import Interval, address_text, port_text, within, without
 from .notrack_lines import UNTRACK
@@ -96,6 +95,10 @@ def _chain_edits(name: str, chain: Chain, lines: Sequence[Line]) -> Iterator[str
     counts = {
         comment.rpartition(" ")[0]: count for comment, count in zip(chain.rules, chain.counts, strict=True) if count
     }
+    if list(chain.rules) == comments:
+        return
+    from difflib import SequenceMatcher  # noqa: PLC0415 - few nodes ever see a chain change
+
     where = f"inet {TABLE} {name}"
     for what, first, last, low, high in SequenceMatcher(None, chain.rules, comments, autojunk=False).get_opcodes():
         if what == "equal":

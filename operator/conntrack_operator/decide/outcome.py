@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from conntrack_operator.errors import ConntrackOperatorError, Refused
+from conntrack_operator.model.catalogue import PREFIX
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.node import Phase, Result
 
@@ -12,6 +13,8 @@ from .plan import Plan, TableState
 from .tracking import SETTING as TRACKING
 
 APPLIED = "Applied"
+NODE = "node"
+"""The setting of a result that is about the node as a whole."""
 
 
 def results_for(
@@ -38,6 +41,14 @@ def results_for(
     named = {result.setting for result in results}
     results.extend(_failure(setting, "", "", error) for setting, error in failed.items() if setting not in named)
     return tuple(results)
+
+
+def in_words(setting: str, message: str) -> str:
+    """Return what is said of `setting`, which is named unless the message does so, or is about the node as a whole."""
+    if not message:
+        return setting
+    named = setting == NODE or message.startswith((setting, setting.removeprefix(PREFIX)))
+    return message if named else f"{setting}: {message}"
 
 
 def phase_of(results: tuple[Result, ...], mode: Literal["Apply", "Restore"]) -> Phase:

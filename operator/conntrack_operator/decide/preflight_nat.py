@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from conntrack_operator.model.policy import NotrackRule
 from conntrack_operator.model.surroundings import Firewall, Service, Surroundings
 
-from .firewall_walk import Translation, translation_of, translations
+from .firewall_walk import Translation, translation_of, translations, unled_translations
 from .intervals import WIDTHS
 from .packets import Hook, Packets, common
 from .rule_packets import overlap, packets_of, ports_of, protocol_of, serving_addresses, side_of, words
@@ -124,13 +124,13 @@ def _of_destination_rule(rule: NotrackRule, surroundings: Surroundings) -> str |
 
 def _of_target(rule: NotrackRule, surroundings: Surroundings) -> str | None:
     """Judge the replies of what a translation leads to: untracked, they would not be translated back."""
-    if side_of(rule) == "Client":
-        return None
     serving = serving_addresses(rule, surroundings.local_addresses)
-    for found in _every(surroundings.firewall, "prerouting", protocol_of(rule), _DESTINATION):
+    # What this node sends itself is translated in output, and only that can come back to a Client rule.
+    hook: Hook = "output" if side_of(rule) == "Client" else "prerouting"
+    for found in _every(surroundings.firewall, hook, protocol_of(rule), _DESTINATION, unled_too=True):
         ports = common(ports_of(rule), found.rule.to_ports or found.packets.destination_ports)
         local = found.rule.verdict == "redirect"
-        if side_of(rule) == "Forward":
+        if side_of(rule) != "Server":
             leads_here = not local and overlap(serving, found.rule.to_addresses or None)
         else:
             leads_here = local or overlap(serving, found.rule.to_addresses or None)
@@ -154,9 +154,14 @@ def _of_source_rule(rule: NotrackRule, surroundings: Surroundings) -> str | None
     return None
 
 
-def _every(firewall: Firewall, hook: Hook, protocol: str, verdicts: Collection[str]) -> Iterator[Translation]:
+def _every(
+    firewall: Firewall, hook: Hook, protocol: str, verdicts: Collection[str], *, unled_too: bool = False
+) -> Iterator[Translation]:
     for family in WIDTHS:
-        yield from translations(firewall, Packets(hook, family, protocol), verdicts)
+        packets = Packets(hook, family, protocol)
+        yield from translations(firewall, packets, verdicts)
+        if unled_too:
+            yield from unled_translations(firewall, packets, verdicts)
 
 
 def _where(found: Translation) -> str:

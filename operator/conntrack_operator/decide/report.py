@@ -22,7 +22,8 @@ from conntrack_operator.model.node import (
 )
 from conntrack_operator.model.status import Condition
 
-from .outcome import APPLIED
+from .drift import CONTENDED
+from .outcome import APPLIED, NODE, in_words
 from .plan import Plan
 from .refusal import Refusal
 from .usage import is_another_band
@@ -32,6 +33,12 @@ USAGE_SECONDS = 60
 """Usage alone makes a node write at most once in this time."""
 HISTORY = 10
 SATURATED_PERCENT = 90
+SATURATED_UNTIL_PERCENT = 85
+"""Between the two a saturated node stays so, or the condition would flap around one number."""
+SATURATED, STALLED = "Saturated", "Stalled"
+ROOM_FOR_FINE = 12
+"""Results that are kept beside those that failed when room is short."""
+ON_TRIAL = "a change is in force, and is kept if the node's probes pass all through the soak; else it is undone"
 
 
 def stamp(now: datetime) -> str:
@@ -43,7 +50,8 @@ def stamp(now: datetime) -> str:
 class Deed:
     """What was done for a spec and how it came out.
 
-    `observed` was read back, `preview` is what an Observe would do, `warnings` are the plan's.
+    `observed` was read back, `preview` is what an Observe would do, `warnings` are the plan's. `parked` says of what
+    was rolled back that it is not tried again by itself.
     """
 
     phase: Phase
@@ -51,6 +59,7 @@ class Deed:
     observed: dict[str, int] = field(default_factory=dict)
     preview: Plan | None = None
     warnings: Sequence[Refusal] = ()
+    parked: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,18 +76,21 @@ def status_for(spec: NodeSpec, previous: NodeStatus | None, deed: Deed, moment: 
     """Return the status of a node that acted on `spec`, at most 4 KB as JSON."""
     failed = [result for result in deed.results if result.reason != APPLIED]
     phase, time = deed.phase, stamp(moment.now)
-    reason = failed[0].reason if failed else phase
-    message = "; ".join(f"{result.setting}: {result.message}" for result in failed)[:512]
+    # What failed before a trial, or is refused beside it, does not say where the node is now.
+    reason = failed[0].reason if failed and phase != "Trial" else phase
+    message = _clipped("; ".join(in_words(result.setting, result.message) for result in failed), 512)
     history = list(previous.history) if previous else []
     if not previous or (previous.phase, previous.observed_revision) != (phase, spec.revision):
-        history.append(Transition(time=time, phase=phase, reason=reason, revision=spec.revision, message=message[:128]))
+        history.append(
+            Transition(time=time, phase=phase, reason=reason, revision=spec.revision, message=_clipped(message, 128))
+        )
     status = NodeStatus(
         observed_revision=spec.revision,
         observed_attempt=spec.attempt,
         node_uid=spec.node_uid,
         boot_id=moment.boot_id,
         phase=phase,
-        conditions=_conditions(previous, _verdicts(phase, reason, message, moment.usage), time),
+        conditions=_conditions(previous, _verdicts(previous, deed, reason, message, moment.usage), time),
         observed=deed.observed,
         results=sorted(deed.results, key=lambda result: result.reason == APPLIED),
         warnings=[Warned(**warning.document()) for warning in deed.warnings],
@@ -111,13 +123,19 @@ def is_due(
     return beat is None or not timedelta(0) <= now - beat < timedelta(seconds=HEARTBEAT_SECONDS * jitter)
 
 
+def _clipped(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
 def fitted(status: NodeStatus) -> NodeStatus:
     """Return `status` within 4 KB of JSON.
 
     Talkers go first, then old history, long warnings, the preview's length, all warnings, the preview, and results that
-    are fine.
+    are fine. What failed is said to the last: with shorter sentences first, then with none, and only where not even the
+    names have room, in one result for all the others.
     """
-    results = list(status.results)
+    failed = [result for result in status.results if result.reason != APPLIED]
+    fine = [result for result in status.results if result.reason == APPLIED]
     updates: tuple[dict[str, Any], ...] = (
         {},
         {"top_talkers": status.top_talkers[:4]},
@@ -127,22 +145,45 @@ def fitted(status: NodeStatus) -> NodeStatus:
         {"preview": status.preview and Preview(changes=status.preview.changes[:8], refused=status.preview.refused[:4])},
         {"warnings": []},
         {"preview": None},
-        {"results": [result for result in results if result.reason != APPLIED]},
-        {"results": [_short(result) for result in results if result.reason != APPLIED][:8]},
+        {"results": [*failed, *fine[: ROOM_FOR_FINE - len(failed)]] if len(failed) < ROOM_FOR_FINE else failed},
+        {"results": failed},
+        *({"results": [_short(result, length) for result in failed]} for length in (240, 160, 80)),
+        {"history": []},
+        {
+            "conditions": [
+                kind.model_copy(update={"message": _clipped(kind.message, 160)}) for kind in status.conditions
+            ]
+        },
+        *({"results": _some(failed, number)} for number in range(len(failed), -1, -1)),
     )
     for update in updates:
         status = status.model_copy(update=update)
-        if len(json.dumps(status.document(), separators=(",", ":"))) <= MAX_STATUS_BYTES:
+        if size_of(status) <= MAX_STATUS_BYTES:
             break
     return status
 
 
+def size_of(status: NodeStatus) -> int:
+    """Return the bytes of `status` as the API server keeps it: JSON in UTF-8."""
+    return len(json.dumps(status.document(), separators=(",", ":"), ensure_ascii=False).encode())
+
+
 def _brief(warning: Warned) -> Warned:
-    return warning.model_copy(update={"message": warning.message[:160]})
+    return warning.model_copy(update={"message": _clipped(warning.message, 160)})
 
 
-def _short(result: Result) -> Result:
-    return result.model_copy(update={"message": result.message[:160], "wanted": result.wanted[:64], "observed": ""})
+def _short(result: Result, length: int) -> Result:
+    message, wanted = _clipped(result.message, length), _clipped(result.wanted, 64)
+    return result.model_copy(update={"message": message, "wanted": wanted, "observed": ""})
+
+
+def _some(failed: Sequence[Result], number: int) -> list[Result]:
+    """Return the first `number` of `failed` by name and reason, and one result that speaks for the others."""
+    named = [result.model_copy(update={"message": "", "wanted": "", "observed": ""}) for result in failed[:number]]
+    if len(failed) > number:
+        others = f"{len(failed) - number} more settings failed; see the agent's log"
+        named.append(Result(setting=NODE, wanted="", observed="", reason=failed[number].reason, message=others))
+    return named
 
 
 def _news(status: NodeStatus) -> tuple[object, ...]:
@@ -156,20 +197,40 @@ def _news(status: NodeStatus) -> tuple[object, ...]:
         status.node_uid,
         status.boot_id,
         status.phase,
-        [(result.setting, result.wanted, result.observed, result.reason) for result in status.results],
+        [
+            # What somebody else writes over and over is no news each time.
+            (result.setting, result.wanted, result.reason != CONTENDED and result.observed, result.reason)
+            for result in status.results
+        ],
+        [(kind.type, kind.status) for kind in status.conditions if kind.type == STALLED],
         [(warning.setting, warning.reason) for warning in status.warnings],
         status.preview and status.preview.changes,
         status.preview and [(refusal.setting, refusal.reason) for refusal in status.preview.refused],
     )
 
 
-def _verdicts(phase: Phase, reason: str, message: str, usage: Usage | None) -> list[tuple[str, bool, str, str]]:
-    full = usage is not None and (usage.percent >= SATURATED_PERCENT or usage.drops_per_second > 0)
+def _verdicts(
+    previous: NodeStatus | None, deed: Deed, reason: str, message: str, usage: Usage | None
+) -> list[tuple[str, bool, str, str]]:
+    was_full = previous is not None and holds(previous, SATURATED)
+    limit = SATURATED_UNTIL_PERCENT if was_full else SATURATED_PERCENT
+    full = usage is not None and (usage.percent >= limit or usage.drops_per_second > 0)
     use = f"{usage.entries} of {usage.max_entries} entries, {usage.drops_per_second} drops/s" if usage else ""
+    if deed.phase == "Trial":
+        message = f"{ON_TRIAL}; {message}" if message else ON_TRIAL
+    # A refusal is looked at again, but what it is about must change first.
+    stalled = deed.parked or deed.phase in ("Refused", CONTENDED)
+    why = "Parked" if deed.parked else str(deed.phase)
     return [
-        ("Ready", phase in ("Current", "Restored"), reason, message),
-        ("Saturated", full, "TableFull" if full else "RoomLeft", use if full else ""),
+        ("Ready", deed.phase in ("Current", "Restored"), reason, message),
+        (STALLED, stalled, why if stalled else "NotStalled", "somebody must act; see Ready" if stalled else ""),
+        (SATURATED, full, "TableFull" if full else "RoomLeft", use if full else ""),
     ]
+
+
+def holds(status: NodeStatus, kind: str) -> bool | None:
+    """Tell whether the condition of type `kind` is True; None when the node, an older agent, does not speak of it."""
+    return next((condition.status == "True" for condition in status.conditions if condition.type == kind), None)
 
 
 def _conditions(

@@ -15,7 +15,7 @@ from .symptoms import Writer
 
 UNKNOWN = "somebody unknown"
 BUCKETS_ROUNDING = 512
-"""Buckets of a page, to which the kernel rounds up (FACTS: 512 on pages of 4 KiB)."""
+"""Buckets of a page, to which the kernel rounds up (tried: 512 on pages of 4 KiB)."""
 
 Table = tuple[str, str]
 """Family and name of an nftables table."""

@@ -4,17 +4,19 @@ A node's object speaks of all its policies at once. A refusal counts against the
 was refused, so that one policy's bad field does not paint the others red.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
 from conntrack_operator.model import catalogue
-from conntrack_operator.model.node import NodeConntrack, NodeStatus
+from conntrack_operator.model.node import NodeConntrack, NodeStatus, PreviewRefusal, Result, Warned
 from conntrack_operator.model.status import NodeFailure
 
+from .later import ROLLOUT
 from .merge import Conflict
-from .outcome import APPLIED
+from .outcome import APPLIED, NODE, in_words
+from .report import STALLED, holds
 from .targeting import Node
 
 SILENT_AFTER = timedelta(minutes=15)
@@ -31,7 +33,8 @@ class Share:
     fields: frozenset[str]
     all_fields: frozenset[str]
     observes: bool = False
-    has_rollout: bool = False
+    has_later_rollout: bool = False
+    """Whether the policy asks for a rollout, which every node refuses."""
     conflicts: tuple[Conflict, ...] = ()
 
 
@@ -42,6 +45,10 @@ class Standing:
     node: str
     state: State
     failures: tuple[NodeFailure, ...] = ()
+    warnings: tuple[NodeFailure, ...] = ()
+    """What was done as asked and may surprise somebody."""
+    retries: bool = False
+    """Whether a node that rolled back tries again by itself."""
 
 
 def standing_of(node: Node, share: Share, existing: NodeConntrack | None, now: datetime) -> Standing:
@@ -69,6 +76,7 @@ def standing_of(node: Node, share: Share, existing: NodeConntrack | None, now: d
     }:
         return Standing(node.name, "pending")
     if (status.observed_revision, status.observed_attempt) != (existing.spec.revision, existing.spec.attempt):
+        # The trial of what was asked before: its failures are of no concern any more.
         return Standing(node.name, "updating" if status.phase == "Trial" else "pending")
     return _by_preview(node, share, existing, status) if share.observes else _by_phase(node, share, status)
 
@@ -101,40 +109,50 @@ def fields_behind(setting: str, fields: Collection[str]) -> set[str]:
 
 
 def _concerns(setting: str, share: Share) -> bool:
-    if setting == "rollout":
-        return share.has_rollout
+    if setting == ROLLOUT:
+        return share.has_later_rollout
     behind = fields_behind(setting, share.all_fields)
     # What nobody seems to have asked for is everybody's concern, rather than nobody's.
     return not behind or bool(behind & share.fields)
 
 
-def _failures(node: Node, share: Share, refused: Mapping[str, tuple[str, str]]) -> tuple[NodeFailure, ...]:
+def _told(node: Node, share: Share, said: Iterable[Result | Warned | PreviewRefusal]) -> tuple[NodeFailure, ...]:
+    """Return what of all that the node said concerns this policy; the node as a whole comes first."""
     return tuple(
-        NodeFailure(node=node.name, reason=reason, message=f"{setting}: {message}" if message else setting)
-        for setting, (reason, message) in sorted(refused.items())
-        if _concerns(setting, share)
+        NodeFailure(node=node.name, reason=item.reason, message=in_words(item.setting, item.message))
+        for item in sorted(said, key=lambda item: item.setting != NODE)
+        if _concerns(item.setting, share)
     )
 
 
 def _by_preview(node: Node, share: Share, existing: NodeConntrack, status: NodeStatus) -> Standing:
-    if existing.spec.preview is None or status.preview is None:
+    if existing.spec.preview is None:
         return Standing(node.name, "pending")
-    refused = {item.setting: (item.reason, item.message) for item in status.preview.refused}
-    failures = _failures(node, share, refused)
+    if status.preview is None:
+        # A node that cannot do anything makes no preview either.
+        hopeless = _told(node, share, (result for result in status.results if result.setting == NODE))
+        if status.phase == "Refused" and hopeless:
+            return Standing(node.name, "refused", hopeless)
+        return Standing(node.name, "pending")
+    failures = _told(node, share, status.preview.refused)
     return Standing(node.name, "refused" if failures else "current", failures)
 
 
 def _by_phase(node: Node, share: Share, status: NodeStatus) -> Standing:
-    refused = {result.setting: (result.reason, result.message) for result in status.results if result.reason != APPLIED}
-    failures = _failures(node, share, refused)
+    refused = [result for result in status.results if result.reason != APPLIED]
+    failures = _told(node, share, refused)
+    warnings = _told(node, share, status.warnings)
     if status.phase == "RolledBack":
-        return Standing(node.name, "rolled_back", failures or (_said(node, status, status.phase),))
+        failures = failures or (_said(node, status, status.phase),)
+        return Standing(node.name, "rolled_back", failures, retries=holds(status, STALLED) is False)
     if status.phase in ("Refused", "Contended"):
         if refused and not failures:
-            return Standing(node.name, "current")  # what was refused is another policy's
-        return Standing(node.name, "refused", failures or (_said(node, status, status.phase),))
-    states: dict[str | None, State] = {"Current": "current", "Trial": "updating"}
-    return Standing(node.name, states.get(status.phase, "pending"))
+            return Standing(node.name, "current", warnings=warnings)  # what was refused is another policy's
+        return Standing(node.name, "refused", failures or (_said(node, status, status.phase),), warnings)
+    if status.phase == "Trial":
+        # With what failed the last time, so that one that is tried again does not look as good as new.
+        return Standing(node.name, "updating", failures)
+    return Standing(node.name, "current" if status.phase == "Current" else "pending", warnings=warnings)
 
 
 def _said(node: Node, status: NodeStatus, fallback: str) -> NodeFailure:

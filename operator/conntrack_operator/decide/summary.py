@@ -26,7 +26,7 @@ from .conditions import Picture, conditions_of
 from .merge import Conflict
 from .standing import Standing
 
-_GRAVEST_FIRST = {"refused": 0, "rolled_back": 1, "unknown": 2}
+_GRAVEST_FIRST = {"refused": 0, "rolled_back": 1, "unknown": 2, "updating": 3}
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,9 @@ def summary_of(
         usage=usage,
         failures=failures,
         conflicts=_conflicts_of(ordered),
+        retrying=sum(sight.standing.retries for sight in ordered),
+        troubled=sum(sight.standing.state == "updating" and bool(sight.standing.failures) for sight in ordered),
+        warned=[sight.standing.warnings[0] for sight in ordered if sight.standing.warnings],
         trouble=trouble,
         blind=blind,
     )

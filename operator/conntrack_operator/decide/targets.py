@@ -12,6 +12,7 @@ from conntrack_operator.model.node import NodeConntrack, NodeSpec
 from conntrack_operator.model.policy import ConntrackPolicy, NotrackRule, Settings
 from conntrack_operator.model.surroundings import Service
 
+from .later import later_fields_of
 from .merge import Merge, merged, revision_of
 from .pods import HostPod, resolved
 from .standing import Share
@@ -79,7 +80,7 @@ def node_spec_for(
         services = local.services(rules)
     return NodeSpec(
         revision=_revision("Apply", settings),
-        attempt=_attempt_of(mine),
+        attempt=attempt_of(mine),
         mode="Apply",
         node_uid=node.uid,
         policies=list(enforced.uses),
@@ -162,7 +163,7 @@ def _revision(mode: str, settings: Settings) -> str:
     return revision_of({"mode": mode, "settings": settings.document()})
 
 
-def _attempt_of(policies: Sequence[ConntrackPolicy]) -> str:
+def attempt_of(policies: Sequence[ConntrackPolicy]) -> str:
     """Return text that changes when any policy's `rollout.retry` does; empty when none has one."""
     asked = sorted(
         (policy.metadata.name, policy.spec.rollout.retry)
@@ -188,6 +189,6 @@ def share_of(
         fields=frozenset(use.fields),
         all_fields=frozenset(field for each in merge.uses for field in each.fields),
         observes=observes,
-        has_rollout=use.rollout is not None,
+        has_later_rollout=bool(later_fields_of(use.rollout)),
         conflicts=tuple(conflict for conflict in merge.conflicts if conflict.loser == use.name),
     )

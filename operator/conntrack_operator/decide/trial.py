@@ -33,6 +33,10 @@ RETRY_PAUSES = (30.0, 60.0)
 
 PROBE_FAILED = "ProbeFailed"
 EXPIRED = "TrialExpired"
+AGENT_KILLED = "AgentKilled"
+CONFIRM_FAILED, STATE_UNWRITABLE = "ConfirmFailed", "StateUnwritable"
+ROLLED_BACK_BY = frozenset({PROBE_FAILED, EXPIRED, AGENT_KILLED, CONFIRM_FAILED, STATE_UNWRITABLE, "Aborted"})
+"""Reasons for which a change is taken back."""
 
 
 @dataclass(frozen=True)
@@ -202,11 +206,15 @@ class Wishing:
 def failed_again(journal: Journal, wish: Wishing, at: float, reason: str, message: str) -> Failures:
     """Return the count of failures after `wish` failed once more, at `at` on CLOCK_BOOTTIME."""
     known = journal.failures
-    same = known is not None and (known.revision, known.attempt) == (wish.revision, wish.attempt)
-    count = known.count + 1 if known and same else 1
+    count = known.count + 1 if known and has_failed(known, wish) else 1
     return Failures(
         revision=wish.revision, attempt=wish.attempt, count=count, at=at, reason=reason, message=message[:1024]
     )
+
+
+def has_failed(failures: Failures | None, wish: Wishing) -> bool:
+    """Tell whether `wish` is the one that failed."""
+    return failures is not None and (failures.revision, failures.attempt) == (wish.revision, wish.attempt)
 
 
 def seconds_to_next_try(failures: Failures | None, wish: Wishing, now: float) -> float | None:
@@ -214,7 +222,7 @@ def seconds_to_next_try(failures: Failures | None, wish: Wishing, now: float) ->
 
     `now` is on CLOCK_BOOTTIME.
     """
-    if failures is None or (failures.revision, failures.attempt) != (wish.revision, wish.attempt):
+    if failures is None or not has_failed(failures, wish):
         return 0.0
     if failures.count >= FAILURES_MAX:
         return None
@@ -229,6 +237,11 @@ def why_not_now(failures: Failures, seconds: float | None) -> str:
             " rollout.retry has a new text"
         )
     return f"{failures.message}; failure {failures.count} of {FAILURES_MAX}, it will be tried again"
+
+
+def why_again(failures: Failures) -> str:
+    """Return the sentence for a node in a trial of what failed before."""
+    return f"{failures.message}; now it is tried again, {failures.count + 1} of {FAILURES_MAX} times"
 
 
 def rules_named(plan: Plan) -> frozenset[str]:

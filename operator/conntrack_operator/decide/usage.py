@@ -10,8 +10,12 @@ BAND_PERCENT = 5
 HYSTERESIS_PERCENT = 1
 """And only when it is this far into the new band, so that a node on a border stays quiet."""
 WRAP = 2**32
-FORECAST_HORIZON_SECONDS = 86400
-"""A table that needs longer than this to fill is not filling."""
+FORECAST_HORIZON_SECONDS = 3600
+"""A table that needs longer than this to fill is not filling: a minute of growth says nothing about a day."""
+FORECAST_SECONDS = 10
+"""Growth is looked at for at least so long before it is taken for one."""
+SOON_SECONDS, SOON_UNTIL_SECONDS = 600, 1200
+"""A table that is full sooner than the first is worth a report, and so is the end of that, beyond the second."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,9 @@ class Reading:
 def usage_from(readings: Sequence[Reading]) -> Usage:
     """Return the use shown by `readings`, oldest first; rates are those between the last two.
 
-    The forecast takes the growth over all of them, since entries come and go in bursts. Raises IndexError when there is
-    no reading.
+    The forecast takes the growth over all of them, since entries come and go in bursts, or over the later half where it
+    is faster: better too early than too late. A table that does not grow any more is not filling. Raises IndexError
+    when there is no reading.
     """
     now = readings[-1]
     before = readings[-2] if len(readings) > 1 else now
@@ -42,7 +47,7 @@ def usage_from(readings: Sequence[Reading]) -> Usage:
         drops_per_second=_rate(before.drop, now.drop, elapsed),
         early_drops_per_second=_rate(before.early_drop, now.early_drop, elapsed),
         insert_failed_per_second=_rate(before.insert_failed, now.insert_failed, elapsed),
-        seconds_to_full=_seconds_to_full(readings[0], now),
+        seconds_to_full=_seconds_to_full(readings),
     )
 
 
@@ -52,10 +57,16 @@ def percent_of(entries: int, max_entries: int) -> int:
 
 
 def is_another_band(reported: Usage | None, now: Usage) -> bool:
-    """Tell whether `now` is news after `reported`: another limit, another band, drops that began or ended."""
+    """Tell whether `now` is news after `reported`.
+
+    That is another limit, another band, drops that began or ended, a table that will soon be full, or will not after
+    all. A forecast that merely changes is none.
+    """
     if reported is None or reported.max_entries != now.max_entries:
         return True
     if (reported.drops_per_second > 0) != (now.drops_per_second > 0):
+        return True
+    if _soon(reported) != _soon(now, SOON_UNTIL_SECONDS if _soon(reported) else SOON_SECONDS):
         return True
     band_start = reported.percent // BAND_PERCENT * BAND_PERCENT
     low, high = band_start - HYSTERESIS_PERCENT, band_start + BAND_PERCENT + HYSTERESIS_PERCENT
@@ -71,11 +82,28 @@ def _rate(before: int, now: int, seconds: float) -> int:
     return -int(-count // seconds)
 
 
-def _seconds_to_full(first: Reading, now: Reading) -> int | None:
+def _soon(usage: Usage, seconds: int = SOON_UNTIL_SECONDS) -> bool:
+    return usage.seconds_to_full is not None and usage.seconds_to_full <= seconds
+
+
+def _seconds_to_full(readings: Sequence[Reading]) -> int | None:
+    first, now = readings[0], readings[-1]
     elapsed = now.monotonic_seconds - first.monotonic_seconds
-    growth = now.entries - first.entries
-    left = now.max_entries - now.entries
-    if now.max_entries <= 0 or elapsed <= 0 or growth <= 0:
+    if 0 < now.max_entries <= now.entries:
+        return 0
+    if now.max_entries <= 0 or elapsed < FORECAST_SECONDS:
         return None
-    seconds = int(max(0, left) * elapsed / growth)
+    middle = next(each for each in readings if each.monotonic_seconds >= first.monotonic_seconds + elapsed / 2)
+    if middle is now:
+        middle = readings[-2]
+    whole, later = _growth(first, now), _growth(middle, now)
+    if whole <= 0 or later <= 0:
+        return None
+    seconds = int((now.max_entries - now.entries) / max(whole, later))
     return seconds if seconds <= FORECAST_HORIZON_SECONDS else None
+
+
+def _growth(before: Reading, now: Reading) -> float:
+    """Return entries a second, 0 where no time went by."""
+    seconds = now.monotonic_seconds - before.monotonic_seconds
+    return (now.entries - before.entries) / seconds if seconds > 0 else 0.0

@@ -4,6 +4,7 @@ Every write is a new file, synced, renamed over the old one, and the directory s
 new content is there, never a part. Nothing is written when nothing differs.
 """
 
+import errno
 import fcntl
 import os
 import time
@@ -23,6 +24,13 @@ LOCK_SECONDS = 3.0
 """How long to wait for the lock: what a killed agent began may still be ending."""
 
 UNREADABLE = "JournalUnreadable"
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there",
+    errno.EROFS: "mount it writable",
+}
+"""What helps against an error of the directory; root is what is missing otherwise."""
 
 Kept = TypeVar("Kept", bound=Model)
 
@@ -142,7 +150,8 @@ class StateDirectory:
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> Unsupported:
+        remedy = _REMEDIES.get(error.errno or 0, "run as root")
         return Unsupported(
-            f"the state directory {self._directory} cannot be written ({error.strerror}); run as root, or name another"
+            f"the state directory {self._directory} cannot be written ({error.strerror}); {remedy}, or name another"
             " with --state-dir"
         )

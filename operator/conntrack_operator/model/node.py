@@ -31,7 +31,7 @@ class PolicyUse(Model):
     on_delete: Literal["Restore", "Keep"] = "Restore"
     """What to do with these fields when no policy sets them any more."""
     rollout: Rollout | None = None
-    """The policy's rollout rules."""
+    """The policy's rollout rules, which this version refuses."""
 
 
 class NodeSpec(Model):
@@ -40,9 +40,9 @@ class NodeSpec(Model):
     revision: str
     """Hash of mode and settings. The status repeats it when the node has acted on it."""
     attempt: str = ""
-    """Changes when somebody asks for another try."""
+    """Changes when a policy's rollout.retry does: a node that gave up tries again. Empty: nobody asked."""
     mode: Literal["Apply", "Restore"]
-    """Apply: make the settings true. Restore: put every original value back."""
+    """Apply: make the settings true. Restore: put every original value back and remove the rules."""
     node_uid: Annotated[str, Field(alias="nodeUID")]
     """UID of the Node this was written for; a new node of the same name is another node."""
     policies: list[PolicyUse] = []
@@ -50,33 +50,35 @@ class NodeSpec(Model):
     settings: Settings = Settings()
     """The merged policies. Sizes are still rules, since only the node knows its RAM and CPUs."""
     preview: Settings | None = None
-    """The same with the Observe policies merged in, when there are some."""
+    """The same with the Observe policies merged in, when there are some: planned, never applied."""
     services: Annotated[list[Service], Field(max_length=SERVICES_MAX)] = []
-    """Services that translate a port of these rules on this node. No part of the revision: they come and go."""
+    """Services that translate a port of these rules on this node, at most 64. The rules are refused, or withdrawn, for
+    them (NATConflict). No part of the revision: they come and go."""
 
 
 class Result(Reported):
     """What became of one setting."""
 
     setting: str
-    """A sysctl's full dotted name, or notrack/<rule>."""
+    """A sysctl's full dotted name, notrack/<rule>, tracking, rollout, or node: what concerns the node as a whole."""
     wanted: str
     """The value the settings ask for."""
     observed: str
     """The value read back from the kernel."""
     reason: str
-    """Applied, or why not (ShrinkNotAllowed, BelowUse, Unsupported, WriteFailed ...)."""
+    """Applied, or why not: refused (NATConflict, BelowUse ...), failed (WriteFailed, ReadBackDiffers), taken back
+    (ProbeFailed, TrialExpired, AgentKilled ...), or Contended."""
     message: str = ""
-    """The remedy, when it was not applied."""
+    """When it was not applied: what is in the way, and the remedy."""
 
 
 class Warned(Reported):
     """Something that was done as asked and may surprise somebody."""
 
     setting: str
-    """A sysctl's full dotted name, or notrack/<rule>."""
+    """A sysctl's full dotted name, notrack/<rule>, or a field of the settings."""
     reason: str
-    """Why, as one word for programs."""
+    """Why, as one word for programs, such as BelowKeepalive, or that of a conflict that onConflict: Force overrules."""
     message: str
     """What will happen, and what to write instead."""
 
@@ -171,17 +173,19 @@ class NodeStatus(Reported):
     boot_id: Annotated[str, Field(alias="bootID")] = ""
     """The kernel's boot id at that time."""
     phase: Phase | None = None
-    """Current: as asked. Trial: a change is made and not confirmed yet. RolledBack: it was taken back, see results.
-    Refused: some setting was refused, see results. Contended: somebody keeps writing other values. Restored: the
-    originals are back."""
+    """Current: as asked. Trial: a change is made and not confirmed yet. RolledBack: it was taken back, what was
+    confirmed before is in force, and results say which probe failed and whether it is tried again. Refused: some
+    setting was refused, see results; the others are in force. Contended: somebody keeps changing a setting back, so
+    that it is tried once an hour only. Restored: the originals are back."""
     conditions: Conditions = []
     """Conditions of the node."""
     observed: dict[str, int] = {}
-    """Values read back from the kernel: entries, buckets and the like."""
+    """Values read back from the kernel that follow from the settings: buckets."""
     results: list[Result] = []
     """What became of each setting."""
     warnings: list[Warned] = []
-    """What was done as asked and may surprise somebody."""
+    """What was done as asked and may surprise somebody: short timeouts, conflicts that Force overrules, accept rules
+    that found no place."""
     preview: Preview | None = None
     usage: Usage | None = None
     top_talkers: list[Talker] = []

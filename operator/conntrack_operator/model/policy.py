@@ -2,8 +2,8 @@
 
 Everything here is read by people through `kubectl explain`, so the docstrings are documentation. Merged fields carry no
 defaults: a default nobody wrote would win a merge. What an absent field means is said by its docstring and applied by
-the node's agent. Fields whose work comes later are accepted here and refused by name in `decide.later`; their
-docstrings say so.
+the node's agent. Fields whose work comes later (rollout, but for retry) are accepted here and refused by name in
+`decide.later`; their docstrings say so.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -27,11 +27,12 @@ class MemorySize(Model):
     """Size the table by memory: as many entries as fit, with their buckets, into a share of the node's RAM."""
 
     percent: Annotated[int, Field(strict=True, ge=1, le=100)]
-    """Share of the node's RAM that a full table and its buckets may take, in percent."""
+    """Share of the node's RAM that a full table and its buckets may take, in percent. A table over half of the RAM
+    is refused (MemoryBudget)."""
     floor: Entries | None = None
-    """Never fewer entries than this, whatever the RAM."""
+    """Never fewer entries than this, whatever the RAM. Absent: no floor."""
     ceiling: Entries | None = None
-    """Never more entries than this, whatever the RAM."""
+    """Never more entries than this, whatever the RAM. Absent: no ceiling."""
 
     api_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -49,7 +50,7 @@ class PerCoreSize(Model):
     entries: Entries
     """Entries for each CPU of the node."""
     floor: Entries | None = None
-    """Never fewer entries than this, whatever the number of CPUs."""
+    """Never fewer entries than this, whatever the number of CPUs. Absent: no floor."""
 
 
 class KernelFormulaSize(Model):
@@ -57,10 +58,11 @@ class KernelFormulaSize(Model):
 
 
 class Size(Model):
-    """How many entries the table may hold. Exactly one of the keys.
+    """How many entries the table may hold. Exactly one of the keys. Absent: the size is left alone.
 
     Write `maxEntries` when you know the number, `memory` when the nodes differ in RAM (what most people should have),
-    `perCore` to stay with what kube-proxy computes, `kernelFormula` for the formula of the old howtos.
+    `perCore` to stay with what kube-proxy computes, `kernelFormula` for the formula of the old howtos. A table that
+    would take more than half of the node's RAM when full is refused (MemoryBudget).
     """
 
     max_entries: Entries | None = None
@@ -121,19 +123,22 @@ class NotrackRule(Model):
     """Ports whose connections are not tracked at all, in both directions."""
 
     name: RuleName
-    """Name of the rule, unique in the policy. It appears in results and in nftables comments."""
+    """Name of the rule, unique in the policy. It appears in results and in nftables comments; where two policies on a
+    node use it, as <policy>-<rule>."""
     protocol: Literal["TCP", "UDP", "SCTP"] | None = None
     """TCP, UDP or SCTP. Absent: TCP."""
     ports: Annotated[list[Ports], Field(min_length=1, max_length=1024)] | None = None
-    """Ports of the serving end: numbers and ranges such as "8000-8100"."""
+    """Ports of the serving end: numbers from 1 to 65535 and ranges such as "8000-8100". Ports that this node lives by
+    are refused (FailsafePort): those that its kubelet, API server, etcd, sshd or BGP listen on, and 53, 443 and the API
+    server's on the Client side."""
     pods: PodPorts | None = None
     side: Literal["Server", "Client", "Forward"] | None = None
     """Where this node stands. Server: it listens on the ports. Client: it connects out to them. Forward: it routes
-    packets between two others. Both directions are always covered. Absent: Server."""
+    packets between two others. Both directions are always covered, and the ICMP errors about them. Absent: Server."""
     addresses: Annotated[list[Network], Field(min_length=1, max_length=64)] | None = None
-    """Addresses of the serving end. Absent: any (Server: any address of this node). Required for Client."""
+    """Addresses or networks of the serving end. Absent: any (Server: any address of this node). Required for Client."""
     peers: Annotated[list[Network], Field(min_length=1, max_length=64)] | None = None
-    """Addresses of the other end. Absent: anyone."""
+    """Addresses or networks of the other end. Absent: anyone."""
     interfaces: Annotated[list[InterfaceName], Field(min_length=1, max_length=16)] | None = None
     """Interfaces the packets come in or go out by. Absent: any. The loopback interface is always exempt."""
 
@@ -159,20 +164,22 @@ class Notrack(Model):
     """
 
     accept_untracked: Literal["Never", "Replies", "Both"] | None = None
-    """Which untracked packets of the rules to let through firewalls that accept by connection state.
+    """Which untracked packets of the rules to let through firewalls on the node that accept by connection state.
 
     Replies: those from the serving end, so that requests still pass the firewall's own rules and nobody gets in who
-    was kept out before. Both: requests too. Never: none. Exactly the ports, addresses, peers and interfaces of the
-    rules are accepted, only where the firewall would drop them. A rule whose requests are accepted by state alone is
-    refused (StatefulAccept) unless Both is written, or the firewall accepts the port whatever its state.
+    was kept out before. Both: requests too, behind every rule that refuses somebody. Never: none. Exactly the ports,
+    addresses, peers and interfaces of the rules are accepted, in chains of our own, only where the firewall would drop
+    them, and they go with the rules. A rule that loses packets all the same is refused (StatefulAccept, OwnedTable).
     Absent: Replies."""
     on_conflict: Literal["Refuse", "Force"] | None = None
-    """What to do with a rule that would break something on the node. Refuse: leave it out, also when the conflict
-    appears later, and say why. Force: install it and warn.
+    """What to do with a rule that would break something on the node. Refuse: leave it out, or withdraw it when the
+    conflict appears later, and say why. Force: install it and warn; the trial still takes it back when it cuts
+    something off.
 
     Conflicts are NAT or a Service on a port of the rule (NATConflict), source ports that may fall into it
-    (SourcePortOverlap) and a firewall that accepts by state alone (StatefulAccept). Force does not override what would
-    cost the node (FailsafePort) or what cannot be done or seen. Absent: Refuse."""
+    (SourcePortOverlap, UDP and SCTP) and a firewall that accepts by state alone (StatefulAccept). Force does not
+    override what would cost the node (FailsafePort) or what cannot be done or seen (OwnedTable, Unsupported,
+    FirewallUnread, LegacyIptablesNeedsNetRaw). Absent: Refuse."""
     drop_existing: StrictBool | None = None
     """Delete the entries that the rules make stale, once they are confirmed; entries that NAT has changed stay.
 
@@ -210,11 +217,12 @@ class Trial(Model):
 
     What answered before the change must answer after it: in a cluster the API server, its ClusterIP, DNS and the
     kubelet. Until the change is confirmed the kernel itself lets NOTRACK rules expire at the deadline, so that they go
-    even if the agent is gone.
+    even if the agent is gone; sysctls then go back when it starts again. Three failures park a change until the policy
+    changes or rollout.retry does. What was confirmed on the node before is put back without a trial.
     """
 
     timeout_seconds: Annotated[int, Field(strict=True, ge=10, le=3600)] | None = None
-    """Seconds after which an unconfirmed change is undone. Absent: 60."""
+    """Seconds from the beginning of a change to its deadline: unconfirmed by then, it is undone. Absent: 60."""
     soak_seconds: Annotated[int, Field(strict=True, ge=0, le=600)] | None = None
     """Seconds the probes must keep passing before the change is confirmed; at least 10 less than timeoutSeconds.
     Absent: 5, or 0 where timeoutSeconds is 10."""
@@ -238,21 +246,22 @@ class Trial(Model):
 class Rollout(Model):
     """How a change travels over many nodes.
 
-    This version changes all matching nodes at once: the nodes refuse this field.
+    This version changes all matching nodes at once, so that the nodes refuse every field here but retry (Unsupported).
     """
 
     canary: Annotated[int, Field(strict=True, ge=0, le=1000)] | None = None
-    """Nodes that go first and alone."""
+    """Nodes that go first and alone. Refused: this version has no waves."""
     max_unavailable: IntOrPercent | None = None
-    """Nodes that may be in a trial at the same time."""
+    """Nodes that may be in a trial at the same time. Refused: this version has no waves."""
     max_failures: IntOrPercent | None = None
-    """Nodes that may fail before the rollout stops."""
+    """Nodes that may fail before the rollout stops. Refused: this version has no waves."""
     soak_seconds: Annotated[int, Field(strict=True, ge=0, le=86400)] | None = None
-    """Seconds to watch the canary before the others follow."""
+    """Seconds to watch the canary before the others follow. Refused: this version has no waves."""
     paused: StrictBool | None = None
-    """Release no further node."""
+    """Release no further node. Refused: this version has no waves."""
     retry: Annotated[str, Field(max_length=63)] | None = None
-    """Any new text makes nodes that gave up try once more."""
+    """Any new text makes nodes that rolled a change back and gave up try it again, up to three times, and ends
+    Contended. It changes no setting. Absent: no further try."""
 
 
 class Settings(Model):
@@ -269,7 +278,9 @@ class Settings(Model):
     tracking: Literal["Enabled", "Disabled"] | None = None
     """Enabled: track connections as soon as something needs it. Disabled: track nothing at all. Absent: Enabled.
 
-    A node refuses Disabled while a rule, NAT, kube-proxy, a helper or a module on it needs tracking, and names each."""
+    A node refuses Disabled while a rule, NAT, kube-proxy, a helper or a module on it needs tracking, and names each
+    with its remedy (TrackingNeeded). When nothing does, it says whether nothing is tracked, unloads nf_conntrack where
+    that is a module and the agent may, and goes on watching. NOTRACK rules wait meanwhile."""
     notrack: Notrack | None = None
     trial: Trial | None = None
 
@@ -278,14 +289,16 @@ class PolicySpec(Settings):
     """What is wanted, and where. Policies that match the same node are merged field by field; higher priority wins."""
 
     mode: Literal["Enforce", "Observe"]
-    """Enforce: make it so. Observe: plan it on every matching node and report what would change, change nothing."""
+    """Enforce: make it so. Observe: plan it on every matching node, report in its NodeConntrack what would change and
+    what would be refused, and change nothing."""
     node_selector: LabelSelector
     """The nodes, by label. Required and never empty: for every node write matchLabels: {kubernetes.io/os: linux}."""
     priority: Annotated[int, Field(strict=True, ge=-1_000_000, le=1_000_000)] | None = None
     """Higher wins, field by field. Ties: the older policy, then the name. Absent: 0."""
     rollout: Rollout | None = None
     on_delete: Literal["Restore", "Keep"] | None = None
-    """When the policy goes: Restore puts the original values back, Keep leaves them as they are. Absent: Restore."""
+    """When the policy goes: Restore puts the original values back and removes its rules, Keep leaves both as they are.
+    A value that somebody else has written since is left alone. Absent: Restore."""
 
 
 _SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"  # RFC 1123, as Kubernetes reads it

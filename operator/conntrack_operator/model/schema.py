@@ -37,6 +37,15 @@ _KEPT = (
 """Keywords that mean the same in a structural schema; rules, properties, items and words have code of their own."""
 
 
+_WHY: Schema = {
+    "name": "WHY",
+    "type": "string",
+    "jsonPath": '.status.conditions[?(@.type=="Ready")].message',
+    "description": "What READY or PHASE means, as a sentence.",
+    "priority": 1,  # `kubectl get -o wide` alone shows it
+}
+
+
 def crds() -> dict[str, Schema]:
     """Return every CRD as file name and document, ready to be written below `crds/`."""
     documents = (_policy_crd(), _node_crd())
@@ -121,7 +130,8 @@ def _crd(  # noqa: PLR0913 - what differs between the kinds, by name
                     "additionalPrinterColumns": [
                         {"name": name, "type": type_, "jsonPath": path, "description": meaning}
                         for name, type_, path, meaning in columns
-                    ],
+                    ]
+                    + [_WHY],
                     "schema": {"openAPIV3Schema": schema},
                 }
             ],

@@ -49,13 +49,15 @@ class NodeCounts(Reported):
     current: int = 0
     """Nodes that are as the policy says."""
     updating: int = 0
-    """Nodes that are changing now."""
+    """Nodes where a change is on trial."""
     pending: int = 0
     """Nodes that have not been told yet, or have not answered yet."""
     refused: int = 0
-    """Nodes that refuse some setting; failures says why."""
+    """Nodes that refuse some setting of this policy, or where somebody keeps changing it (Contended); failures says
+    why."""
     rolled_back: int = 0
-    """Nodes that tried the change and undid it."""
+    """Nodes that tried a change and took it back; failures names the probe. They try three times, then again when the
+    policy or its rollout.retry changes."""
     unknown: int = 0
     """Nodes whose agent has been silent for 15 minutes or more."""
 

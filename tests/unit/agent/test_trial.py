@@ -4,6 +4,7 @@ import pytest
 
 from conntrack_operator.agent import machine as machine_module
 from conntrack_operator.agent import trial as trial_module
+from conntrack_operator.agent.duty import Duty
 from conntrack_operator.agent.machine import Machine
 from conntrack_operator.agent.probes import Probe
 from conntrack_operator.agent.trial import Trial, begin, finished
@@ -197,3 +198,40 @@ def test_the_next_boot(world, state, tmp_path, monkeypatch):
     assert journal.originals == {}
     assert journal.failures is not None
     assert (journal.failures.count, journal.failures.at, journal.failures.reason) == (1, 0, "NodeRebooted")
+
+
+def test_what_failed_once_is_not_tried_unwatched(world, state, tmp_path):
+    """While the probe that failed does not answer at all, the change waits: it would be confirmed unseen."""
+
+    def probes():
+        return [Probe("API server", lambda _seconds: world.answers, needed_again=True)]
+
+    duty = Duty(Machine(Roots(state=tmp_path), lambda: world.now), state, probes)
+    spec = NodeSpec(revision="r", mode="Apply", node_uid="", settings=Settings.model_validate(SETTINGS))
+    duty.wish(spec)
+    assert duty.deed.phase == "Trial"
+    world.answers = False
+    while duty._trial is not None:
+        duty.step()
+        world.now += 1
+    assert duty.deed.phase == "RolledBack"
+    assert world.values[ICMP] == 30
+    world.now += 100
+    duty._act()
+    assert (duty.deed.phase, world.values[ICMP]) == ("RolledBack", 30)
+    (result,) = duty.deed.results
+    assert "API server answered before the change and did not" in result.message
+    assert result.message.endswith("; it is tried again once API server answers")
+    assert state.read_journal("boot").failures.count == 1
+    world.answers = True
+    duty._act()
+    assert (duty.deed.phase, world.values[ICMP]) == ("Trial", 11)
+
+
+def test_the_first_try_needs_no_answer(world, state, tmp_path):
+    """A full table is a reason why nothing answers, and the change may be its cure."""
+    world.answers = False
+    machine = Machine(Roots(state=tmp_path), lambda: world.now)
+    spec = NodeSpec(revision="r", mode="Apply", node_uid="", settings=Settings.model_validate(SETTINGS))
+    probe = Probe("API server", lambda _seconds: world.answers, needed_again=True)
+    assert finished(begin(machine, state, spec, lambda: [probe])).phase == "Current"

@@ -121,6 +121,10 @@ def test_a_watched_file_parts_enforce_from_observe(tmp_path: Path) -> None:
     assert spec.preview.document() == {"timeouts": {"icmp": 20}}
     assert [use.name for use in spec.policies] == ["a"]
     assert (spec.revision, alone.preview) == (alone.revision, None)
+    file.write_text(policy("a", "timeouts: {icmp: 10s}, rollout: {retry: again}"))
+    again = reading.node_spec_in(file)
+    assert (again.revision, alone.attempt) == (alone.revision, "")
+    assert again.attempt, "a node that was parked tries once more"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from conntrack_operator.decide.draft import RETURNED
-from conntrack_operator.decide.drift import Drift, Repairs, drift_of, mending_of, with_contended
+from conntrack_operator.decide.drift import LEFT_ALONE, Drift, Repairs, drift_of, mending_of, with_contended
 from conntrack_operator.decide.plan import Change, Plan
 from conntrack_operator.model.node import Result
 
@@ -121,7 +121,11 @@ def test_contended_results():
         Result(setting=ACCT, wanted="1", observed="1", reason="Applied"),
     )
     changed, same = with_contended(results, {MAX: "kube-proxy did it"})
-    assert (changed.reason, changed.message, changed.observed) == ("Contended", "kube-proxy did it", "262144")
+    assert (changed.reason, changed.message, changed.observed) == (
+        "Contended",
+        f"kube-proxy did it; {LEFT_ALONE}",
+        "262144",
+    )
     assert same == results[1]
 
 

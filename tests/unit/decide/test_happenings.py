@@ -1,20 +1,36 @@
 """Happenings: what is worth an Event."""
 
+from itertools import pairwise
+
 from conntrack_operator.decide.happenings import Happening, happenings_between
 from conntrack_operator.model.status import Condition, NodeFailure, PolicyStatus
 
 
 def status(
-    ready: str = "True", reason: str = "AllNodesCurrent", conflicted: str = "False", *failures: str
+    ready: str = "True",
+    reason: str = "AllNodesCurrent",
+    conflicted: str = "False",
+    *failures: str,
+    moving: bool = False,
+    stalled: str = "NotStalled",
 ) -> PolicyStatus:
-    """Return a status with these conditions, and one failure for each node named."""
-    values = {"Ready": (ready, reason), "Conflicted": (conflicted, "x"), "Saturated": ("False", "x")}
+    """Return a status with these conditions, and one failure for each node named (or node/reason)."""
+    values = {
+        "Ready": (ready, reason),
+        "Reconciling": (str(moving), "x"),
+        "Stalled": (str(stalled != "NotStalled"), stalled),
+        "Conflicted": (conflicted, "x"),
+        "Saturated": ("False", "x"),
+    }
     return PolicyStatus(
         conditions=[
             Condition(type=kind, status=value, reason=why, message=f"{kind} message", last_transition_time="t")  # type: ignore[arg-type]
             for kind, (value, why) in values.items()
         ],
-        failures=[NodeFailure(node=node, reason="BelowUse", message="too small") for node in failures],
+        failures=[
+            NodeFailure(node=node, reason=why or "BelowUse", message="too small")
+            for node, _, why in (failure.partition("/") for failure in failures)
+        ],
     )
 
 
@@ -46,3 +62,47 @@ def test_each_new_failure_is_told_for_its_node() -> None:
     before = status("False", "NodesRefused", "False", "a")
     told = list(happenings_between(before, status("False", "NodesRefused", "False", "a", "b")))
     assert told == [Happening("Warning", "BelowUse", "b: too small", "b")]
+
+
+def failing(*failures: str, moving: bool = False, stalled: str = "NotStalled") -> PolicyStatus:
+    """Return the status of a policy that some node does not keep."""
+    return status("False", "NodesRefused", "False", *failures, moving=moving, stalled=stalled)
+
+
+def test_one_event_for_each_node_and_reason() -> None:
+    """However many settings a node refuses for one reason, and however the sentence changes, it is told once."""
+    told = list(happenings_between(None, failing("a/NATConflict", "a/NATConflict", "a/BelowUse")))
+    assert [(each.reason, each.node) for each in told] == [("NATConflict", "a"), ("BelowUse", "a")]
+
+
+def test_the_life_of_a_change_that_rolls_back() -> None:
+    """It is told when it is rolled back, not at every try, when it is parked, and when it is well again."""
+    life = [
+        status(),
+        failing("a/ProbeFailed", moving=True),
+        failing("a/ProbeFailed", moving=True),
+        failing("a/ProbeFailed", stalled="NodesParked"),
+        failing("a/ProbeFailed", stalled="NodesParked"),
+        status("False", "Progressing", moving=True),
+        status(),
+    ]
+    pairs = pairwise(life)
+    told = [[each.reason for each in happenings_between(before, after)] for before, after in pairs]
+    assert told == [["RolledBack"], [], ["NodesParked"], [], [], ["AllNodesCurrent"]]
+
+
+def test_a_node_that_recovers_by_itself_is_told() -> None:
+    """The Service that was in the way is gone: said on the node too, but not while anything is under way."""
+    before = failing("a/NATConflict", "b")
+    told = list(happenings_between(before, failing("b")))
+    assert told == [Happening("Normal", "Recovered", "a: nothing fails there any more (it was NATConflict)", "a")]
+    assert list(happenings_between(before, failing("b", moving=True))) == []
+    assert [each.reason for each in happenings_between(before, failing("a/BelowUse", "b"))] == ["BelowUse"]
+
+
+def test_nobody_recovers_from_a_list_that_is_full() -> None:
+    """Of more failures than a status names, one that is not named any more may go on all the same."""
+    ten = [f"n{number}" for number in range(10)]
+    assert list(happenings_between(failing(*ten), failing(*ten[1:], "m"))) == [
+        Happening("Warning", "BelowUse", "m: too small", "m")
+    ]

@@ -12,9 +12,9 @@ from conntrack_operator.model import catalogue
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import AppliedRule, Journal, Original
 from conntrack_operator.model.node import PolicyUse
-from conntrack_operator.model.policy import NotrackRule, Settings
+from conntrack_operator.model.policy import NotrackRule, Rollout, Settings
 from conntrack_operator.model.reading import policy_from
-from conntrack_operator.model.surroundings import UNREAD, Firewall, Service, Surroundings
+from conntrack_operator.model.surroundings import UNREAD, Firewall, Service, Surroundings, TrackingState
 
 EXAMPLES = Path(__file__).parents[3] / "manifests/examples"
 ACCEPTED_PORTS = rule("accept", "th dport { 53, 80 } accept", ports=[53, 80])
@@ -241,7 +241,17 @@ def test_rollout_is_refused():
     use = PolicyUse.model_validate({"name": "web", "revision": "r", "fields": [], "rollout": {"canary": 1}})
     plan = plan_for(settings(), machine(), uses=[use])
     assert refusals(plan) == [("rollout", "Unsupported")]
-    assert "policy web" in plan.refused[0].message
+    assert plan.refused[0].message.endswith("remove rollout.canary from policy web")
+
+
+@pytest.mark.parametrize("rollout", [{"retry": "once more"}, {}])
+def test_retry_is_no_rollout(rollout):
+    """Another try of what was parked needs no waves, and is not refused for them."""
+    use = PolicyUse.model_validate({"name": "web", "revision": "r", "fields": [], "rollout": rollout})
+    assert refusals(plan_for(settings(), machine(), uses=[use])) == []
+    both = use.model_copy(update={"rollout": Rollout(retry="x", paused=True, max_failures=2)})
+    (refused,) = plan_for(settings(), machine(), uses=[both]).refused
+    assert refused.message.endswith("remove rollout.maxFailures, rollout.paused from policy web")
 
 
 def rules(*wanted):
@@ -341,14 +351,19 @@ def test_examples_bring_no_warnings(path, kube_proxy):
         if each.pop("pods", None):
             each["ports"] = [8080]  # as the controller resolves it
     policy = policy_from(document)
-    around = Surroundings(kube_proxy=kube_proxy, local_addresses=("192.0.2.1",), firewall=nftables(ACCEPTED_PORTS))
+    around = Surroundings(
+        kube_proxy=kube_proxy,
+        local_addresses=("192.0.2.1",),
+        # A node without tracking has no firewall that looks at states.
+        firewall=Firewall() if policy.spec.tracking == "Disabled" else nftables(ACCEPTED_PORTS),
+        tracking=TrackingState(families=frozenset()),
+    )
     defaults = {entry.dotted: 3600 for entry in catalogue.BY_FIELD.values()}
     facts = machine()
     facts = facts.model_copy(update={"sysctls": defaults | facts.sysctls})
     plan = plan_for(policy.spec, facts, surroundings=around)
-    # Pods are followed in a cluster alone.
-    refused = [refusal for refusal in plan.refused if "pods can be followed in a cluster alone" not in refusal.message]
-    assert (plan.warnings, refused) == ((), [])
+    needed = {("tracking", "TrackingNeeded")} if kube_proxy and policy.spec.tracking == "Disabled" else set()
+    assert (plan.warnings, set(refusals(plan))) == ((), needed)
 
 
 def written(name, value, *ours, keep=False):

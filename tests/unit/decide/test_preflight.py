@@ -136,6 +136,21 @@ MASQUERADE = rule(
             wanted(side="Client", addresses=["198.51.100.7"]), kube_proxy(), None, id="a client of somebody else"
         ),
         pytest.param(
+            wanted(side="Client", addresses=["10.1.0.0/16"], ports=[8080]), kube_proxy(), "is where",
+            id="a client of a ClusterIP's pod",
+        ),
+        pytest.param(
+            wanted(side="Client", addresses=["10.1.0.0/16"], ports=[8081]), kube_proxy(), None, id="another port of it"
+        ),
+        pytest.param(
+            wanted(ports=[8080]), nat(chain("UNLED", dnat("192.0.2.10", ports=[6000]), kind="nat")), "is where",
+            id="leads to this node from a port that was not read about",
+        ),
+        pytest.param(
+            wanted(ports=[8080]), nat(chain("UNLED", dnat(ports=[6000]), kind="nat")), None,
+            id="leads to a pod elsewhere from such a port",
+        ),
+        pytest.param(
             CLIENT, nat(postrouting=[rule("snat", "snat to 203.0.113.9", out_interfaces=("eth0",))]), "the sources of",
             id="a client's address is changed",
         ),

@@ -1,6 +1,7 @@
 """The status: what it says, that it stays small, and when it is worth writing."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -17,10 +18,19 @@ BAD = Result(setting="notrack/web", wanted="x", observed="", reason="Unsupported
 
 
 def status(
-    previous=None, spec=SPEC, phase="Current", results=(GOOD,), percent=10, now=NOW, drops=0, talkers=(), warnings=()
+    previous=None,
+    spec=SPEC,
+    phase="Current",
+    results=(GOOD,),
+    percent=10,
+    now=NOW,
+    drops=0,
+    talkers=(),
+    warnings=(),
+    full_in=None,
 ):
     """Return a status with a use of `percent`."""
-    usage = Usage(entries=percent, max_entries=100, percent=percent, drops_per_second=drops)
+    usage = Usage(entries=percent, max_entries=100, percent=percent, drops_per_second=drops, seconds_to_full=full_in)
     moment = Moment(now, "boot", usage, talkers)
     return status_for(spec, previous, Deed(phase, results, {"buckets": 512}, warnings=warnings), moment)
 
@@ -72,7 +82,7 @@ def test_never_over_4_kilobytes():
     ]
     talkers = [Talker(by="source", key=f"2001:db8::{n}", entries=n, percent=1) for n in range(40)]
     fat = status(results=results, talkers=talkers, phase="Refused")
-    assert len(json.dumps(fat.document(), separators=(",", ":"))) <= 4096
+    assert len(json.dumps(fat.document(), separators=(",", ":"), ensure_ascii=False).encode()) <= 4096
     assert fat.results
     assert all(result.reason == "WriteFailed" for result in fat.results)
 
@@ -87,8 +97,68 @@ def test_warnings_are_told_and_go_early():
     ]
     many = [Refusal(f"w{n}", "TooShort", "m" * 400) for n in range(20)]
     fat = status(results=failures, warnings=many, phase="Refused")
-    assert len(json.dumps(fat.document(), separators=(",", ":"))) <= 4096
+    assert len(json.dumps(fat.document(), separators=(",", ":"), ensure_ascii=False).encode()) <= 4096
     assert (len(fat.results), fat.results[0].message, len(fat.warnings)) == (5, "m" * 400, 0)
+
+
+@pytest.mark.parametrize("length", [0, 10, 400, 4000])
+@pytest.mark.parametrize("number", [1, 5, 16, 80, 300])
+def test_failures_survive_the_cut(number, length):
+    """Sentences are cut before names, and names that have no room are counted: nothing fails unsaid."""
+    failures = [
+        Result(setting=f"notrack/rule-{n}", wanted="w" * 70, observed="", reason="NATConflict", message="ü" * length)
+        for n in range(number)
+    ]
+    warnings = [Refusal(f"w{n}", "TooShort", "m" * 400) for n in range(20)]
+    before = None
+    for turn in range(12):  # a full history besides
+        before = status(before, phase="Refused" if turn % 2 else "Current", results=failures if turn % 2 else (GOOD,))
+    fat = status(before, results=(GOOD, *failures), warnings=warnings, phase="Refused")
+    assert len(json.dumps(fat.document(), separators=(",", ":"), ensure_ascii=False).encode()) <= 4096
+    named = [result.setting for result in fat.results if result.reason == "NATConflict" and result.setting != "node"]
+    assert named == [failure.setting for failure in failures[: len(named)]]
+    if len(named) < number:
+        assert number > 16, "as many as a policy has rules always have room"
+        assert fat.results[-1].message.startswith(f"{number - len(named)} more settings failed")
+
+
+@pytest.mark.parametrize(
+    ("phase", "parked", "stalled", "reason"),
+    [
+        ("Current", False, "False", "NotStalled"),
+        ("Trial", False, "False", "NotStalled"),
+        ("RolledBack", False, "False", "NotStalled"),
+        ("RolledBack", True, "True", "Parked"),
+        ("Refused", False, "True", "Refused"),
+        ("Contended", False, "True", "Contended"),
+        ("Restored", False, "False", "NotStalled"),
+    ],
+)
+def test_stalled_is_said_where_somebody_must_act(phase, parked, stalled, reason):
+    """A node that will try again by itself is not stalled; and that it gives up is news."""
+    calm = status()
+    deed = Deed(phase, (GOOD,), {"buckets": 512}, parked=parked)
+    made = status_for(SPEC, calm, deed, Moment(NOW, "boot", calm.usage))
+    assert (condition(made, "Stalled").status, condition(made, "Stalled").reason) == (stalled, reason)
+    waiting = status_for(SPEC, calm, replace(deed, parked=False), Moment(NOW, "boot", calm.usage))
+    assert is_due(waiting, made, NOW, 0, 1.0) is parked
+
+
+def test_a_trial_says_what_it_is_and_what_failed_before():
+    """Ready is False with a sentence; a refusal beside it, or a try that failed, is not where the node is now."""
+    first = condition(status(phase="Trial", results=()), "Ready")
+    assert (first.status, first.reason) == ("False", "Trial")
+    assert first.message.startswith("a change is in force")
+    failed = Result(setting="node", wanted="", observed="", reason="ProbeFailed", message="DNS did not answer")
+    again = status(phase="Trial", results=(failed, GOOD))
+    assert condition(again, "Ready").message.endswith("; DNS did not answer")
+    assert again.history[-1].reason == "Trial"
+
+
+@pytest.mark.parametrize(("before", "now", "full"), [(95, 85, "True"), (95, 84, "False"), (89, 88, "False")])
+def test_saturated_has_hysteresis(before, now, full):
+    """A node around 90 % does not flap."""
+    assert condition(status(status(percent=before), percent=now), "Saturated").status == full
 
 
 def due(reported, fresh, seconds=30, since_usage=1e9):
@@ -107,6 +177,8 @@ def due(reported, fresh, seconds=30, since_usage=1e9):
         ({"results": (GOOD, BAD)}, True),
         ({"results": (GOOD.model_copy(update={"message": "another number"}),)}, False),
         ({"warnings": (ODD,)}, True),
+        ({"full_in": 2000}, False),
+        ({"full_in": 300}, True),
         ({"spec": SPEC.model_copy(update={"revision": "new"})}, True),
         ({"spec": SPEC.model_copy(update={"node_uid": "another"})}, True),
     ],
@@ -115,6 +187,14 @@ def test_only_news_is_written(change, expected):
     """An unchanged node writes nothing; phase, results, revision and the band of use are news."""
     before = status()
     assert due(before, status(before, **change)) is expected
+
+
+def test_a_rival_that_keeps_writing_is_no_news_each_time():
+    """Of a contended setting, whatever its rival wrote last, nothing new is to be said."""
+    left = GOOD.model_copy(update={"reason": "Contended", "message": "by kube-proxy"})
+    before = status(phase="Contended", results=(left,))
+    assert not due(before, status(before, phase="Contended", results=(left.model_copy(update={"observed": "7"}),)))
+    assert due(before, status(before))
 
 
 def test_usage_alone_writes_once_a_minute():

@@ -104,6 +104,59 @@ def test_standing(existing: NodeConntrack | None, state: str, reasons: list[str]
     assert [failure.reason for failure in standing.failures] == reasons
 
 
+def stalled(status: str) -> list[dict[str, str]]:
+    """Return a node's conditions with Stalled so."""
+    return [{"type": "Stalled", "status": status, "reason": "x", "lastTransitionTime": "2026-01-31T11:59:00Z"}]
+
+
+@pytest.mark.parametrize(
+    ("status", "retries"),
+    [
+        pytest.param({"conditions": stalled("False")}, True, id="waits for its next try"),
+        pytest.param({"conditions": stalled("True")}, False, id="parked"),
+        pytest.param({}, False, id="an older agent, which does not say"),
+    ],
+)
+def test_a_node_that_rolled_back_retries_until_it_is_parked(status: dict[str, Any], retries: bool) -> None:
+    """Whether anybody must act is the node's to say."""
+    result = {**refusal("node", "ProbeFailed"), "message": "the API server did not answer"}
+    existing = report(phase="RolledBack", results=[result], **status)
+    standing = standing_of(NODE, Share("r1", SIZE, SIZE), existing, NOW)
+    assert (standing.state, standing.retries) == ("rolled_back", retries)
+    assert standing.failures[0].message == "the API server did not answer", "without the word node"
+
+
+def test_a_trial_of_what_failed_before_still_says_so() -> None:
+    """A node that tries again is on its way, and does not look as if nothing had happened."""
+    results = [refusal("node", "ProbeFailed"), {**refusal(MAX), "reason": "Applied"}]
+    standing = standing_of(NODE, Share("r1", SIZE, SIZE), report(phase="Trial", results=results), NOW)
+    assert standing.state == "updating"
+    assert [failure.reason for failure in standing.failures] == ["ProbeFailed"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "results"),
+    [("Current", []), ("Refused", [refusal(MAX)]), ("Refused", [refusal("net.netfilter.nf_conntrack_icmp_timeout")])],
+)
+def test_warnings_reach_the_policies_they_concern(phase: str, results: list[dict[str, str]]) -> None:
+    """What a node did as asked and warns of is told to whoever asked for it, whatever else was refused."""
+    warnings = [
+        {"setting": MAX, "reason": "Odd", "message": "is odd"},
+        {"setting": "net.netfilter.nf_conntrack_icmp_timeout", "reason": "Odd", "message": "is another's"},
+    ]
+    existing = report(phase=phase, results=results, warnings=warnings)
+    standing = standing_of(NODE, Share("r1", SIZE, SIZE | {"timeouts.icmp"}), existing, NOW)
+    assert [warning.message for warning in standing.warnings] == [f"{MAX}: is odd"]
+
+
+def test_an_observe_policy_of_a_node_that_can_do_nothing_is_refused() -> None:
+    """Such a node makes no preview, and the policy must not wait for one without a word."""
+    share = Share("r9", SIZE, SIZE, observes=True)
+    existing = report({"preview": {}}, phase="Refused", results=[refusal("node", "Unsupported")])
+    standing = standing_of(NODE, share, existing, NOW)
+    assert (standing.state, [failure.reason for failure in standing.failures]) == ("refused", ["Unsupported"])
+
+
 @pytest.mark.parametrize(
     ("preview", "state"),
     [

@@ -26,13 +26,14 @@ def policy(status: PolicyStatus | None = None, **spec: Any) -> ConntrackPolicy:
 def sight(node: str, state: Any = "current", percent: int | None = 10, **more: Any) -> Sight:
     """Return one node in `state`, its table of 1,000 entries `percent` full."""
     failures = ()
-    if state in ("refused", "rolled_back", "unknown"):
+    if state in ("refused", "rolled_back", "unknown") or more.pop("fails", False):
         failures = (NodeFailure(node=node, reason=state.title(), message=f"{node} says no"),)
     usage = None
     if percent is not None:
         drops = more.pop("drops", 0)
         usage = Usage(entries=percent * 10, max_entries=1000, percent=percent, drops_per_second=drops)
-    return Sight(Standing(node, state, failures), usage, **more)
+    standing = Standing(node, state, failures, more.pop("warnings", ()), more.pop("retries", False))
+    return Sight(standing, usage, **more)
 
 
 def condition(status: PolicyStatus, kind: str) -> Condition:
@@ -58,7 +59,28 @@ def verdicts(status: PolicyStatus) -> dict[str, str]:
             [sight("a"), sight("b", "refused")], "False", "False", "True", "True", "NodesRefused", id="refused"
         ),
         pytest.param(
-            [sight("b", "rolled_back")], "False", "False", "True", "True", "NodesRolledBack", id="rolled back"
+            [sight("b", "rolled_back")], "False", "False", "True", "True", "NodesRolledBack", id="rolled back, parked"
+        ),
+        pytest.param(
+            [sight("b", "rolled_back", retries=True)],
+            "False",
+            "True",
+            "False",
+            "True",
+            "NodesRolledBack",
+            id="rolled back, will try again",
+        ),
+        pytest.param(
+            [sight("b", "updating", fails=True)], "False", "True", "False", "True", "Progressing", id="tries again"
+        ),
+        pytest.param(
+            [sight("a", "rolled_back"), sight("b", "rolled_back", retries=True)],
+            "False",
+            "True",
+            "False",
+            "True",
+            "NodesRolledBack",
+            id="one parked, one will try again",
         ),
         pytest.param(
             [sight("a", "pending"), sight("b", "refused")],
@@ -99,6 +121,34 @@ def test_conditions(
     assert condition(status, "Ready").reason == reason
     assert status.observed_generation == 3
     assert {each.observed_generation for each in status.conditions} == {3}
+
+
+def test_sentences_of_a_policy_on_its_way() -> None:
+    """They say how many nodes are where, and what failed; of a node that is parked, Stalled says so by its reason."""
+    way = [
+        sight("a"),
+        sight("b", "pending"),
+        sight("c", "updating", fails=True),
+        sight("d", "rolled_back", retries=True),
+    ]
+    status = summary_of(policy(), way, NOW)
+    told = "1 of 4 nodes current, 1 pending, 1 on trial, 1 to be tried again; d: d says no (1 more in failures)"
+    assert condition(status, "Reconciling").message == told
+    assert condition(status, "Degraded").message == (
+        "of 4 nodes: 1 rolled back, 1 on trial with failures; d: d says no (1 more in failures)"
+    )
+    assert [failure.node for failure in status.failures] == ["d", "c"]
+    parked = condition(summary_of(policy(), [sight("d", "rolled_back")], NOW), "Stalled")
+    assert (parked.status, parked.reason, parked.message) == ("True", "NodesParked", "d: d says no")
+    assert condition(summary_of(policy(), [sight("d", "refused")], NOW), "Stalled").reason == "NodesFailed"
+
+
+def test_warnings_are_told_beside_success() -> None:
+    """Ready stays True; its sentence counts the nodes that warn, and repeats the first of them."""
+    warning = NodeFailure(node="b", reason="BelowKeepalive", message="x: is 10m")
+    ready = condition(summary_of(policy(), [sight("a"), sight("b", warnings=(warning,))], NOW), "Ready")
+    assert (ready.status, ready.reason) == ("True", "AllNodesCurrent")
+    assert ready.message == "2 of 2 nodes as the policy says, 1 with warnings; b: BelowKeepalive: x: is 10m"
 
 
 def test_counts_are_complete() -> None:

@@ -102,6 +102,14 @@ def test_another_try_changes_the_attempt_alone() -> None:
     assert spec_of(policy()).attempt == ""
 
 
+def test_a_retry_does_not_make_a_policy_answer_for_another_rollout() -> None:
+    """Nodes refuse rollouts; whose policy has nothing but a retry has no part in that."""
+    alone = policy(rollout={"retry": "1"})
+    assert not share_of(alone, NODE, [alone]).has_later_rollout
+    paced = policy(rollout={"retry": "1", "canary": 1})
+    assert share_of(paced, NODE, [paced]).has_later_rollout
+
+
 @pytest.mark.parametrize(
     ("existing", "writes"),
     [

@@ -24,6 +24,7 @@ from conntrack_operator.decide.trial import (
     seconds_to_next_try,
     undoing,
     verdict,
+    why_again,
     why_not_now,
 )
 from conntrack_operator.model.facts import Facts
@@ -257,6 +258,8 @@ def test_three_failures_park_a_wish():
     assert pauses == [20, 50, None]
     assert journal.failures is not None
     assert "rollout.retry" in why_not_now(journal.failures, None)
+    first = journal.failures.model_copy(update={"count": 1})
+    assert why_again(first) == "it did not answer; now it is tried again, 2 of 3 times"
     for other in (Wishing("r", "2"), Wishing("s", "1")):
         assert seconds_to_next_try(journal.failures, other, 110) == 0
         assert failed_again(journal, other, 1, "x", "y").count == 1

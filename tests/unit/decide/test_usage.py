@@ -6,9 +6,11 @@ from conntrack_operator.decide.usage import Reading, is_another_band, percent_of
 from conntrack_operator.model.node import Usage
 
 
-def use(percent=50, max_entries=100, drops=0):
+def use(percent=50, max_entries=100, drops=0, full_in=None):
     """Return a use of that many percent."""
-    return Usage(entries=percent, max_entries=max_entries, percent=percent, drops_per_second=drops)
+    return Usage(
+        entries=percent, max_entries=max_entries, percent=percent, drops_per_second=drops, seconds_to_full=full_in
+    )
 
 
 def test_one_reading_has_no_rates():
@@ -46,12 +48,25 @@ def test_counters_wrap():
         ([0, 110], 100, 0),
         ([0, 1], 10**6, None),
         ([0, 1], 0, None),
+        ([100, 100], 100, 0),
+        ([0, 600, 600, 600], 1000, None),
+        ([0, 600, 700, 600], 1000, None),
+        ([0, 0, 0, 100], 1000, 90),
+        ([0, 10], 3612, None),
+        ([0, 10], 3610, 3600),
     ],
 )
 def test_forecast(entries, limit, seconds_to_full):
-    """The time left is the room left over the growth seen; a table that does not grow is not filling."""
+    """The time left is the room left over the growth seen; a table that does not grow (any more) is not filling."""
     readings = [Reading(10.0 * number, value, limit) for number, value in enumerate(entries)]
     assert usage_from(readings).seconds_to_full == seconds_to_full
+
+
+def test_no_forecast_from_one_short_look():
+    """Two readings a second apart, as a change of phase makes them, show a burst and no growth."""
+    readings = [Reading(0.0, 10, 1000), Reading(1.0, 110, 1000)]
+    assert usage_from(readings).seconds_to_full is None
+    assert usage_from([*readings, Reading(12.0, 130, 1000)]).seconds_to_full is not None
 
 
 @pytest.mark.parametrize(("entries", "limit", "percent"), [(0, 0, 0), (1, 100, 1), (199, 200, 99), (300, 200, 150)])
@@ -75,6 +90,13 @@ def test_percent(entries, limit, percent):
         (use(50, drops=3), use(50, drops=9), False),
         (use(50, drops=3), use(50), True),
         (use(50), use(50, max_entries=400), True),
+        (use(50), use(50, full_in=601), False),
+        (use(50), use(50, full_in=600), True),
+        (use(50, full_in=600), use(50, full_in=30), False),
+        (use(50, full_in=600), use(50, full_in=1200), False),
+        (use(50, full_in=600), use(50, full_in=1201), True),
+        (use(50, full_in=600), use(50), True),
+        (use(50, full_in=3000), use(50), False),
     ],
 )
 def test_bands_have_hysteresis(reported, now, news):

@@ -20,18 +20,21 @@ from conntrack_operator.kernel.counters import Counters, read_counters
 from conntrack_operator.kernel.netlink import Netlink
 
 from . import traffic
-from .stage import CLIENT, SERVER, Stage, lines_of
+from .probes import Regular
+from .stage import CLIENT, SERVER, TCP_PORT, Stage, lines_of
 
 NOISY_CLIENT = "198.18.0.7"
 """One client begins a fifth of all flows, so that there is somebody to find."""
 OTHER_CLIENTS = 32
 LATE_CLIENTS, LATE_FLOWS = 20, 20_000
 WARM_UP_FLOWS = 20_000
-TCP_PORT = 8080
 ATTEMPTS = 200
+LISTEN_BACKLOG = 4 * ATTEMPTS
+"""Nobody accepts: the kernel completes as many connections."""
 CONNECT_SECONDS = 1.5
 SILENCE_SECONDS = 1.0
 """A name server that reads nothing for so long has nothing left to read."""
+ANSWER_SECONDS = 1.0
 STREAM_SECONDS = 2.2
 """A flow that goes on for longer than 2 s is a stream."""
 
@@ -77,10 +80,12 @@ def late_clients() -> Clients:
 
 
 class Load:
-    """Runs the load on a stage. A context manager: the name server answers meanwhile."""
+    """Runs the load on a stage. A context manager: the server answers on both its ports meanwhile."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
+        self.regular = Regular(stage)
+        """A client that is there from the beginning."""
         self._macs = stage.mac_of(stage.client), stage.mac_of(stage.server)
 
     def __enter__(self) -> Self:
@@ -88,9 +93,14 @@ class Load:
         if next(lines_of(self._server), "") != "ready\n":
             self._server.wait(5)
             raise Unsupported("the demo's name server did not start; run the demo again")
+        self._listener = self._stage.server.socket(socket.SOCK_STREAM)
+        self._listener.bind((SERVER, TCP_PORT))
+        self._listener.listen(LISTEN_BACKLOG)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        self.regular.close()
         _end(self._server)
 
     def queries_per_second(self) -> float:
@@ -99,13 +109,15 @@ class Load:
         self._ask((("198.18.251.1", WARM_UP_FLOWS),), lambda _: None)
         seconds = time.monotonic() - began
         self._settle(WARM_UP_FLOWS)
-        self.forget_entries()
+        with self._stage.server.inside(), Netlink() as netlink:
+            list(netlink.messages(_CT_DELETE))  # all of them, as conntrack -F does
         return WARM_UP_FLOWS / seconds
 
-    def forget_entries(self) -> None:
-        """Delete all entries of the server's table, as `conntrack -F` does."""
-        with self._stage.server.inside(), Netlink() as netlink:
-            list(netlink.messages(_CT_DELETE))
+    def settle_in(self) -> None:
+        """Let the regular client be a stream while there is room: the kernel kills others from 95 % use upwards."""
+        self.regular.ask(ANSWER_SECONDS)
+        time.sleep(STREAM_SECONDS)
+        self.regular.ask(ANSWER_SECONDS)
 
     def counters(self) -> Counters:
         """Return the counters of the server's table."""
@@ -172,10 +184,6 @@ class Load:
     def _connect(self) -> int:
         """Try to open TCP connections to another port of the server, all at once; return how many came about."""
         with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(self._stage.server.socket(socket.SOCK_STREAM))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((SERVER, TCP_PORT))
-            listener.listen(2 * ATTEMPTS)
             waiting = select.poll()
             trying = {}
             for _ in range(ATTEMPTS):

@@ -1,6 +1,6 @@
-"""The policy the demo applies: manifests/examples/dns-server.yaml, kept here too since a wheel has no manifests.
+"""The policies the demo applies: manifests/examples/dns-server.yaml, and one that would do harm.
 
-tests/unit/cli/demo/test_policy.py holds the two together.
+The example is kept here too, since a wheel has no manifests; tests/unit/cli/demo/test_policy.py holds the two together.
 """
 
 EXAMPLE = "manifests/examples/dns-server.yaml"
@@ -30,3 +30,26 @@ spec:
         ports: [53]
         side: Server
 """
+
+HARMFUL = """\
+apiVersion: conntrack-operator.io/v1alpha1
+kind: ConntrackPolicy
+metadata:
+  name: web
+spec:
+  mode: Enforce
+  nodeSelector:
+    matchLabels:
+      example.com/role: dns
+  trial:
+    timeoutSeconds: 10
+    soakSeconds: 0
+  notrack:
+    rules:
+      - name: web
+        ports: [80]
+"""
+"""On the demo's stage, port 80 is translated."""
+
+FORCED = HARMFUL.replace("  notrack:\n", "  notrack:\n    onConflict: Force\n")
+"""The same, by somebody who knows better."""

@@ -23,18 +23,29 @@ CLIENT, SERVER = "198.19.0.1", "198.19.0.2"
 CLIENTS_NETWORK = "198.18.0.0/16"
 """Where the many clients are; the server has a route there and nobody else knows of them."""
 
-FIREWALL = """
-table inet demo_firewall {
-  chain input {
+TCP_PORT = 8080
+TRANSLATED_PORT = 80
+FIREWALL = f"""
+table inet demo_firewall {{
+  chain input {{
     type filter hook input priority filter; policy drop;
-    ct state established,related,untracked accept
+    ct state established,related accept
     udp dport 53 accept
-    tcp dport { 53, 8080 } accept
-  }
-}
+    tcp dport {{ 53, {TCP_PORT} }} accept
+  }}
+}}
 """
-"""A firewall as servers have it: `ct state` is what switches connection tracking on. It accepts what is untracked, as
-notrack rules ask of a firewall."""
+"""A firewall as servers have it: `ct state` is what switches connection tracking on."""
+
+TRANSLATION = f"""
+table ip demo_nat {{
+  chain prerouting {{
+    type nat hook prerouting priority dstnat;
+    tcp dport {TRANSLATED_PORT} redirect to :{TCP_PORT}
+  }}
+}}
+"""
+"""A port that leads to another one."""
 
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 _libc = ctypes.CDLL(None, use_errno=True)

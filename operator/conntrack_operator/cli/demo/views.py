@@ -1,4 +1,6 @@
-"""The demo's last page: before and after, side by side. Pure."""
+"""What the demo shows of its numbers and names. Pure."""
+
+from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
@@ -9,7 +11,13 @@ from conntrack_operator.cli.render_use import memory_words
 from .load import Measured
 
 
-def comparison(before: Measured, after: Measured, entry_bytes: int, bypassed: int) -> Table:
+def listed(names: Sequence[str]) -> str:
+    """Return names as they are read out in a sentence."""
+    *rest, last = names or ["none"]
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+def comparison(before: Measured, after: Measured, bypassed: int, entry_bytes: int) -> Table:
     """Return both runs of the load in one table; `bypassed` are the packets the rules let by in the second."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column("THE SAME LOAD, TWICE")

@@ -1,0 +1,83 @@
+"""The real kube-proxy on an agent's node, restarted with other conntrack flags: it is undone, named, and war ends."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.lab.cluster import Cluster
+from tests.lab.kube_proxy import LEAVE_THE_TABLE, KubeProxy
+from tests.lab.namespaces import missing
+from tests.lab.operator import Operator, in_namespace, start_in_namespace
+from tests.lab.programs import wait_until
+
+REPAIR_SECONDS = 5
+PREFIX = "net.netfilter.nf_conntrack_tcp_timeout_"
+WANTED = {"established": 21600, "close_wait": 90}
+
+
+@pytest.fixture
+def node(cluster: Cluster, crds: Path, tmp_path: Path) -> Iterator[Operator]:
+    """Give an operator at work on a node in a namespace."""
+    del crds
+    if reason := missing():
+        pytest.skip(reason)
+    with in_namespace(cluster, tmp_path / "operator", "proxied") as operator:
+        start_in_namespace(operator)
+        yield operator
+
+
+def flags(established: str, close_wait: str) -> tuple[str, ...]:
+    """Return kube-proxy's flags for both timeouts."""
+    return (
+        *LEAVE_THE_TABLE,
+        f"--conntrack-tcp-timeout-established={established}",
+        f"--conntrack-tcp-timeout-close-wait={close_wait}",
+    )
+
+
+def timeouts(operator: Operator) -> dict[str, int]:
+    """Return both timeouts as the kernel has them."""
+    return {name: int(operator.host.sysctl(PREFIX + name)) for name in WANTED}
+
+
+def said(operator: Operator, *words: str) -> list[str]:
+    """Return the lines of the agent's log with all of `words`."""
+    return [line for line in operator.agent.log.read_text().splitlines() if all(word in line for word in words)]
+
+
+def result(operator: Operator, name: str) -> dict[str, Any]:
+    """Return what the node reports of a timeout."""
+    found = [each for each in operator.status().get("results", []) if each["setting"] == PREFIX + name]
+    return found[0] if found else {}
+
+
+def test_kube_proxy_is_restarted_with_other_flags(node: Operator) -> None:
+    """Its values last seconds and its key is named; the fourth time in an hour they stay, Contended, the rest holds."""
+    with KubeProxy(node.cluster, node.host, "proxied", flags=flags("24h", "1h")) as proxy:
+        node.apply(
+            "timeouts",
+            timeouts={"tcp": {"established": WANTED["established"], "closeWait": WANTED["close_wait"]}},
+            trial={"timeoutSeconds": 20, "soakSeconds": 0},
+        )
+        node.wait_ready("timeouts", 30)
+        assert timeouts(node) == WANTED
+        for turn in range(3):
+            proxy.restart(flags(f"{turn + 2}h", "90s"))
+            wait_until(lambda: timeouts(node) == WANTED, REPAIR_SECONDS, "our values are back", 0.05)
+            wait_until(
+                lambda turn=turn: len(said(node, "established was changed")) > turn, REPAIR_SECONDS, "it is said"
+            )
+        (line,) = said(node, "established was changed from 21600 to 7200")
+        assert "likely by kube-proxy (conntrack.tcpEstablishedTimeout" in line
+        wait_until(lambda: node.status().get("warnings"), 10, "the node's status says so too")
+        (warning,) = (each for each in node.status()["warnings"] if each["setting"] == f"{PREFIX}established")
+        assert warning["reason"] == "Repaired"
+        assert "likely by kube-proxy (conntrack.tcpEstablishedTimeout" in warning["message"]
+
+        proxy.restart(flags("9h", "90s"))
+        wait_until(lambda: node.status().get("phase") == "Contended", 20, "the node says Contended")
+        assert timeouts(node) == {"established": 32400, "close_wait": WANTED["close_wait"]}
+        contended = result(node, "established")
+        assert contended["reason"] == "Contended"
+        assert "kube-proxy (conntrack.tcpEstablishedTimeout" in contended["message"]

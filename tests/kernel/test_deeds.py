@@ -1,0 +1,59 @@
+"""What an agent says of a change that fails again and again: its deeds from the first try until it is parked."""
+
+import time
+from datetime import UTC, datetime
+from itertools import groupby
+
+from conntrack_operator.agent.duty import Duty
+from conntrack_operator.agent.machine import Machine
+from conntrack_operator.agent.probes import Probe
+from conntrack_operator.decide import trial
+from conntrack_operator.decide.report import Moment, status_for
+from conntrack_operator.kernel.journal import StateDirectory
+from conntrack_operator.kernel.roots import Roots
+from conntrack_operator.model.node import NodeSpec
+from conntrack_operator.model.policy import Settings
+
+ICMP = "net.netfilter.nf_conntrack_icmp_timeout"
+WISH = NodeSpec(
+    revision="r",
+    mode="Apply",
+    node_uid="uid",
+    settings=Settings.model_validate({"timeouts": {"icmp": 11}, "trial": {"timeoutSeconds": 10, "soakSeconds": 0}}),
+    preview=Settings.model_validate({"timeouts": {"icmp": 12}}),
+)
+
+
+def test_three_tries_and_parked(netns, tmp_path, monkeypatch):
+    """Each new try says what failed before; the preview of an Observe policy stays; only at the end is it parked."""
+    monkeypatch.setattr(trial, "RETRY_PAUSES", (0.2, 0.2))
+    node = netns.namespace()
+    roots = Roots(state=tmp_path, etc=tmp_path, usr=tmp_path, run=tmp_path)
+    with node.inside(), StateDirectory(roots) as state:
+        # Answers as long as the change is not made.
+        probe = Probe("DNS 192.0.2.53", lambda _: node.sysctl(ICMP) == "30")
+        duty = Duty(Machine(roots), state, lambda: [probe])
+        duty.wish(WISH)
+        deeds = [duty.deed]
+        deadline = time.monotonic() + 90
+        while not deeds[-1].parked and time.monotonic() < deadline:
+            time.sleep(min(0.2, duty.seconds_to_step))
+            duty.step()
+            if duty.deed is not deeds[-1]:
+                deeds.append(duty.deed)
+        assert node.sysctl(ICMP) == "30"
+    assert [phase for phase, _ in groupby(deed.phase for deed in deeds)] == ["Trial", "RolledBack"] * 3
+    assert [deed.parked for deed in deeds] == [False] * (len(deeds) - 1) + [True]
+    first, *others = [deed for deed in deeds if deed.phase == "Trial"]
+    assert [result for result in first.results if result.setting == "node"] == []
+    for number, deed in enumerate(others, 2):
+        (result,) = [result for result in deed.results if result.setting == "node"]
+        assert result.reason == "ProbeFailed"
+        assert "DNS 192.0.2.53" in result.message
+        assert f"{number} of 3 times" in result.message
+    rolled_back = [deed for deed in deeds if deed.phase == "RolledBack"]
+    assert all(deed.preview and deed.preview.changes for deed in rolled_back)
+    status = status_for(WISH, None, deeds[-1], Moment(datetime.now(UTC), "boot"))
+    assert {each.type: each.reason for each in status.conditions} == {
+        "Ready": "ProbeFailed", "Stalled": "Parked", "Saturated": "RoomLeft",
+    }  # fmt: skip

@@ -1,0 +1,74 @@
+"""The loop while nobody can be told: it asks seldom, and forgets nothing of what happened meanwhile."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from conntrack_operator.agent.loop import Agent
+from conntrack_operator.agent.mailbox import Delivery, Mailbox
+from conntrack_operator.decide.report import Deed
+from conntrack_operator.errors import Retry, Unsupported
+from conntrack_operator.kernel.roots import Roots
+from conntrack_operator.model.node import NodeSpec
+from conntrack_operator.model.policy import Settings
+
+SPEC = NodeSpec(revision="r", mode="Apply", node_uid="", settings=Settings())
+
+
+class Blind:
+    """A meter that sees nothing."""
+
+    def read(self):
+        """Refuse."""
+        raise Unsupported("nothing to see")
+
+
+@pytest.fixture
+def running():
+    """Give an agent at work with a duty that does nothing, the API server's answer, and the reports that came."""
+    world = SimpleNamespace(away=True, tries=0, came=[])
+
+    def write(status):
+        world.tries += 1
+        if world.away:
+            raise Retry("the API server does not answer")
+        world.came.append(status)
+
+    world.duty = SimpleNamespace(
+        machine=SimpleNamespace(roots=Roots()), spec=SPEC, deed=Deed("Trial", ()), seconds_to_step=float("inf"),
+        start=lambda: None, resume=lambda: None, wish=lambda _spec: None, step=lambda: False, end=lambda: None,
+    )  # fmt: skip
+    world.mailbox = Mailbox()
+    agent = Agent(world.duty, world.mailbox, Blind(), write, lambda _entries: [])
+    world.mailbox.put(Delivery(SPEC))
+    thread = threading.Thread(target=agent.run)
+    thread.start()
+    yield world
+    world.mailbox.stop()
+    thread.join(10)
+
+
+def until(holds):
+    """Wait until something holds, 10 s at most."""
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_report_that_cannot_be_delivered(running):
+    """It is tried again with growing pauses, and at once when an object comes: then all that happened is in it."""
+    until(lambda: running.tries)
+    running.duty.deed = Deed("RolledBack", ())
+    running.mailbox.wake()
+    time.sleep(2)
+    assert running.tries <= 6
+    running.duty.deed = Deed("Trial", ())
+    running.mailbox.wake()
+    time.sleep(0.2)
+    running.away = False
+    running.mailbox.put(Delivery(SPEC))
+    until(lambda: running.came)
+    assert [entry.phase for entry in running.came[-1].history] == ["Trial", "RolledBack", "Trial"]
