@@ -5,7 +5,7 @@ Called by the loop every second or two while no trial is under way. It looks fir
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from conntrack_operator.decide.accept_standing import Standing
@@ -92,11 +92,8 @@ class Mender:
         `spec` is the newest wish, for the Services in it; None while nobody said anything yet. `now` is in seconds on a
         clock that only moves forward. Raises as `Machine.look` and `Machine.settle` do.
         """
-        if self._is_still(self._vigil.moved(now)) and now < self._again_at:
+        if not self._is_due(now):
             return None
-        # What moved is told once: unless all goes well, look again soon, and ever later where that does not help.
-        self._again_at = now + self._pause
-        self._pause = min(2 * self._pause, AGAIN_MOST_SECONDS)
         # From before the look and the writes: a change meanwhile is seen at the next look, at the cost of one more.
         mark = self._vigil.mark()
         journal = self._machine.journal(state)
@@ -107,7 +104,7 @@ class Mender:
         moves = bool(mending.plan.changes)
         quiet = not drifts and not moves and not sight.accepts_differ and not sight.plan.refused
         if quiet and not self._left:
-            self._looked(sight, set())
+            self._went(sight)
             self._expect(sight, mark, mending)
             return None
         sentences = self._sentences(drifts, sight)
@@ -116,7 +113,7 @@ class Mender:
         mended = replace(sight, plan=mending.plan, accepts_differ=accepts)
         outcome = self._machine.settle(mended, journal, state, confirmed.uses)
         failed = {result.setting for result in outcome.results if result.reason != APPLIED}
-        self._looked(sight, failed - _refused(sight) - {drift.setting for drift in mending.left})
+        self._went(sight, failed - {drift.setting for drift in mending.left})
         mending.note(failed, self.repairs, now)
         if accepts and ACCEPTS not in failed:
             self.repairs.repaired(ACCEPTS, now)
@@ -142,9 +139,18 @@ class Mender:
         count = self.repairs.totals.get(key_of(setting), 0)
         return f"{sentence} (put right {count} {'time' if count == 1 else 'times'} since the agent started)"
 
-    def _looked(self, sight: Sight, failed: set[str]) -> None:
-        """Look no more before something moves, if all could be seen and nothing `failed`."""
-        if not sight.blind and not failed:
+    def _is_due(self, now: float) -> bool:
+        moved = self._vigil.moved(now)
+        if now < self._again_at and (not moved or (moved == Moved(table=True) and self._is_as_left())):
+            return False
+        # What moved is told once: unless all goes well, look again soon, and ever later where that does not help.
+        self._again_at = now + self._pause
+        self._pause = min(2 * self._pause, AGAIN_MOST_SECONDS)
+        return True
+
+    def _went(self, sight: Sight, failed: Collection[str] = ()) -> None:
+        refused = {refusal.setting for refusal in sight.plan.refused}
+        if not sight.blind and refused.issuperset(failed):
             self._again_at, self._pause = float("inf"), AGAIN_SECONDS
 
     def _expect(self, sight: Sight, mark: Mark | None, mending: Mending | None = None) -> None:
@@ -156,9 +162,6 @@ class Mender:
         self._handles = _handles()
         self._rules, self._standing = plan.rules, sight.accepts.standing if sight.accepts else None
 
-    def _is_still(self, moved: Moved) -> bool:
-        return not moved or (moved == Moved(table=True) and self._is_as_left())
-
     def _is_as_left(self) -> bool:
         """Tell whether our table and our accepts are as they were: others move the generation all the time.
 
@@ -166,10 +169,13 @@ class Mender:
         """
         if self._left:
             return False
-        table = read_table_state()
-        if table.problem or table.installed != ruleset_for(self._rules).expected:
+        try:
+            table = read_table_state()
+            if table.problem or table.installed != ruleset_for(self._rules).expected:
+                return False
+            return self._standing is None or read_accepts() == self._standing
+        except ConntrackOperatorError:
             return False
-        return self._standing is None or read_accepts() == self._standing
 
     def _sentences(self, drifts: tuple[Drift, ...], sight: Sight) -> dict[str, str]:
         if not drifts:
@@ -184,10 +190,6 @@ _ACCEPTS_CHANGED = (
     "accept rules of ours in the firewall were taken out by somebody; find what reloads it (iptables -F, a restart), or"
     " set acceptUntracked: Never and accept the rules' UNTRACKED packets there"
 )
-
-
-def _refused(sight: Sight) -> set[str]:
-    return {refusal.setting for refusal in sight.plan.refused}
 
 
 def _own_moves(mending: Mending, sight: Sight) -> Iterator[tuple[str, str]]:
