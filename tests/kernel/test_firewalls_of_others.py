@@ -131,6 +131,12 @@ def rules_of_input(*rules: str, output: Sequence[str] = ()) -> Callable[[Namespa
     return lambda node: node.nft(text)
 
 
+def before_routing(*rules: str) -> Callable[[Namespace], None]:
+    """Return what loads a filter in prerouting with these rules, and neighbours let in."""
+    lines = ("type filter hook prerouting priority mangle; policy drop;", "iif lo accept", "icmpv6 type != 1 accept")
+    return lambda node: node.nft(f"table inet early {{ chain every {{\n{chr(10).join((*lines, *rules))}\n}}\n}}\n")
+
+
 UFW = saved("""filter
     :INPUT DROP
     :OUTPUT DROP
@@ -256,6 +262,11 @@ BOTH_HOSTS = {"host", "host, IPv6"}
         pytest.param(
             rules_of_input("tcp dport 80 accept", output=("ct direction reply accept",)), WEB, "Replies",
             "UnclearAccept", BOTH_HOSTS, id="answers by direction"),
+        pytest.param(
+            before_routing("ct state established,related accept", "ct state new tcp dport 80 accept"), WEB, "Both",
+            "StatefulAccept", BOTH_HOSTS, id="by state before routing"),
+        pytest.param(before_routing("ct state invalid drop", "accept"), WEB, "Replies", *GOOD,
+                     id="invalid dropped before routing"),
         pytest.param(CALICO, WEB, "Replies", *GOOD, id="Calico's host endpoint"),
         pytest.param(DOCKER, WEB, "Replies", *GOOD, id="docker, another port"),
         pytest.param(DOCKER, {"name": "wide", "ports": ["8000-8100"]}, "Replies", "NATConflict", {"published"},

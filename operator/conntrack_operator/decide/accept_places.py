@@ -19,7 +19,7 @@ OURS = ("conntrack_operator_", "CONNTRACK-OP-")
 _DEEPEST = 16
 """NFT_JUMP_STACK_SIZE (include/net/netfilter/nf_tables.h)."""
 
-_TRACKING_PRIORITY = -200
+TRACKING_PRIORITY = -200
 """NF_IP_PRI_CONNTRACK (include/uapi/linux/netfilter_ipv4.h): before it no packet has a state."""
 
 _ANY = Match()
@@ -90,7 +90,7 @@ def stateful_chains(firewall: Firewall) -> list[FirewallChain]:
         for chain in firewall.chains
         if chain.hook in ("input", "output", "forward")
         and chain.type != "nat"
-        and chain.priority > _TRACKING_PRIORITY
+        and chain.priority > TRACKING_PRIORITY
         and _Table(firewall, chain).is_stateful()
     ]
     return sorted(chains, key=lambda chain: chain.priority)

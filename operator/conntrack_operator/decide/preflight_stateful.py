@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Literal
 
 from conntrack_operator.model.policy import NotrackRule
 from conntrack_operator.model.surroundings import Firewall, FirewallRule
 
-from .accept_places import is_ours
+from .accept_places import TRACKING_PRIORITY, is_ours
 from .firewall_walk import Loss, losses, passing
-from .packets import Packets
+from .packets import Hook, Packets
 from .refusal import shorter
 from .rule_packets import FILTERED, Direction, packets_of, side_of, words
 from .twins import FOLLOWING
@@ -25,6 +26,13 @@ COVERED: dict[AcceptUntracked, frozenset[Direction]] = {
 
 STATES: dict[Direction, str] = {"request": "new", "reply": "established"}
 """How tracking sees a packet of each direction that matters: the first one is new, and it alone opens a connection."""
+
+_BEYOND: dict[str, dict[Hook, tuple[Direction, ...]]] = {
+    "Server": {"prerouting": ("request",), "postrouting": ("reply",)},
+    "Client": {"prerouting": ("reply",), "postrouting": ("request",)},
+    "Forward": {"prerouting": ("request", "reply"), "postrouting": ("request", "reply")},
+}
+"""Where else filters may see the packets of each side."""
 
 _REMEDIES: dict[Direction, str] = {
     "request": "write notrack.acceptUntracked: Both, or let the firewall accept the port whatever its state",
@@ -51,6 +59,25 @@ def stateful_refusals(
         if reason not in seen:
             seen.add(reason)
             yield reason, sentence
+    if "StatefulAccept" not in seen:
+        yield from islice(
+            (("StatefulAccept", _beyond_sentence(rule, *lost)) for lost in _lost_beyond(rule, firewall)), 1
+        )
+
+
+def _lost_beyond(rule: NotrackRule, firewall: Firewall) -> Iterator[tuple[Direction, Loss]]:
+    """Yield what filters in prerouting and postrouting would lose, where acceptUntracked puts nothing.
+
+    Before conntrack's own priority no packet has a state, and no filter can ask for one.
+    """
+    chains = tuple(chain for chain in firewall.chains if not chain.hook or chain.priority > TRACKING_PRIORITY)
+    stateful = replace(firewall, chains=chains)
+    for hook, directions in _BEYOND[side_of(rule)].items():
+        if any(chain.hook == hook and chain.type != "nat" for chain in chains):
+            for direction in directions:
+                for packets in packets_of(rule, direction, hook):
+                    for loss in losses(stateful, (packets,), STATES[direction]):
+                        yield direction, loss
 
 
 def losses_of(rule: NotrackRule, firewall: Firewall) -> Iterator[tuple[Direction, Loss, bool]]:
@@ -121,6 +148,16 @@ def _stateful_sentence(rule: NotrackRule, direction: Direction, loss: Loss, *, f
     return (
         f"{loss.chain.place} {verb} {whose} {words(rule, ports)} by state alone ({shorter(loss.accepted_by)}) and"
         f" refuses them untracked ({shorter(loss.refused_by)}); {_REMEDIES[direction]}"
+    )
+
+
+def _beyond_sentence(rule: NotrackRule, direction: Direction, loss: Loss) -> str:
+    ports = loss.packets.destination_ports if direction == "request" else loss.packets.source_ports
+    whose = "requests to" if direction == "request" else "replies from"
+    return (
+        f"{loss.chain.place} accepts {whose} {words(rule, ports)} by state alone ({shorter(loss.accepted_by)}) and"
+        f" refuses them untracked ({shorter(loss.refused_by)}), where acceptUntracked puts nothing; let that chain pass them"
+        " whatever their state, or filter them in the chains of input, forward and output"
     )
 
 
