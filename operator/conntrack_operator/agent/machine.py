@@ -158,6 +158,7 @@ class Machine:
                 EVERY_PORT if off else _ports_of(settings, journal),
                 self.api_server,
                 entries=not off,
+                others=settings.table is not None and settings.table.size is not None,
             ),
             timed_elements=journal.timed_elements is not False,
             tracking=read_tracking(self.roots) if off else TrackingState(),

@@ -5,13 +5,14 @@ taken for what everybody runs there. Listeners on loopback alone are left out: n
 """
 
 import ipaddress
+import os
 import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from conntrack_operator.model.surroundings import FailsafePort
+from conntrack_operator.model.surroundings import FailsafePort, PortRanges
 
 from .roots import Roots
 
@@ -45,10 +46,15 @@ class Listener(NamedTuple):
     inode: int
 
 
-def read_failsafe(roots: Roots, api_server: tuple[str, int] | None = None) -> tuple[FailsafePort, ...]:
-    """Return the ports this node lives by; `api_server` is where its API server is, as configured. Raises nothing."""
-    listeners = read_listeners()
-    owners = _owners(roots, {listener.inode for listener in listeners})
+def read_failsafe(
+    roots: Roots, api_server: tuple[str, int] | None = None, interest: PortRanges | None = None
+) -> tuple[FailsafePort, ...]:
+    """Return the ports this node lives by; `api_server` is where its API server is, as configured. Raises nothing.
+
+    With `interest`, no listener on another port is looked at; where none is left, neither are the node's programs.
+    """
+    listeners = [each for each in read_listeners() if interest is None or _concerns(each, interest)]
+    owners = _owners(roots, {listener.inode for listener in listeners}) if listeners else {}
     found = {
         FailsafePort(port, "TCP", "Server", what)
         for port, inode in listeners
@@ -63,6 +69,12 @@ def read_failsafe(roots: Roots, api_server: tuple[str, int] | None = None) -> tu
     others = [each for each in ALWAYS if (each.port, each.protocol, each.side) not in
               {(known.port, known.protocol, known.side) for known in found}]  # fmt: skip
     return tuple(sorted((*found, *others), key=lambda each: (each.port, each.protocol, each.side, each.what)))
+
+
+def _concerns(listener: Listener, interest: PortRanges) -> bool:
+    # A listener of BGP or kubelet tells, on whatever port, that this node is a client of another port.
+    ports = (listener.port, BGP_PORT, APISERVER_PORT)
+    return any(first <= port <= last for first, last in interest for port in ports)
 
 
 def read_listeners() -> list[Listener]:
@@ -100,30 +112,33 @@ def _owners(roots: Roots, inodes: set[int]) -> dict[int, str]:
     """Return what holds each of these sockets open, looking only into the programs of the table."""
     found: dict[int, str] = {}
     try:
-        pids = [path for path in roots.proc.iterdir() if path.name.isdigit()]
+        pids = [name for name in os.listdir(roots.proc) if name.isdigit()]  # noqa: PTH208
     except OSError:
         return found
-    for path in pids:
-        what = _program(path)
+    for pid in pids:
+        directory = f"{roots.proc}/{pid}"
+        what = _program(directory)
         if what:
-            found.update({inode: what for inode in _sockets(path) if inode in inodes})
+            found.update({inode: what for inode in _sockets(directory) if inode in inodes})
     return found
 
 
-def _program(path: Path) -> str:
+def _program(directory: str) -> str:
+    # For every program of the node: texts are cheaper here than paths.
     try:
-        arguments = (path / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+        with open(f"{directory}/cmdline", "rb", buffering=0) as file:  # noqa: PTH123
+            arguments = (file.readall() or b"").decode(errors="replace").rstrip("\0").split("\0")
     except OSError:
         return ""
     # `sshd: /usr/sbin/sshd -D` names itself so; a program that is many has its name as its first argument.
-    names = (Path(arguments[0].partition(" ")[0].rstrip(":")).name, *arguments[1:2])
+    names = (arguments[0].partition(" ")[0].rstrip(":").rpartition("/")[2], *arguments[1:2])
     return next((PROGRAMS[name] for name in names if name in PROGRAMS), "")
 
 
-def _sockets(path: Path) -> Iterator[int]:
+def _sockets(directory: str) -> Iterator[int]:
     try:
-        for link in (path / "fd").iterdir():
-            match = _INODE.match(str(link.readlink()))
+        for name in os.listdir(f"{directory}/fd"):  # noqa: PTH208
+            match = _INODE.match(os.readlink(f"{directory}/fd/{name}"))  # noqa: PTH115
             if match:
                 yield int(match[1])
     except OSError:

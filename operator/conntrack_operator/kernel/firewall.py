@@ -41,7 +41,7 @@ def read_firewall(
     owned = reading.read_nftables()
     for family in ("ip", "ip6"):
         reading.read_legacy(family)
-    return Firewall(tuple(reading.chains), owned, tuple(reading.problems))
+    return Firewall(tuple(reading.chains), owned, tuple(reading.problems), reading.nat)
 
 
 class _Reading:
@@ -52,6 +52,7 @@ class _Reading:
         self._wanted = wanted
         self.chains: list[FirewallChain] = []
         self.problems: list[tuple[str, str]] = []
+        self.nat = False
 
     def read_nftables(self) -> frozenset[tuple[str, str]]:
         """Read every table of nftables; return those with an owner."""
@@ -59,7 +60,9 @@ class _Reading:
             tables, (bases, numbers) = read_tables(), read_chains()
         except ConntrackOperatorError as error:
             self.problems.append((UNREAD, f"nftables' tables cannot be listed: {error}"))
+            self.nat = True
             return frozenset()
+        self.nat = any(base.type == "nat" for base in bases)
         for table in tables:
             named = table.family, table.name
             if named != OWN and not table.dormant and self._wanted("nf_tables", *named):
@@ -102,7 +105,14 @@ class _Reading:
     def read_legacy(self, family: Literal["ip", "ip6"]) -> None:
         """Read the tables of iptables-legacy, where there are some."""
         try:
-            for table in iptables.legacy_tables(family):
+            tables = iptables.legacy_tables(family)
+        except Unsupported as error:
+            self.problems.append((UNREAD, f"{family}tables-legacy cannot be looked for: {error}"))
+            self.nat = True
+            return
+        self.nat = self.nat or "nat" in tables
+        try:
+            for table in tables:
                 if not self._wanted("legacy", family, table):
                     continue
                 self.chains.extend(iptables.read_table("iptables-legacy", family, table, self._interest))

@@ -13,10 +13,13 @@ from typing import NamedTuple
 from conntrack_operator.decide.flow_matching import Path
 from conntrack_operator.errors import Retry
 
+from .facts import COUNT
 from .flow_counting import PREFIX, PREFIXES_MAX, layout_among
 from .flow_layout import Layout
 from .flows import CT_GET
 from .netlink import BODY, CTNETLINK, HEADER, NLM_F_DUMP, NLM_F_REQUEST, Netlink, aligned, ends, message
+from .roots import Roots
+from .sysctl import read_sysctls
 
 # Protocol number and ports, from the start of a message with addresses of 4 and of 16 bytes. Each attribute has a
 # header of 4 and is padded to 4: tuple, addresses, two of them, protocol, its number, source port, destination port.
@@ -52,8 +55,11 @@ def read_entries(ports: Mapping[int, bytes]) -> Iterator[Entry]:
 
     `ports` are 65,536 bytes by IP protocol number, 1 for a port that is wanted. Raises errors.Unsupported (no
     permission, no module) and errors.Retry (an interrupted or broken answer). Needs NET_ADMIN and nf_conntrack_netlink.
+
+    All network namespaces share one hash, and the kernel walks it all: with no entry here it is not asked. Tried on
+    6.18: 9 ms for 262,144 empty buckets, 230 ms where they hold a million entries of others.
     """
-    if not ports:
+    if not ports or read_sysctls(Roots(), [COUNT]).get(COUNT) == 0:
         return
     with Netlink() as netlink:
         request = message(CTNETLINK << 8 | CT_GET, NLM_F_REQUEST | NLM_F_DUMP, netlink.next_sequence())

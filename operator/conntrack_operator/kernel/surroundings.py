@@ -3,6 +3,7 @@
 import contextlib
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from conntrack_operator.errors import ConntrackOperatorError
@@ -18,39 +19,48 @@ from .writers import kube_proxies
 
 CONNTRACK = "nf_conntrack"
 _FORWARDING = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
+_TRANSLATORS = frozenset({"openvswitch", "act_ct"})
+"""Modules that translate without any chain, by calling nf_nat themselves (nf_ct_nat, net/netfilter/nf_nat_ovs.c). Where
+there are neither they nor chains of type nat nothing translates: all of nf_nat's hooks go with the last such chain
+(nf_nat_unregister_fn, net/netfilter/nf_nat_core.c), and marks that it left on entries do nothing any more."""
 
 
-def read_surroundings(
+def read_surroundings(  # noqa: PLR0913 - what is known of what is asked
     roots: Roots,
     services: Sequence[Service] = (),
     interest: PortRanges | None = None,
     api_server: tuple[str, int] | None = None,
     *,
     entries: bool = True,
+    others: bool = True,
 ) -> Surroundings:
     """Return what is around; what could not be read is among the firewall's problems. Raises nothing.
 
     `services` is handed through. `interest` are the ports that rules are about: without it no entry of the table is
-    looked at and every rule of every firewall is told, whatever their number. `api_server` is host and port as this
-    process is configured. With `entries` false no entry is looked at. Whether timed elements expire is not tested here.
+    looked at, every rule of every firewall is told, whatever their number, and every port this node lives by.
+    `api_server` is host and port as this process is configured. With `entries` false no entry is looked at, with
+    `others` false those of other network namespaces are not counted. Whether timed elements expire is not tested here.
     """
     firewall = read_firewall(interest)
-    translated, problem = _translated(roots, interest if entries else None)
+    modules = read_modules(roots)
+    translated, problem = Translated({}, {}), ""
+    if entries and interest and (firewall.nat or _TRANSLATORS.intersection(modules)):
+        translated, problem = _translated(roots, interest)
     if problem:
-        firewall = Firewall(firewall.chains, firewall.owned, (*firewall.problems, (UNREAD, problem)))
+        firewall = replace(firewall, problems=(*firewall.problems, (UNREAD, problem)))
     return Surroundings(
         firewall=firewall,
         services=tuple(services),
-        failsafe=read_failsafe(roots, api_server),
+        failsafe=read_failsafe(roots, api_server, interest),
         translated=translated.here,
         translated_elsewhere=translated.elsewhere,
         local_addresses=_own_addresses(),
         routes=any(1 in _numbers(roots.file(f"sys/net/{switch}")) for switch in _FORWARDING),
         local_port_range=_port_range(roots.file("sys/net/ipv4/ip_local_port_range")),
-        other_entries=sum(namespace.entries for namespace in read_other_namespaces(roots)[0]),
+        other_entries=sum(namespace.entries for namespace in read_other_namespaces(roots)[0]) if others else 0,
         keepalive_seconds=next(iter(_numbers(roots.file("sys/net/ipv4/tcp_keepalive_time"))), None),
         kube_proxy=_has_kube_proxy(roots, firewall),
-        modules=read_modules(roots),
+        modules=modules,
     )
 
 
@@ -71,9 +81,9 @@ def read_modules(roots: Roots) -> Mapping[str, tuple[str, ...]]:
     return dict(sorted(found.items()))
 
 
-def _translated(roots: Roots, interest: PortRanges | None) -> tuple[Translated, str]:
-    if not interest or not (roots.netfilter / "nf_conntrack_count").exists():
-        return Translated({}, {}), ""
+def _translated(roots: Roots, interest: PortRanges) -> tuple[Translated, str]:
+    if not any(_numbers(roots.netfilter / "nf_conntrack_count")):
+        return Translated({}, {}), ""  # not loaded, or no entry at all
     try:
         local = [ipaddress.ip_address(address).packed for address in local_addresses()]
         return read_translated(interest, local), ""

@@ -104,6 +104,8 @@ class Firewall:
     """(family, table) of tables with an owner flag: nobody else can put rules into them (EPERM, tried on 6.18)."""
     problems: tuple[tuple[str, str], ...] = ()
     """(reason, sentence with the remedy) for what could not be looked at, such as LegacyIptablesNeedsNetRaw."""
+    nat: bool = False
+    """Whether any chain of type nat, with rules or without, is on a hook here, or that could not be told."""
 
 
 class Service(Model):
