@@ -1,5 +1,6 @@
 """What is around on a node, read from real sockets, entries and files."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import pytest
 from tests.lab.namespaces import Lab, Namespace
 from tests.lab.programs import wait_until
 
+from conntrack_operator.kernel import failsafe
 from conntrack_operator.kernel.failsafe import read_failsafe
+from conntrack_operator.kernel.firewall import read_firewall
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.kernel.surroundings import read_surroundings
-from conntrack_operator.model.surroundings import FailsafePort, Service
+from conntrack_operator.model.surroundings import FailsafePort, PortRanges, Service
 
 LISTEN = """
 import socket, sys
@@ -120,3 +123,88 @@ def test_entries_of_other_namespaces_are_counted(netns: Lab) -> None:
     pod.track()
     with pod.listen("127.0.0.1") as listener, pod.connect("127.0.0.1", listener.getsockname()[1]), node.inside():
         wait_until(lambda: read_surroundings(Roots()).other_entries >= 1, 5, "the pod's entry")
+
+
+def test_listeners_are_told_as_by_proc(node: Namespace) -> None:
+    """What sock_diag tells is what /proc/net/tcp shows: both families, mapped addresses, nothing on loopback alone."""
+    ends = [("0.0.0.0", 1000), ("::", 1001), ("127.0.0.1", 1002), ("::1", 1003), ("::ffff:127.0.0.1", 1004)]
+    with contextlib.ExitStack() as listening, node.inside():
+        for address, port in ends:
+            listening.enter_context(node.listen(address, port))
+        found = failsafe.read_listeners()
+        assert [port for port, _ in sorted(found)] == [1000, 1001]
+        assert sorted(found) == sorted(failsafe.listed())
+
+
+@pytest.mark.parametrize(
+    ("interest", "found"),
+    [
+        (None, {(12345, "Server"), (6443, "Client")}),
+        (((12345, 12345),), {(12345, "Server")}),
+        (((6000, 7000),), {(12345, "Server"), (6443, "Client")}),
+        (((80, 80),), set()),
+    ],
+)
+def test_ports_a_node_lives_by_among_those_of_interest(
+    node: Namespace, tmp_path: Path, interest: PortRanges | None, found: set[tuple[int, str]]
+) -> None:
+    """A listener on another port is left out, but not what it tells of a port that is of interest."""
+    listen_as(node, tmp_path, "kubelet", "0.0.0.0", 12345)
+    with node.inside():
+        told = {(each.port, each.side) for each in read_failsafe(Roots(), None, interest)}
+    asked = interest or ((0, 65535),)
+    assert {each for each in told if each[0] not in (53, 443) and any(a <= each[0] <= b for a, b in asked)} == {
+        each for each in found if any(a <= each[0] <= b for a, b in asked)
+    }
+    if not found:
+        assert {port for port, _ in told} == {53, 443}
+
+
+def test_a_chain_of_type_nat_is_seen_whatever_it_holds(node: Namespace) -> None:
+    """Rules of NAT for other ports, or none: live entries are looked at all the same."""
+    with node.inside():
+        before = read_firewall(((80, 80),)).nat
+        node.nft("table ip fw { chain filters { type filter hook input priority 0; }; }")
+        filtered = read_firewall(((80, 80),)).nat
+        node.nft("table ip6 fw { chain post { type nat hook postrouting priority 100; }; }")
+        after = read_firewall(((80, 80),)).nat
+    assert (before, filtered, after) == (False, False, True)
+
+
+def test_a_chain_of_iptables_legacy_is_seen_too(node: Namespace) -> None:
+    """The table nat of iptables-legacy translates as well as any."""
+    node.run("iptables-legacy", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "81", "-j", "REDIRECT")
+    with node.inside():
+        assert read_firewall(((80, 80),)).nat
+
+
+def test_nothing_is_translated_where_no_chain_is_left(netns: Lab) -> None:
+    """With the last chain of type nat the kernel stops to translate entries too, so that they need not be read."""
+    server, client = netns.namespace(), netns.namespace()
+    netns.link(server, client)
+    server.track()
+    server.nft("""table inet fw { chain pre {
+        type nat hook prerouting priority -100
+        tcp dport 80 redirect to :8080
+        }
+        }""")
+    with server.listen("10.99.1.1", 8080), client.connect("10.99.1.1", 80) as connection:
+        with server.inside():
+            assert set(read_surroundings(Roots(), interest=((80, 80),)).translated) == {("TCP", 80)}
+        server.run("nft", "delete", "table", "inet", "fw")
+        with server.inside():
+            assert read_surroundings(Roots(), interest=((80, 80),)).translated == {}
+        connection.settimeout(5)
+        # Untranslated it comes to port 80, where nobody listens.
+        connection.send(b"x")
+        with pytest.raises(ConnectionResetError):
+            connection.recv(1)
+
+
+def test_other_namespaces_are_left_alone_unless_asked_for(netns: Lab) -> None:
+    """Going through a node's pods takes long, and only a size needs it."""
+    node, pod = netns.namespace(), netns.namespace()
+    pod.track()
+    with pod.listen("127.0.0.1") as listener, pod.connect("127.0.0.1", listener.getsockname()[1]), node.inside():
+        wait_until(lambda: read_surroundings(Roots()).other_entries >= 1, 5, "the pod's entry")
+        assert read_surroundings(Roots(), others=False).other_entries == 0

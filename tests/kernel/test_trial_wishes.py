@@ -1,11 +1,24 @@
 """An agent in the middle of a trial: it hears what is wanted now, and what is confirmed outlives it."""
 
+import contextlib
 import json
 import signal
+import threading
 import time
 
 import pytest
 from tests.lab.trials import ICMP, ended, our_table, policy, reachable, start, wait_until
+
+from conntrack_operator.agent.duty import Duty
+from conntrack_operator.agent.loop import Agent
+from conntrack_operator.agent.machine import Machine
+from conntrack_operator.agent.mailbox import Delivery, Mailbox
+from conntrack_operator.agent.meter import Meter
+from conntrack_operator.agent.probes import Probe
+from conntrack_operator.kernel.journal import StateDirectory
+from conntrack_operator.kernel.roots import Roots
+from conntrack_operator.model.node import NodeSpec
+from conntrack_operator.model.policy import Settings
 
 GENERIC = "net.netfilter.nf_conntrack_generic_timeout"
 SLOW = {"timeoutSeconds": 60, "soakSeconds": 40}
@@ -67,3 +80,82 @@ def test_somebody_else_writes_what_is_confirmed(netns, tmp_path):
         code, said = ended(running, 10)
         assert code == 0, said
         assert "Trial" not in said.partition("Current")[2]
+
+
+def confirmed(state):
+    """Return the sysctls that are confirmed, None when nothing is."""
+    file = state / "confirmed.json"
+    return json.loads(file.read_text())["sysctls"] if file.exists() else None
+
+
+@contextlib.contextmanager
+def at_work(node, state):
+    """Give the mailbox of an agent that works on the node, with a probe that always passes."""
+    mailbox, failures = Mailbox(), []
+
+    def work():
+        roots = Roots(state=state)
+        try:
+            with node.inside(), StateDirectory(roots) as directory, Meter(roots) as meter:
+                probes = [Probe("target", lambda _seconds: True)]
+                Agent(
+                    duty=Duty(Machine(roots), directory, lambda: probes),
+                    mailbox=mailbox,
+                    meter=meter,
+                    write_status=lambda _status: None,
+                    top_talkers=lambda _entries: [],
+                ).run()
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    agent = threading.Thread(target=work, daemon=True)
+    agent.start()
+    try:
+        yield mailbox
+    finally:
+        mailbox.stop()
+        agent.join(20)
+    assert not agent.is_alive()
+    assert failures == []
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_many_wishes_in_a_row(netns, tmp_path, each):
+    """Of 30 wishes in a row the last is in the kernel within 5 s, and then confirmed; nothing is left of the others.
+
+    They come faster than anybody could obey (a tenth of a second apart), or each in the trial of the one before.
+    """
+    node = netns.namespace()
+    node.track()
+
+    def in_kernel(number):
+        return node.sysctl(ICMP) == str(100 + number)
+
+    with at_work(node, tmp_path) as mailbox:
+        for number in range(1, 31):
+            # The port moves too, so that every wish has rules on trial.
+            document = {
+                "timeouts": {"icmp": 100 + number},
+                "notrack": {"rules": [{"name": "web", "ports": [8000 + number]}]},
+                "trial": {"timeoutSeconds": 30, "soakSeconds": 3},
+            }
+            spec = NodeSpec(
+                revision=f"r{number}", mode="Apply", node_uid="", settings=Settings.model_validate(document)
+            )
+            mailbox.put(Delivery(spec, uid="node"))
+            if each:
+                wait_until(lambda: in_kernel(number), 5, f"wish {number}")  # noqa: B023 - called at once
+            else:
+                time.sleep(0.1)
+        wait_until(lambda: in_kernel(30) and "8030" in our_table(node), 5, "the last wish")
+        wait_until(lambda: confirmed(tmp_path) == {ICMP: 130}, 20, "confirmation")
+        wait_until(lambda: "expires" not in our_table(node), 5, "the end of the trial")
+        journal = json.loads((tmp_path / "journal.json").read_text())
+        assert "trial" not in journal
+        assert "failures" not in journal
+        assert journal["originals"][ICMP]["value"] == 30
+        table = our_table(node)
+        assert "8030" in table
+        assert [port for port in range(8001, 8030) if str(port) in table] == []
+    assert node.sysctl(ICMP) == "130"

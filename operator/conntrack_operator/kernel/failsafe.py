@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from conntrack_operator.errors import ConntrackOperatorError
 from conntrack_operator.model.surroundings import FailsafePort, PortRanges
 
 from .roots import Roots
+from .sockets import read_listening
 
 KUBELET, APISERVER, ETCD, SSHD, BGP = "kubelet", "the API server", "etcd", "sshd", "BGP"
 PROGRAMS = {
@@ -79,6 +81,20 @@ def _concerns(listener: Listener, interest: PortRanges) -> bool:
 
 def read_listeners() -> list[Listener]:
     """Return the listening TCP sockets of this network namespace, those on loopback left out."""
+    try:
+        return list(
+            {
+                Listener(port, inode): None
+                for address, port, inode in read_listening()
+                if not ipaddress.ip_address(address).is_loopback
+            }
+        )
+    except ConntrackOperatorError:
+        return listed()  # a kernel without tcp_diag
+
+
+def listed() -> list[Listener]:
+    """Return the same as /proc/net/tcp shows it, for which the kernel goes through every connection."""
     found: dict[Listener, None] = {}
     for name in ("tcp", "tcp6"):
         try:

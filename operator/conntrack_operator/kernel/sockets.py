@@ -16,11 +16,13 @@ from conntrack_operator.errors import ConntrackOperatorError, Retry, Unsupported
 from .netlink import HEADER, NETLINK_SOCK_DIAG, NLM_F_DUMP, NLM_F_REQUEST, Netlink
 
 ESTABLISHED, SYN_RECV, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING = 1, 3, 4, 5, 8, 9, 11
+_LISTEN = 10
 """States in which packets still go (enum in include/net/tcp_states.h). A connected UDP socket is ESTABLISHED."""
 
 _SOCK_DIAG_BY_FAMILY = 20
 _REQUEST = struct.Struct("=BBBBI48x")  # inet_diag_req_v2: family, protocol, extensions, padding, states, no socket
 _ANSWER = struct.Struct("=BB6x16s16s")  # inet_diag_msg: family, state, 2 bytes, ports, addresses; more follows
+_INODE = struct.Struct("=68xI")  # its last field
 _PORT_PAIR = struct.Struct(">HH")
 _MAPPED = bytes(10) + b"\xff\xff"
 _ABSENT = (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.ENOSYS)
@@ -47,13 +49,40 @@ def read_connections(protocol: int, states: frozenset[int], ports: bytes) -> Ite
     `ports` are 65,536 bytes. About 1 µs a socket that is not wanted. Raises Unsupported when this kernel lists no
     sockets of the protocol, and Retry when its answer is cut short.
     """
-    mask = sum(1 << state for state in states)
     for family in (socket.AF_INET, socket.AF_INET6):
-        with Netlink(NETLINK_SOCK_DIAG) as netlink:
-            body = _REQUEST.pack(family, protocol, 0, 0, mask)
-            flags = NLM_F_REQUEST | NLM_F_DUMP
-            header = HEADER.pack(HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, flags, netlink.next_sequence(), 0)
-            yield from connections_in(_answer(netlink, header + body), ports)
+        yield from connections_in(_sockets(family, protocol, states), ports)
+
+
+class Listening(NamedTuple):
+    """A TCP socket that waits for connections."""
+
+    address: bytes
+    """As packets carry it: one of IPv4 on an IPv6 socket has 4 bytes."""
+    port: int
+    inode: int
+
+
+def read_listening() -> Iterator[Listening]:
+    """Yield the listening TCP sockets of both families. Raises as `read_connections` does.
+
+    The kernel looks through its listeners alone, where /proc/net/tcp takes it through every connection: 0.1 ms in
+    place of 8 ms where there are none.
+    """
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for message in _sockets(family, socket.IPPROTO_TCP, frozenset({_LISTEN})):
+            if len(message) < HEADER.size + _INODE.size:
+                raise Retry("the kernel's list of sockets is cut short; ask again")
+            port, _ = _PORT_PAIR.unpack_from(message, HEADER.size + 4)
+            found, _, local, _ = _ANSWER.unpack_from(message, HEADER.size)
+            yield Listening(_packed(found, local), port, *_INODE.unpack_from(message, HEADER.size))
+
+
+def _sockets(family: int, protocol: int, states: frozenset[int]) -> Iterator[bytes]:
+    with Netlink(NETLINK_SOCK_DIAG) as netlink:
+        body = _REQUEST.pack(family, protocol, 0, 0, sum(1 << state for state in states))
+        flags = NLM_F_REQUEST | NLM_F_DUMP
+        header = HEADER.pack(HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, flags, netlink.next_sequence(), 0)
+        yield from _answer(netlink, header + body)
 
 
 def connections_in(messages: Iterator[bytes], ports: bytes) -> Iterator[Connection]:
