@@ -1,7 +1,7 @@
 """Drift repair: watches what was confirmed, puts right what somebody changed, names who, and ends wars.
 
 Called by the loop every second or two while no trial is under way. It looks first at what costs next to nothing
-(`kernel.vigil`); only when something may have moved is a plan made. All writes go through `agent.machine` and `agent.writing`.
+(`kernel.vigil`); only when something may have moved is a plan made. All writes go through `Machine.settle`.
 """
 
 import logging
