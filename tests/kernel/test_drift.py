@@ -2,7 +2,7 @@
 
 import pytest
 
-from conntrack_operator.agent.machine import read_table_state
+from conntrack_operator.agent.sight import read_table_state
 from conntrack_operator.decide.drift import Repairs, mending_of
 from conntrack_operator.decide.plan import plan_for
 from conntrack_operator.decide.rivals import sentence_for

@@ -118,7 +118,7 @@ def test_a_war_stays_ended(node, roots, monkeypatch):
     written = []
     real = sysctl.write_sysctl
     monkeypatch.setattr(
-        "conntrack_operator.agent.machine.write_sysctl",
+        "conntrack_operator.agent.writing.write_sysctl",
         lambda roots, name, value: (written.append(name), real(roots, name, value)),
     )
     with node.inside(), StateDirectory(roots) as state:

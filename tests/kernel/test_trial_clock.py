@@ -61,7 +61,10 @@ def test_a_trial_that_fails_while_the_clock_jumps(netns, tmp_path):
         assert node.sysctl(ICMP) == "30"
 
 
-@pytest.mark.parametrize("module", ["agent/trial.py", "agent/duty.py", "agent/machine.py", "kernel/journal.py"])
+@pytest.mark.parametrize(
+    "module",
+    ["agent/trial.py", "agent/duty.py", "agent/machine.py", "agent/sight.py", "agent/writing.py", "kernel/journal.py"],
+)
 def test_no_wall_clock(module):
     """What times a trial does not even ask for the wall clock."""
     text = (Path(conntrack_operator.__file__).parent / module).read_text(encoding="utf-8")

@@ -17,7 +17,8 @@ from typing import Any
 
 from conntrack_operator.agent import machine as machine_module
 from conntrack_operator.agent.duty import Duty
-from conntrack_operator.agent.machine import Machine, read_table_state
+from conntrack_operator.agent.machine import Machine
+from conntrack_operator.agent.sight import read_table_state
 from conntrack_operator.agent.trial import begin, finished
 from conntrack_operator.kernel import flow_editing, nftables
 from conntrack_operator.kernel.journal import StateDirectory

@@ -1,19 +1,18 @@
-"""One machine, and the one door by which anything on it is read or changed.
+"""One machine: what is confirmed on it, and the journal that brings it back.
 
-It looks (facts, table, plan), writes what a plan says, keeps the journal around it, and takes an unfinished trial back.
-What to try, and when to keep it, is `agent.trial`'s; nothing is decided in this module.
+It carries out what needs no trial, restores, and takes an unfinished trial back, with the journal around every write.
+How it is looked at is `agent.sight`'s, the writes themselves are `agent.writing`'s; what to try, and when to keep it,
+is `agent.trial`'s. Nothing is decided here.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from conntrack_operator.decide import notrack
-from conntrack_operator.decide.accepts import Accepts, AcceptUntracked, accept_mode, accepts_for
-from conntrack_operator.decide.intervals import Intervals, merged, port_intervals
+from conntrack_operator.decide.accepts import accept_mode
 from conntrack_operator.decide.outcome import NODE, phase_of, results_for
-from conntrack_operator.decide.plan import Change, Plan, TableState, plan_for
+from conntrack_operator.decide.plan import Change, Plan, plan_for
 from conntrack_operator.decide.refusal import Refusal
 from conntrack_operator.decide.remember import (
     journal_after,
@@ -33,21 +32,20 @@ from conntrack_operator.decide.trial import (
     undoing,
     withdrawn_rules,
 )
-from conntrack_operator.errors import ConntrackOperatorError, Retry, Unsupported
-from conntrack_operator.kernel import accepts, flow_editing, modules, nftables
+from conntrack_operator.errors import ConntrackOperatorError
+from conntrack_operator.kernel import accepts, modules
 from conntrack_operator.kernel.clock import read_boottime
 from conntrack_operator.kernel.facts import read_boot_id, read_facts
-from conntrack_operator.kernel.firewall import read_firewall
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
-from conntrack_operator.kernel.surroundings import read_surroundings
-from conntrack_operator.kernel.sysctl import write_sysctl
-from conntrack_operator.kernel.tracking import read_tracking
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Confirmed, Journal
 from conntrack_operator.model.node import NodeSpec, Phase, PolicyUse, Result
 from conntrack_operator.model.policy import NotrackRule, Settings
-from conntrack_operator.model.surroundings import UNREAD, Firewall, Service, TrackingState
+from conntrack_operator.model.surroundings import Service
+
+from .sight import ACCEPT_UNTRACKED, Eyes, Sight, confirmed_rules, look_at, read_table_state, with_mode
+from .writing import Failed, accepts_of, spare_flows, write_rules, write_sysctls
 
 log = logging.getLogger(__name__)
 
@@ -61,45 +59,13 @@ class Outcome:
     changes: tuple[Change, ...]
     facts: Facts
     warnings: tuple[Refusal, ...] = ()
-    sight: "Sight | None" = None
+    sight: Sight | None = None
     """The look that it was made of; None for what was rolled back."""
 
     @property
     def message(self) -> str:
         """Why the node as a whole was refused or rolled back, if it was."""
         return next((result.message for result in self.results if result.setting == NODE), "")
-
-
-ACCEPT_UNTRACKED = "notrack.acceptUntracked"
-EVERY_PORT: Intervals = ((0, 65535),)
-"""Of interest to whoever asks what tracks: with no ports no translation would be told, and unlike with nothing named,
-thousands of Services are told as a few (3,000 of kube-proxy's in iptables: 7 MB in place of 13)."""
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What a machine is, and what must change for a wish."""
-
-    facts: Facts
-    table: TableState
-    plan: Plan
-    accepts: Accepts | None = None
-    """What has to stand in other people's firewalls for the rules; None where there are and were none."""
-    accepts_differ: bool = False
-    """Whether something else stands there."""
-    blind: bool = False
-    """Whether something of the firewalls could not be read this time."""
-    mode: AcceptUntracked | None = None
-    """Which untracked packets they accept; None where there are no rules, or nft cannot be used."""
-
-    @property
-    def changes_anything(self) -> bool:
-        """Whether there is anything to write."""
-        return bool(self.plan.changes) or self.accepts_differ
-
-
-Failed = dict[str, ConntrackOperatorError]
-"""Errors of writes, by setting."""
 
 
 class Machine:
@@ -140,42 +106,8 @@ class Machine:
     def look(
         self, settings: Settings, uses: Sequence[PolicyUse], journal: Journal, services: Sequence[Service] = ()
     ) -> Sight:
-        """Return what the machine is and what `settings` would change on it.
-
-        Firewalls are looked at only where there are rules, or were: it takes longer than all the rest.
-        """
-        off = settings.tracking == "Disabled"
-        # Without nf_conntrack there is nothing to switch off, and nothing to put back for settings that ask nothing.
-        needed = not off and settings != Settings()
-        facts, table = self.facts(tracking_needed=needed), read_table_state()
-        asks = settings.notrack is not None and bool(settings.notrack.rules)
-        if not off and (table.problem or not (asks or journal.applied_rules)):
-            return Sight(facts, table, plan_for(settings, facts, table, journal, uses))
-        surroundings = replace(
-            read_surroundings(
-                self.roots,
-                services,
-                EVERY_PORT if off else _ports_of(settings, journal),
-                self.api_server,
-                entries=not off,
-                others=settings.table is not None and settings.table.size is not None,
-            ),
-            timed_elements=journal.timed_elements is not False,
-            tracking=read_tracking(self.roots) if off else TrackingState(),
-        )
-        plan = plan_for(settings, facts, table, journal, uses, surroundings)
-        mode = accept_mode(settings.notrack, journal)
-        wanted = plan.accepts or Accepts()
-        if plan.rules and surroundings.firewall.problems:
-            # Half a firewall tells half of the accepts: those of rules in force stay as they are.
-            return Sight(facts, table, plan, blind=True, mode=mode)
-        try:
-            differ = wanted.standing != accepts.read_accepts()
-        except ConntrackOperatorError as error:
-            # They match nothing but what rules leave untracked; whatever else is to be done must not wait for them.
-            unread = Refusal(ACCEPT_UNTRACKED, UNREAD, f"{error}; accept rules of ours stay as they are for now")
-            return Sight(facts, table, replace(plan, warnings=(*plan.warnings, unread)), blind=True, mode=mode)
-        return Sight(facts, table, plan, wanted, differ, bool(surroundings.firewall.problems), mode)
+        """Return what the machine is and what `settings` would change on it."""
+        return look_at(Eyes(self.roots, self.api_server), settings, uses, journal, services)
 
     def load_again(self, settings: Settings, state: StateDirectory) -> None:
         """Load nf_conntrack if `tracking: Disabled` unloaded it and `settings` no longer ask for that.
@@ -208,9 +140,10 @@ class Machine:
         state.write_journal(journal)
         failed: Failed = {}
         if sight.changes_anything:
-            failed = self.write_sysctls(plan.changes)
+            failed = write_sysctls(self.roots, plan.changes)
             if rules_named(plan) or sight.accepts_differ:
-                failed |= self.write_rules(plan.rules, withdrawn, rules_named(plan), sight.accepts, added)
+                error = write_rules(self.roots, plan.rules, withdrawn, sight.accepts, added)
+                failed |= dict.fromkeys(rules_named(plan) or [ACCEPT_UNTRACKED], error) if error else {}
             if not failed:
                 failed = self.unload(plan)
             facts, table = self.facts(tracking_needed=False), read_table_state()
@@ -262,74 +195,6 @@ class Machine:
             return replace(outcome, results=results, phase=phase_of(results, "Restore"))
         return outcome
 
-    def write_sysctls(self, changes: Iterable[Change]) -> Failed:
-        """Write the sysctls among `changes`, one by one and in their order; return what failed."""
-        failed: Failed = {}
-        for change in changes:
-            if change.setting != TRACKING and not change.setting.startswith("notrack/"):
-                try:
-                    write_sysctl(self.roots, change.setting, int(change.to))
-                except ConntrackOperatorError as error:
-                    failed[change.setting] = error
-        return failed
-
-    def write_rules(
-        self,
-        rules: Sequence[NotrackRule],
-        withdrawn: Sequence[NotrackRule],
-        settings: Iterable[str],
-        beside: Accepts | None,
-        added: Sequence[NotrackRule] = (),
-    ) -> Failed:
-        """Make `rules` the lasting ones, and `beside` what stands in firewalls for them.
-
-        Flows of the `withdrawn` rules are made known to the table first, those of the `added` ones liberal. Accepts
-        match nothing but what rules leave untracked: they go in before what is added, and out after the rest. Returns
-        the error under each of `settings` when it failed.
-        """
-        self.spare_flows(withdrawn)
-        try:
-            if beside is not None and added:
-                accepts.write_accepts(beside)
-            self.spare_entries(added)
-            nftables.write_rules(rules)
-            self.spare_entries(added)
-            if beside is not None and not added:
-                accepts.write_accepts(beside)
-        except ConntrackOperatorError as error:
-            return dict.fromkeys(settings or [ACCEPT_UNTRACKED], error)
-        return {}
-
-    def spare_flows(self, withdrawn: Sequence[NotrackRule], at_most_seconds: int | None = None) -> None:
-        """Make flows that `withdrawn` rules let by known to the table, as well as it goes.
-
-        A rule that cuts something off, or that nobody wants any more, must not stay because of connections that break.
-        """
-        try:
-            if withdrawn:
-                flow_editing.seed(withdrawn, at_most_seconds, self.roots)
-        except ConntrackOperatorError as error:
-            log.warning("%s; connections that the rules let by may break when the rules go", error)
-
-    def spare_entries(self, added: Sequence[NotrackRule]) -> None:
-        """Let entries of flows that `added` rules match take those flows up again one day, as well as it goes."""
-        try:
-            if added:
-                flow_editing.make_liberal(added)
-        except ConntrackOperatorError as error:
-            log.warning("%s; connections that are tracked now may break if the rules go again", error)
-
-    def accepts_of(self, rules: Sequence[NotrackRule], mode: AcceptUntracked) -> Accepts:
-        """Return what has to stand in the firewalls, as they are now, for `rules`.
-
-        Raises Retry when they cannot be read: half a firewall tells half of the accepts.
-        """
-        ports = merged(interval for rule in rules for interval in port_intervals(rule.ports or ()))
-        firewall = read_firewall(ports) if rules else Firewall()
-        if firewall.problems:
-            raise Retry("; ".join(sentence for _, sentence in firewall.problems))
-        return accepts_for(rules, mode, firewall)
-
     def read_confirmed(self, state: StateDirectory) -> Confirmed | None:
         """Return what was confirmed last; None too when its file is damaged, which costs a second trial at most."""
         try:
@@ -369,13 +234,14 @@ class Machine:
     def rules_as_confirmed(self, state: StateDirectory, rules: Sequence[NotrackRule]) -> Failed:
         """Make `rules`, the confirmed ones, all there is, with the accepts they were confirmed with."""
         # First what may cut the node off; reading firewalls takes long, and what stands there harms nobody.
-        failed = self.write_rules(rules, (), ["notrack"], None)
+        error = write_rules(self.roots, rules, (), None)
+        failed: Failed = {"notrack": error} if error else {}
         confirmed = self.read_confirmed(state)
         try:
             mode = self.journal(state).accept_untracked or accept_mode(
                 confirmed.settings.notrack if confirmed else None
             )
-            accepts.write_accepts(self.accepts_of(rules, mode))
+            accepts.write_accepts(accepts_of(rules, mode))
         except ConntrackOperatorError as error:
             failed[ACCEPT_UNTRACKED] = error
         return failed
@@ -392,9 +258,9 @@ class Machine:
         if record is None:
             raise ValueError("there is no trial to undo")
         way = undoing(record, self.facts())
-        failed = self.write_sysctls(way.changes)
+        failed = write_sysctls(self.roots, way.changes)
         if record.touches_rules:
-            self.spare_flows(record.new_rules)
+            spare_flows(self.roots, record.new_rules)
             failed |= self.rules_as_confirmed(state, confirmed_rules(journal))
         facts = self.facts()
         wrong = [change.setting for change in way.changes if facts.sysctls.get(change.setting) != change.to]
@@ -418,29 +284,3 @@ class Machine:
         log.warning("rolled back: %s: %s", reason, text)
         result = Result(setting=NODE, wanted="", observed="", reason=reason, message=text)
         return Outcome("RolledBack", (result,), (), facts)
-
-
-def confirmed_rules(journal: Journal) -> list[NotrackRule]:
-    """Return the rules that are confirmed."""
-    return [applied.rule for applied in journal.applied_rules.values()]
-
-
-def _ports_of(settings: Settings, journal: Journal) -> Intervals:
-    rules = [*((settings.notrack and settings.notrack.rules) or ()), *confirmed_rules(journal)]
-    return merged(interval for rule in rules for interval in port_intervals(rule.ports or ()))
-
-
-def with_mode(journal: Journal, sight: Sight) -> Journal:
-    """Return `journal` with the acceptUntracked of the rules that `sight` puts, or finds, in force."""
-    if sight.mode is None or not sight.plan.rules:
-        return journal
-    return journal.model_copy(update={"accept_untracked": sight.mode})
-
-
-def read_table_state() -> TableState:
-    """Return our nftables table as it is; why nft cannot be used, where it cannot."""
-    try:
-        listing = nftables.read_table()
-    except Unsupported as error:
-        return TableState(problem=str(error))
-    return TableState(notrack.installed_from(listing) if listing is not None else None)

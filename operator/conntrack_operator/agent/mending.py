@@ -1,7 +1,7 @@
 """Drift repair: watches what was confirmed, puts right what somebody changed, names who, and ends wars.
 
 Called by the loop every second or two while no trial is under way. It looks first at what costs next to nothing
-(`kernel.vigil`); only when something may have moved is a plan made. All writes go through `agent.machine`.
+(`kernel.vigil`); only when something may have moved is a plan made. All writes go through `Machine.settle`.
 """
 
 import logging
@@ -26,7 +26,8 @@ from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec
 from conntrack_operator.model.policy import NotrackRule
 
-from .machine import ACCEPT_UNTRACKED, Machine, Outcome, Sight, read_table_state
+from .machine import Machine, Outcome
+from .sight import ACCEPT_UNTRACKED, Sight, read_table_state
 
 log = logging.getLogger(__name__)
 

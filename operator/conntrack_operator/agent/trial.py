@@ -1,7 +1,7 @@
 """A change on trial: made, watched by probes, then confirmed or taken back. One object is one trial.
 
 It is ticked from outside and never waits itself for longer than one round of probes, so that a newer wish or a signal
-is heard meanwhile. When to do what is decided in `decide.trial`; what is written goes through `agent.machine`.
+is heard meanwhile. When to do what is decided in `decide.trial`; what is written goes through `agent.writing`.
 
 Whoever ends in the middle leaves a journal that says how to go back, and rules that the kernel lets expire. The point
 of no return is the nft transaction that makes the rules last, which the kernel refuses after the deadline, and then the
@@ -44,17 +44,10 @@ from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Journal
 from conntrack_operator.model.node import NodeSpec, Result
 
-from .machine import (
-    ACCEPT_UNTRACKED,
-    Failed,
-    Machine,
-    Outcome,
-    Sight,
-    confirmed_rules,
-    read_table_state,
-    with_mode,
-)
+from .machine import Machine, Outcome
 from .probes import Probe, passing
+from .sight import ACCEPT_UNTRACKED, Sight, confirmed_rules, read_table_state, with_mode
+from .writing import Failed, accepts_of, spare_entries, spare_flows, write_sysctls
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +223,7 @@ class Trial:
         if not self._touches_rules or began < self._seed_at or began + 2 * self._seed_took > self.budget.last_round:
             return
         at_most = round(self.budget.timeout_seconds - began + SEED_LEFT_SECONDS)
-        self._machine.spare_flows(new_rules(self._sight.plan, self._journal), at_most)
+        spare_flows(self._machine.roots, new_rules(self._sight.plan, self._journal), at_most)
         self._seed_took = self.elapsed - began
         self._seed_at = self.elapsed + max(SEED_SECONDS, SEED_SHARE * self._seed_took)
 
@@ -253,7 +246,7 @@ class Trial:
         return journal.model_copy(update={"timed_elements": True})
 
     def _made(self) -> Failed:
-        failed = self._machine.write_sysctls(self._sight.plan.changes)
+        failed = write_sysctls(self._machine.roots, self._sight.plan.changes)
         if self._touches_rules:
             try:
                 self._begin_rules()
@@ -272,7 +265,7 @@ class Trial:
         plan, before = self._sight.plan, confirmed_rules(self._journal)
         # Accepts for both, as both are in force; they match nothing but what rules leave untracked.
         both = {f"{rule.name} {rule.model_dump_json()}": rule for rule in (*before, *plan.rules)}
-        accepts.write_accepts(self._machine.accepts_of(list(both.values()), accept_mode(self.spec.settings.notrack)))
+        accepts.write_accepts(accepts_of(list(both.values()), accept_mode(self.spec.settings.notrack)))
         # The entries of flows that are tracked now fall behind, and must live on if the rules go again.
         flow_editing.make_liberal(new_rules(plan, self._journal))
         left = self.budget.timeout_seconds - self.elapsed
@@ -280,14 +273,14 @@ class Trial:
             raise Refused(EXPIRED, "the time for the trial was over before its rules could be loaded")
         nftables.begin_trial(before, plan.rules, left)
         # Reading a large table takes seconds, in which connections came about. The rules are in: no error any more.
-        self._machine.spare_entries(new_rules(plan, self._journal))
+        spare_entries(new_rules(plan, self._journal))
 
     def _confirmed(self) -> Outcome:
         plan = self._sight.plan
         rules_failed = any(setting.startswith("notrack") for setting in self._failed)
         try:
             if self._touches_rules and not rules_failed:
-                self._machine.spare_flows(withdrawn_rules(self._journal, plan.rules))
+                spare_flows(self._machine.roots, withdrawn_rules(self._journal, plan.rules))
                 nftables.confirm_trial(confirmed_rules(self._journal), plan.rules)
             if self.elapsed > self.budget.timeout_seconds:
                 raise Refused(EXPIRED, "the confirmation was not through by the deadline; see what held the agent up")
@@ -320,9 +313,7 @@ class Trial:
     def _tidy(self) -> None:
         """Take away what the confirmed rules leave behind; what cannot be taken away harms nobody."""
         try:
-            accepts.write_accepts(
-                self._machine.accepts_of(self._sight.plan.rules, accept_mode(self.spec.settings.notrack))
-            )
+            accepts.write_accepts(accepts_of(self._sight.plan.rules, accept_mode(self.spec.settings.notrack)))
         except ConntrackOperatorError as error:
             log.warning("%s; accepts of rules that are gone stay for now, and match nothing", error)
         notrack, rules = self.spec.settings.notrack, new_rules(self._sight.plan, self._journal)

@@ -156,8 +156,8 @@ def _beyond_sentence(rule: NotrackRule, direction: Direction, loss: Loss) -> str
     whose = "requests to" if direction == "request" else "replies from"
     return (
         f"{loss.chain.place} accepts {whose} {words(rule, ports)} by state alone ({shorter(loss.accepted_by)}) and"
-        f" refuses them untracked ({shorter(loss.refused_by)}), where acceptUntracked puts nothing; let that chain pass them"
-        " whatever their state, or filter them in the chains of input, forward and output"
+        f" refuses them untracked ({shorter(loss.refused_by)}), where acceptUntracked puts nothing; let that chain pass"
+        " them whatever their state, or filter them in the chains of input, forward and output"
     )
 
 

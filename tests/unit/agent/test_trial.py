@@ -3,7 +3,9 @@
 import pytest
 
 from conntrack_operator.agent import machine as machine_module
+from conntrack_operator.agent import sight as sight_module
 from conntrack_operator.agent import trial as trial_module
+from conntrack_operator.agent import writing as writing_module
 from conntrack_operator.agent.duty import Duty
 from conntrack_operator.agent.machine import Machine
 from conntrack_operator.agent.probes import Probe
@@ -36,6 +38,10 @@ class World:
             raise self.broken[name]
         self.values[name] = value
 
+    def facts(self):
+        """Stand in for kernel.facts.read_facts."""
+        return Facts(memory_bytes=1 << 30, cpus=1, kernel="6.18", sysctls=dict(self.values))
+
     def probe(self):
         """Return a probe of the target."""
         return Probe("target", lambda _seconds: self.answers)
@@ -45,15 +51,12 @@ class World:
 def world(monkeypatch):
     """Give a world in place of the kernel."""
     made = World()
-    monkeypatch.setattr(machine_module, "write_sysctl", made.write)
+    monkeypatch.setattr(writing_module, "write_sysctl", made.write)
     monkeypatch.setattr(machine_module, "read_boot_id", lambda _roots: "boot")
-    monkeypatch.setattr(machine_module, "read_table_state", TableState)
-    monkeypatch.setattr(trial_module, "read_table_state", TableState)
-    monkeypatch.setattr(
-        machine_module,
-        "read_facts",
-        lambda _roots, **_: Facts(memory_bytes=1 << 30, cpus=1, kernel="6.18", sysctls=dict(made.values)),
-    )
+    for module in (machine_module, sight_module, trial_module):
+        monkeypatch.setattr(module, "read_table_state", TableState)
+    for module in (machine_module, sight_module):
+        monkeypatch.setattr(module, "read_facts", lambda _roots, **_: made.facts())
     return made
 
 
