@@ -112,6 +112,9 @@ def _run(
         )
         agent.run()
         pause.set()
+        # Nothing is left to be told. Python would put the default back before it exits, and another SIGTERM be its end.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
     if failure:
         raise Retry(f"the watch ended unexpectedly: {failure[0]!r}") from failure[0]
     return 0
