@@ -48,7 +48,7 @@ def node(lab: Lab, cluster: Cluster) -> Iterator[Namespace]:
 def read(node: Namespace, *ports: int) -> Firewall:
     """Read the firewall of the node, about some ports when they are given."""
     with node.inside():
-        return read_firewall(tuple((port, port) for port in ports) or None)
+        return read_firewall(tuple((port, port) for port in sorted(ports)) or None)
 
 
 def leading_to(found: Firewall, port: int, address: str | None = None) -> list[FirewallRule]:
@@ -91,6 +91,7 @@ def test_services_appear_as_translations(
     kube_proxy.add_service(cluster, "web", 80, (BACKEND[0], 9090), node_port=NODE_PORT)
     with KubeProxy(cluster, node, "proxied", mode, variant=variant):
         wait_until(lambda: leading_to(read(node), NODE_PORT), 20, "the NodePort is translated")
+        wait_until(lambda: leading_to(read(node), 6000, cluster_ip), 20, "the ClusterIP is translated")
         for found in (read(node), read(node, NODE_PORT, 6000)):
             assert found.problems == ()
             for port, address, target in ((NODE_PORT, None, 9090), (6000, cluster_ip, 8080)):
