@@ -14,7 +14,7 @@ demo: setup ## The story in one minute, in a network namespace, no cluster (need
 
 test: setup ## The whole suite on real parts; builds the test control plane once (7 to 10 minutes)
 	@$(BIN)/python -m tests.lab.kube >/dev/null
-	@$(BIN)/pytest -n 2 --dist loadgroup
+	@$(BIN)/pytest
 
 check: setup ## Format, lint, types, import contracts, unit tests, generated files in step
 	@.ci/check

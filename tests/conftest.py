@@ -12,62 +12,8 @@ ROOT = Path(__file__).parents[1]
 EXPECTED_SKIPS: dict[str, str] = {}
 """Skips that CI may show: the start of a test's id, and the start of the reason. Any other skip fails the run in CI."""
 
-MACHINE = (
-    "test_cli_use",
-    "test_counters",
-    "test_demo",
-    "test_doctor",
-    "test_duty",
-    "test_flow_editing",
-    "test_flows",
-    "test_policy_to_kernel",
-    "test_services_and_rules",
-    "test_sizes",
-    "test_trial_and_api_server",
-)
-"""Modules that tune this machine, fill a table to its limit or count all of a large one.
-
-Limit and hash table are one for all network namespaces, so that these run one after the other, in one process.
-"""
-
 _cluster = pytest.StashKey[lab.Cluster]()
-
-
-class Skips:
-    """Gathers skips that nobody expects, also those that other processes of the run report."""
-
-    def __init__(self) -> None:
-        self.unexpected: list[str] = []
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Look at one report."""
-        if report.skipped and not hasattr(report, "wasxfail"):
-            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-            if not _expected(report.nodeid, reason.removeprefix("Skipped: ")):
-                self.unexpected.append(f"{report.nodeid}: {reason}")
-
-
-_skips = pytest.StashKey[Skips]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Have an eye on skips."""
-    config.stash[_skips] = Skips()
-    config.pluginmanager.register(config.stash[_skips])
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests stay together when `make test` runs two processes: most of them wait most of the time.
-
-    One process tunes the machine, and each that needs a control plane starts its own: so these are few.
-    """
-    for item in items:
-        module = item.path.stem
-        if module in MACHINE:
-            group = "machine"
-        else:
-            group = "cluster" if "cluster" in getattr(item, "fixturenames", ()) else module
-        item.add_marker(pytest.mark.xdist_group(group))
+_unexpected = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session")
@@ -100,12 +46,16 @@ def crds(cluster: lab.Cluster) -> Path:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show the end of the control plane's logs where a test that uses it fails."""
+    """Show the end of the control plane's logs where a test that uses it fails; note skips nobody expects."""
     report = yield
     config = item.config
     if report.failed and "cluster" in getattr(item, "fixturenames", ()) and _cluster in config.stash:
         for program in config.stash[_cluster].programs:
             report.sections.append((f"end of {program.log}", program.tail()))
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not _expected(item.nodeid, reason.removeprefix("Skipped: ")):
+            config.stash.setdefault(_unexpected, []).append(f"{item.nodeid}: {reason}")
     return report
 
 
@@ -115,12 +65,12 @@ def _expected(test: str, reason: str) -> bool:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """In CI, a skip that is not in the table is a failure: a test that never runs proves nothing."""
-    if os.environ.get("CI") and session.config.stash[_skips].unexpected and exitstatus == 0:
+    if os.environ.get("CI") and session.config.stash.get(_unexpected, []) and exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Name the skips that failed the run."""
-    for line in config.stash[_skips].unexpected:
+    for line in config.stash.get(_unexpected, []):
         if os.environ.get("CI"):
             terminalreporter.write_line(f"FAILED: skipped in CI without being expected: {line}", red=True)
