@@ -12,7 +12,7 @@ from tests.lab.entries import Entry, inject_many
 from tests.lab.host import Host, Writes, sysctls
 from tests.lab.trials import policy
 
-from conntrack_operator.agent.machine import Machine
+from conntrack_operator.agent.writing import write_sysctls
 from conntrack_operator.decide.plan import BUCKETS, Change
 from conntrack_operator.errors import Refused
 from conntrack_operator.kernel.roots import Roots
@@ -90,7 +90,7 @@ def test_what_the_kernel_refuses_is_a_result(host: Host, state: Path) -> None:
             Change(BUCKETS, before, buckets, "a test"),
             Change(f"net.netfilter.{ICMP}", icmp, 23, "a test"),
         ]
-        failed = Machine(Roots()).write_sysctls(changes)
+        failed = write_sysctls(Roots(), changes)
         assert list(failed) == [BUCKETS]
         assert isinstance(failed[BUCKETS], Refused)
         assert failed[BUCKETS].reason == "WriteFailed"

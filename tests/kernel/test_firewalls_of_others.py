@@ -15,6 +15,7 @@ import pytest
 from tests.lab.namespaces import End, Lab, Namespace
 
 from conntrack_operator.agent.machine import Machine
+from conntrack_operator.agent.writing import accepts_of
 from conntrack_operator.decide.accepts import AcceptUntracked
 from conntrack_operator.decide.refusal import Refusal
 from conntrack_operator.kernel import accepts, nftables
@@ -64,7 +65,7 @@ class Scene:
         before = self.talk()
         rules = Settings.model_validate({"notrack": {"rules": [rule]}}).notrack.rules  # type: ignore[union-attr]
         with self.node.inside():
-            accepts.write_accepts(Machine(Roots(state=self.state)).accepts_of(rules, mode))
+            accepts.write_accepts(accepts_of(rules, mode))
             nftables.write_rules(rules)
         after = self.talk(*before)
         with self.node.inside():

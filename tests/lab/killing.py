@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conntrack_operator.agent import machine as machine_module
+from conntrack_operator.agent import writing as writing_module
 from conntrack_operator.agent.duty import Duty
 from conntrack_operator.agent.machine import Machine
 from conntrack_operator.agent.sight import read_table_state
@@ -80,7 +80,7 @@ def kill_at(limit: int) -> Callable[[], int]:
 
     around(os, "fsync")
     around(Path, "rename")
-    around(machine_module, "write_sysctl")
+    around(writing_module, "write_sysctl")
     around(nftables, "_nft")
     around(flow_editing, "_carry_out")
     return lambda: count
