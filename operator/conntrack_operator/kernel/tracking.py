@@ -7,13 +7,11 @@ no capability: it looks the socket's own connection up among the entries (getori
 
 import errno
 import socket
-from pathlib import Path
 
 from conntrack_operator.model.surroundings import TrackingState
 
 from .modules import may_unload, presence_of_conntrack, read_modules
 from .roots import Roots
-from .writers import kube_proxies
 
 SO_ORIGINAL_DST = 80
 """include/uapi/linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST has the same number."""
@@ -65,17 +63,3 @@ def _is_tracked(version: int) -> bool | None:
     except OSError as error:
         return False if error.errno in (*_NO_ENTRY, *_NO_FAMILY) else None
     return True
-
-
-def kube_proxy_runs(roots: Roots) -> bool:
-    """Tell whether a kube-proxy runs in this network namespace. Raises nothing."""
-    return any(_is_here(roots, pid) for pid, _ in kube_proxies(roots))
-
-
-def _is_here(roots: Roots, pid: int) -> bool:
-    try:
-        return (roots.proc / str(pid) / "ns/net").stat().st_ino == Path("/proc/thread-self/ns/net").stat().st_ino
-    except PermissionError:
-        return True  # it takes CAP_SYS_PTRACE to see; kube-proxy belongs into the host's namespace, and so do we
-    except OSError:
-        return False
