@@ -25,13 +25,23 @@ class PolicyUse(Model):
     name: str
     """Name of the policy."""
     revision: str
-    """Revision of the policy that was merged."""
+    """Revision of the policy that was merged: which of its versions this node has been given."""
     fields: list[str]
     """Fields of the settings this policy decided, for example table.size or notrack.rules[web]."""
     on_delete: Literal["Restore", "Keep"] = "Restore"
     """What to do with these fields when no policy sets them any more."""
     rollout: Rollout | None = None
-    """The policy's rollout rules, which this version refuses."""
+    """How its withdrawal travels when the policy is gone: the policy's rollout, without paused and retry, which
+    nobody could change any more."""
+
+
+class Withdrawal(Model):
+    """A policy this node has given up while others still have it, so that its withdrawal can travel in waves."""
+
+    name: str
+    """Name of the policy."""
+    revision: str
+    """Revision of the policy that no longer means this node; empty when the policy is gone."""
 
 
 class NodeSpec(Model):
@@ -41,12 +51,15 @@ class NodeSpec(Model):
     """Hash of mode and settings. The status repeats it when the node has acted on it."""
     attempt: str = ""
     """Changes when a policy's rollout.retry does: a node that gave up tries again. Empty: nobody asked."""
-    mode: Literal["Apply", "Restore"]
-    """Apply: make the settings true. Restore: put every original value back and remove the rules."""
+    mode: Literal["Hold", "Apply", "Restore"]
+    """Hold: change nothing and report; the node keeps what it has confirmed, if anything, until it is released.
+    Apply: make the settings true. Restore: put every original value back and remove the rules."""
     node_uid: Annotated[str, Field(alias="nodeUID")]
     """UID of the Node this was written for; a new node of the same name is another node."""
     policies: list[PolicyUse] = []
-    """The policies that were merged, highest priority first."""
+    """The policies that were merged, highest priority first. With Restore: those that were merged last."""
+    withdrawn: list[Withdrawal] = []
+    """Policies this node has given up and others not yet. No part of the revision."""
     settings: Settings = Settings()
     """The merged policies. Sizes are still rules, since only the node knows its RAM and CPUs."""
     preview: Settings | None = None
@@ -173,7 +186,7 @@ class NodeStatus(Reported):
     boot_id: Annotated[str, Field(alias="bootID")] = ""
     """The kernel's boot id at that time."""
     phase: Phase | None = None
-    """Current: as asked. Trial: a change is made and not confirmed yet. RolledBack: it was taken back, what was
+    """Current: as asked, which with mode Hold is nothing. Trial: a change is made and not confirmed yet. RolledBack: it was taken back, what was
     confirmed before is in force, and results say which probe failed and whether it is tried again. Refused: some
     setting was refused, see results; the others are in force. Contended: somebody keeps changing a setting back, so
     that it is tried once an hour only. Restored: the originals are back."""

@@ -243,22 +243,33 @@ class Trial(Model):
     )
 
 
-class Rollout(Model):
-    """How a change travels over many nodes.
+CANARY, MAX_UNAVAILABLE, MAX_FAILURES, ROLLOUT_SOAK_SECONDS = 1, "10%", "2%", 30
+"""What an absent field of a rollout means."""
 
-    This version changes all matching nodes at once, so that the nodes refuse every field here but retry (Unsupported).
+
+class Rollout(Model):
+    """How a change of the policy travels over the nodes: a few first, then all others in waves.
+
+    The change may be the policy's first appearance, an edit of anything but rollout and onDelete, or its withdrawal,
+    also by deleting it. A node that is not released keeps what it has. Nodes that are not Ready, or have no working
+    agent, wait until they are back and hold nobody up. What must not wait does not: a rule is withdrawn at once where
+    NAT would break it, and a node that joins the cluster gets the last revision that went well everywhere.
     """
 
     canary: Annotated[int, Field(strict=True, ge=0, le=1000)] | None = None
-    """Nodes that go first and alone. Refused: this version has no waves."""
+    """Nodes that go first and alone. All others wait until they are current and have stayed so for soakSeconds; if one
+    of them rolls the change back, no other node is touched. 0: no canary. Absent: 1."""
     max_unavailable: IntOrPercent | None = None
-    """Nodes that may be in a trial at the same time. Refused: this version has no waves."""
+    """Nodes that may be on their way at the same time, as a number or a percentage of the nodes that are Ready with a
+    working agent, rounded up, at least 1. Absent: 10%."""
     max_failures: IntOrPercent | None = None
-    """Nodes that may fail before the rollout stops. Refused: this version has no waves."""
+    """Nodes that may roll the change back before the others are spared it: with more of them the rollout halts. A
+    percentage of all matched nodes, rounded down. A refusal is no failure. Absent: 2%."""
     soak_seconds: Annotated[int, Field(strict=True, ge=0, le=86400)] | None = None
-    """Seconds to watch the canary before the others follow. Refused: this version has no waves."""
+    """Seconds the canary must stay current before the others follow. Absent: 30."""
     paused: StrictBool | None = None
-    """Release no further node. Refused: this version has no waves."""
+    """True: release no further node, neither for a change nor for a withdrawal. What is under way ends. Absent:
+    false."""
     retry: Annotated[str, Field(max_length=63)] | None = None
     """Any new text makes nodes that rolled a change back and gave up try it again, up to three times, and ends
     Contended. It changes no setting. Absent: no further try."""

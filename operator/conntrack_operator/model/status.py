@@ -16,6 +16,9 @@ HOTTEST_MAX = 5
 FAILURES_MAX = 10
 """Nodes named in `failures`; `nodes` counts them all."""
 
+PREVIEWED_MAX = 10
+"""Settings named in `preview`, changes and refusals each."""
+
 
 class Condition(Reported):
     """One thing that is true, false or unknown of the object, and since when."""
@@ -51,7 +54,8 @@ class NodeCounts(Reported):
     updating: int = 0
     """Nodes where a change is on trial."""
     pending: int = 0
-    """Nodes that have not been told yet, or have not answered yet."""
+    """Nodes that wait for their turn or for rollout.paused, that are not Ready or have no working agent, and those that
+    were told and have not answered yet."""
     refused: int = 0
     """Nodes that refuse some setting of this policy, or where somebody keeps changing it (Contended); failures says
     why."""
@@ -105,11 +109,39 @@ class NodeFailure(Reported):
     """Why, and what to do about it."""
 
 
+class PreviewedSetting(Reported):
+    """One setting that an Observe policy would change, or that nodes would refuse."""
+
+    setting: str
+    """A sysctl's full dotted name, or notrack/<rule>."""
+    nodes: int
+    """Nodes it is about."""
+    example: str
+    """One of them."""
+    what: str
+    """On that node: from and to what value it would change, or the reason and the sentence of its refusal."""
+
+
+class PolicyPreview(Reported):
+    """What an Observe policy would do, from the previews of its nodes."""
+
+    nodes: int = 0
+    """Nodes that have answered."""
+    unchanged: int = 0
+    """Nodes among them where nothing would change and nothing would be refused."""
+    changes: Annotated[list[PreviewedSetting], Field(max_length=PREVIEWED_MAX)] = []
+    """What would change, by setting, most nodes first, at most 10."""
+    refused: Annotated[list[PreviewedSetting], Field(max_length=PREVIEWED_MAX)] = []
+    """What would be refused, by setting and reason, most nodes first, at most 10."""
+
+
 class PolicyStatus(Reported):
     """What has become of the policy on its nodes. Written by the controller."""
 
     observed_generation: int = -1
     """Generation of the policy this status speaks of. -1 means that nobody has judged it yet."""
+    revision: str = ""
+    """The policy's revision as it is now; a NodeConntrack's spec.policies tells which one its node has."""
     conditions: Conditions = []
     """Ready, Reconciling, Stalled, Degraded, Conflicted and Saturated."""
     nodes: NodeCounts | None = None
@@ -120,3 +152,5 @@ class PolicyStatus(Reported):
     """The nodes with the fullest tables, fullest first, at most 5."""
     failures: Annotated[list[NodeFailure], Field(max_length=FAILURES_MAX)] = []
     """Nodes that are not as the policy says, at most 10 of them."""
+    preview: PolicyPreview | None = None
+    """With mode Observe: what would change."""
