@@ -5,7 +5,6 @@ The spec of a node's object is the only record of it. A grant is a release that 
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 
 from conntrack_operator.model.node import NodeConntrack, NodeSpec, Withdrawal
 from conntrack_operator.model.policy import ConntrackPolicy
@@ -126,11 +125,3 @@ def attempt_of(policies: Iterable[ConntrackPolicy]) -> str:
     )
     return hash_of(asked) if asked else ""
 
-
-def moment_of(text: str | None) -> datetime | None:
-    """Return the RFC 3339 time in `text`, or None when there is none."""
-    try:
-        moment = datetime.fromisoformat(text or "")
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else None

@@ -6,7 +6,7 @@ was refused, so that one policy's bad field does not paint the others red.
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from conntrack_operator.model import catalogue
@@ -17,6 +17,9 @@ from .merge import Conflict
 from .outcome import APPLIED, NODE, in_words
 from .report import STALLED, holds
 from .targeting import Node
+
+SILENT_AFTER = timedelta(minutes=15)
+"""An agent writes a heartbeat every 5 minutes, give or take a fifth; three missed ones mean that it is gone."""
 
 State = Literal["current", "updating", "pending", "refused", "rolled_back", "unknown"]
 
@@ -107,6 +110,15 @@ def concerns(policy: str, spec: NodeSpec, status: NodeStatus) -> bool:
 def speaks_of(node: Node, existing: NodeConntrack) -> bool:
     """Return whether both halves of the object are about this very node, and not one that had its name before."""
     return existing.status is not None and existing.spec.node_uid == node.uid and existing.status.node_uid == node.uid
+
+
+def time_in(text: str) -> datetime | None:
+    """Return the RFC 3339 time in `text`, or None when there is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else None
 
 
 def fields_behind(setting: str, fields: Collection[str]) -> set[str]:

@@ -6,7 +6,7 @@ has just released counts as on its way for those after it.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 
 from conntrack_operator.model.node import NodeConntrack, NodeSpec, NodeStatus
@@ -15,11 +15,8 @@ from conntrack_operator.model.policy import TRIAL_SECONDS, Rollout
 from .absence import Loss
 from .holding import GONE, Target, attempt_of, given_up_by, held_by
 from .rollout import ANSWER_SECONDS, Member, State, Verdict, strictest, verdict_on
-from .standing import concerns, is_parked, speaks_of
+from .standing import SILENT_AFTER, concerns, is_parked, speaks_of
 from .targeting import Node, selects
-
-SILENT_AFTER = timedelta(minutes=15)
-"""An agent writes a heartbeat every 5 minutes, give or take a fifth; three missed ones mean that it is gone."""
 
 
 @dataclass(frozen=True)
