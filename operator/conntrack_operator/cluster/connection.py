@@ -22,8 +22,9 @@ CONNECT_SECONDS = 3.0
 READ_SECONDS = 15.0
 """A hanging API server must not hold a worker for longer; a full list of 5,000 nodes takes about a second a page."""
 
-_TRY_AGAIN = frozenset({401, 408, 409, 429})
-"""Answers that are worth another try: a token may have rotated, a write may have crossed another."""
+_TRY_AGAIN = frozenset({401, 408, 409, 410, 429})
+"""Answers that are worth another try: a token may have rotated, a write may have crossed another, a long list may have
+been compacted before its last page."""
 
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
