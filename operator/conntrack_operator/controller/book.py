@@ -49,6 +49,7 @@ class Book:
         self._lock = threading.Lock()
         self._revisions: dict[str, dict[str, Revision]] = {}
         self._stored: set[tuple[str, str]] = set()
+        self._names: dict[tuple[str, str | None, int | None], str] = {}
         self._read: dict[tuple[str, str, str | None, int | None], ConntrackPolicy | None] = {}
 
     def load(self) -> None:
@@ -71,9 +72,27 @@ class Book:
         with self._lock:
             return last_good(self._revisions.get(policy, {}).values())
 
+    def revisions(self, policy: str) -> list[Revision]:
+        """Return all revisions of `policy`."""
+        with self._lock:
+            return list(self._revisions.get(policy, {}).values())
+
+    def name_of(self, policy: ConntrackPolicy) -> str:
+        """Return the name of the revision the policy is at, written down or not."""
+        key = (policy.metadata.name, policy.metadata.uid, policy.metadata.generation)
+        with self._lock:
+            known = self._names.get(key)
+        if known is None:
+            known = revision_name(policy)
+            with self._lock:
+                if len(self._names) >= READ_KEPT:
+                    self._names.clear()
+                self._names[key] = known
+        return known
+
     def write_down(self, policy: ConntrackPolicy) -> str:
         """Return the name of the revision the policy is at, having written it down if need be."""
-        name, owner = revision_name(policy), policy.metadata.name
+        name, owner = self.name_of(policy), policy.metadata.name
         with self._lock:
             known = dict(self._revisions.get(owner, {}))
         if name in known:

@@ -4,7 +4,7 @@ The spec of a node's object is the only record of it. A grant is a release that 
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from conntrack_operator.model.node import NodeConntrack, NodeSpec, Withdrawal
 from conntrack_operator.model.policy import ConntrackPolicy
@@ -46,6 +46,8 @@ class Holding:
     """What a node has: its policies as they were given, and those it gave up while others still have them."""
 
     policies: tuple[ConntrackPolicy, ...] = ()
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    """By policy, the revision it has of each, also of those nobody knows."""
     withdrawn: tuple[Withdrawal, ...] = ()
     unknown: tuple[str, ...] = ()
     """Policies that it has at a revision nobody knows: what it has of them can only be left as it is."""
@@ -113,7 +115,8 @@ def holding_of(
         for name, revision in sorted(up.items())
         if (name, revision) in travelling and (name in leaving or name not in held)
     )
-    return Holding(tuple(policies), withdrawn, tuple(unknown))
+    has = {name: revision for name, revision in held.items() if name not in leaving}
+    return Holding(tuple(policies), has, withdrawn, tuple(unknown))
 
 
 def attempt_of(policies: Iterable[ConntrackPolicy]) -> str:

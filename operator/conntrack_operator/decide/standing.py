@@ -61,7 +61,7 @@ def share_of(policy: str, revision: str, spec: NodeSpec | None, conflicts: Itera
         fields=frozenset(use.fields) if use else frozenset(),
         all_fields=frozenset(field for each in uses.values() for field in each.fields),
         has_it=use is not None and use.revision == revision,
-        conflicts=tuple(conflict for conflict in conflicts if conflict.loser == policy),
+        conflicts=tuple(conflict for conflict in conflicts if policy in conflict.parties),
     )
 
 

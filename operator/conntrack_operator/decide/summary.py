@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from conntrack_operator.model.node import Usage
+from conntrack_operator.model.node import Preview, Usage
 from conntrack_operator.model.policy import ConntrackPolicy
 from conntrack_operator.model.status import (
     FAILURES_MAX,
@@ -36,6 +36,7 @@ class Sight:
     standing: Standing
     usage: Usage | None = None
     conflicts: tuple[Conflict, ...] = ()
+    preview: Preview | None = None
 
 
 def summary_of(

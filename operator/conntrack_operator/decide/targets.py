@@ -87,8 +87,9 @@ def node_spec_for(
     }
     if holding.policies:
         revision = _revision("Apply", settings)
+        uses = [use.model_copy(update={"revision": holding.revisions[use.name]}) for use in enforced.uses]
         return NodeSpec(
-            revision=revision, attempt=attempt, mode="Apply", policies=list(enforced.uses), settings=settings, **common
+            revision=revision, attempt=attempt, mode="Apply", policies=uses, settings=settings, **common
         )
     if mine is None or mine.mode == "Hold":
         return NodeSpec(revision=_revision("Hold", Settings()), mode="Hold", **common)
