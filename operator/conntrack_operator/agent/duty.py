@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from conntrack_operator.decide.drift import CONTENDED
 from conntrack_operator.decide.outcome import APPLIED, NODE
 from conntrack_operator.decide.plan import BUCKETS, Plan
+from conntrack_operator.decide.previewed import preview_revision
 from conntrack_operator.decide.refusal import Refusal
 from conntrack_operator.decide.report import Deed
 from conntrack_operator.decide.trial import (
@@ -184,6 +185,7 @@ class Duty:
             outcome.results,
             self._observed(outcome.facts.sysctls),
             self.deed.preview,
+            self.deed.previewed,
             (*outcome.warnings, *mended.with_earlier(self.deed.warnings)),
         )
         return True
@@ -298,7 +300,8 @@ class Duty:
         # Nothing is written but what the journal says of onDelete.
         self.machine.settle(replace(sight, plan=replace(sight.plan, changes=())), journal, self.state, spec.policies)
         refused = any(result.reason not in {APPLIED, CONTENDED} for result in self.deed.results)
-        self._finish(spec, self.deed, RETRY_SECONDS if refused else float("inf"))
+        deed = replace(self.deed, preview=self._preview(spec))
+        self._finish(spec, deed, RETRY_SECONDS if refused else float("inf"))
         return True
 
     def _is_waiting(self, spec: NodeSpec) -> bool:
@@ -364,13 +367,15 @@ class Duty:
         self._changes = len(outcome.changes)
         self._watch(outcome)
         observed, preview = self._observed(outcome.facts.sysctls), self._preview(spec)
-        deed = Deed(outcome.phase, outcome.results, observed, preview, outcome.warnings)
+        deed = Deed(outcome.phase, outcome.results, observed, preview, warnings=outcome.warnings)
         self._refusals = self._refusals + 1 if outcome.phase == "Refused" and outcome.changes else 0
         pause = min(RETRY_SECONDS * 2 ** max(0, self._refusals - 1), LONGEST_RETRY_SECONDS)
         self._finish(spec, deed, pause if outcome.phase == "Refused" else float("inf"))
 
     def _finish(self, spec: NodeSpec, deed: Deed, pause: float) -> None:
-        self.deed, self._done, self._due = deed, _key(spec), time.monotonic() + pause
+        previewed = preview_revision(spec.preview) if spec.preview is not None else ""
+        self.deed, self._done = replace(deed, previewed=previewed), _key(spec)
+        self._due = time.monotonic() + pause
         self._preview_at = self._next_preview(spec, deed.preview)
         if self.spec is not None and _key(self.spec) != self._done and self._trial is None:
             self._due = 0  # something was changed meanwhile that a trial need not be broken off for
