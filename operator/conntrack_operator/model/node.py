@@ -172,6 +172,12 @@ class Preview(Reported):
     """What would change."""
     refused: list[PreviewRefusal] = []
     """What would be refused."""
+    warnings: list[Warned] = []
+    """What would be done as asked and may surprise somebody, and what could not be looked at without loading it."""
+    omitted: int = 0
+    """Changes and refusals that had no room in the status; the agent's log has them all."""
+    revision: str = ""
+    """Hash of the settings it was made for, the spec's preview."""
 
 
 class NodeStatus(Reported):
