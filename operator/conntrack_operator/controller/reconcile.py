@@ -27,7 +27,7 @@ from conntrack_operator.decide.blindness import blindness_of
 from conntrack_operator.decide.happenings import happenings_between
 from conntrack_operator.decide.merge import Merge, merged
 from conntrack_operator.decide.standing import SILENT_AFTER, Share, share_of, standing_of
-from conntrack_operator.decide.summary import Sight, rejected, summary_of
+from conntrack_operator.decide.summary import Around, Sight, rejected, summary_of
 from conntrack_operator.decide.targeting import Node, policies_for, selects
 from conntrack_operator.decide.targets import Remove, Write, owner_of, step_for
 from conntrack_operator.errors import ConntrackOperatorError, Refused
@@ -169,8 +169,7 @@ class Reconciler:
                 return
         else:
             before, uid = policy.status, policy.metadata.uid or ""
-            sights, blind = self._sights(policy, now), blindness_of(policy.spec, self.store.refused())
-            after = summary_of(policy, sights, now, self.agents.trouble, blind)
+            after = summary_of(policy, self._sights(policy, now), now, self._around(policy))
         if after == before:
             return
         stored = self.objects.replace_parts(POLICIES, name, {"/status": after.document()}, subresource="status")
@@ -178,6 +177,16 @@ class Reconciler:
         if stored is not None:
             self.queue.add_all(self.store.put_policy(stored))
             self._tell(Subject(POLICIES, name, uid), before, after, now)
+
+    def _around(self, policy: ConntrackPolicy) -> Around:
+        name, rollouts = policy.metadata.name, self.rollouts
+        return Around(
+            revision=rollouts.book.name_of(policy),
+            verdict=rollouts.verdict(name),
+            leaving=rollouts.leaving(name),
+            trouble=self.agents.trouble,
+            blind="; ".join(filter(None, (blindness_of(policy.spec, self.store.refused()), rollouts.guard.trouble))),
+        )
 
     def _says(self, name: str, status: PolicyStatus) -> bool:
         """Tell whether an unreadable policy says so already. Its stored status is not known, so it is asked for."""

@@ -55,6 +55,11 @@ class Rollouts:
         with self._lock:
             return self._fleet.verdicts.get(policy)
 
+    def leaving(self, policy: str) -> int:
+        """Return the number of nodes that still have `policy` and should not."""
+        with self._lock:
+            return sum(loss.policy == policy for loss in self._fleet.losses)
+
     def seen(self, node: Node) -> Seen:
         """Return `node` with all that is known of it."""
         found = self.store.node_conntrack(node.name)
@@ -90,7 +95,9 @@ class Rollouts:
         needless = {loss.node for loss in fleet.losses if not loss.policy} if self.guard.confirmed() else set()
         self.queue.add_all(Key("node", name) for name in {*fleet.grants, *stale, *needless})
         self.queue.add_all(
-            Key("policy", name) for name, verdict in fleet.verdicts.items() if _differs(before.verdicts.get(name), verdict)
+            Key("policy", name)
+            for name, verdict in fleet.verdicts.items()
+            if _differs(before.verdicts.get(name), verdict)
         )
         self._ask_for_lists(fleet.losses)
         ends = [verdict.again_at for verdict in fleet.verdicts.values() if verdict.again_at is not None]
@@ -123,7 +130,9 @@ class Rollouts:
         return Wish(
             holding,
             observed=[policy for policy in mine if policy.spec.mode == "Observe" and policy.metadata.name not in held],
-            attempt=told.attempt if told is not None and keeps else attempt_of(p for p in live if p.metadata.name in held),
+            attempt=told.attempt
+            if told is not None and keeps
+            else attempt_of(p for p in live if p.metadata.name in held),
             is_meant=bool(mine) or bool(self.store.unreadable_policies()),
             may_restore=Loss("", node.name) in self.guard.confirmed(),
         )

@@ -127,4 +127,3 @@ def attempt_of(policies: Iterable[ConntrackPolicy]) -> str:
         if policy.spec.rollout is not None and policy.spec.rollout.retry
     )
     return hash_of(asked) if asked else ""
-

@@ -88,9 +88,7 @@ def node_spec_for(
     if holding.policies:
         revision = _revision("Apply", settings)
         uses = [use.model_copy(update={"revision": holding.revisions[use.name]}) for use in enforced.uses]
-        return NodeSpec(
-            revision=revision, attempt=attempt, mode="Apply", policies=uses, settings=settings, **common
-        )
+        return NodeSpec(revision=revision, attempt=attempt, mode="Apply", policies=uses, settings=settings, **common)
     if mine is None or mine.mode == "Hold":
         return NodeSpec(revision=_revision("Hold", Settings()), mode="Hold", **common)
     # Every Restore has the same revision: `attempt` tells this one from an earlier one the node may have answered.
@@ -106,9 +104,7 @@ def frozen_spec(existing: NodeSpec, local: Local) -> NodeSpec:
     return existing.model_copy(update={"services": services})
 
 
-def _services_for(
-    settings: Sequence[Settings | None], existing: NodeSpec | None, local: Local
-) -> list[Service]:
+def _services_for(settings: Sequence[Settings | None], existing: NodeSpec | None, local: Local) -> list[Service]:
     if local.services is None:
         return list(existing.services) if existing else []
     rules = [rule for each in settings if each and each.notrack for rule in each.notrack.rules or ()]

@@ -37,9 +37,7 @@ class Seen:
     def is_able(self, now: datetime) -> bool:
         """Tell whether the node can be given something: Ready, with an agent that is well and heard of lately."""
         heard = self.heard_at if self.status is not None else None
-        return (
-            self.node.ready and self.agent_ready is not False and heard is not None and now - heard < SILENT_AFTER
-        )
+        return self.node.ready and self.agent_ready is not False and heard is not None and now - heard < SILENT_AFTER
 
     @property
     def spec(self) -> NodeSpec | None:
