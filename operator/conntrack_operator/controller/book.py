@@ -198,14 +198,13 @@ def _revision_in(document: dict[str, Any]) -> Revision | None:
     """Return the revision in `document`; None when it is not one of ours."""
     metadata, data = document["metadata"], document.get("data")
     annotations = metadata.get("annotations") or {}
-    spec = data.get("spec") if isinstance(data, dict) else None
-    if POLICY not in annotations or not isinstance(spec, dict):
+    if POLICY not in annotations or not isinstance(data, dict) or not isinstance(data.get("spec"), dict):
         return None
     return Revision(
         policy=annotations[POLICY],
         name=metadata["name"].rpartition("-")[2],
         number=document.get("revision") or 0,
-        content=spec,
+        content=data["spec"],
         created=str(data.get("created") or ""),
         good_since=time_in(annotations.get(GOOD_SINCE, "")),
     )

@@ -55,7 +55,7 @@ class Remove:
 Step = Write | Remove | None
 
 
-def node_spec_for(
+def node_spec_for(  # noqa: PLR0913 - all that a node's object depends on, by name
     node: Node,
     holding: Holding,
     observed: Sequence[ConntrackPolicy],

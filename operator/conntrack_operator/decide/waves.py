@@ -106,12 +106,12 @@ def fleet_at(
     """Return what is to happen at `now`. `granted` was released before and is not in the specs yet."""
     grants = {each.node.name: _still_wanted(each, targets, granted.get(each.node.name, {})) for each in seen}
     verdicts, travelling, losses = {}, set(), set()
-    by_name = {target.name: target for target in targets}
+    scene = _Scene(grants, {target.name: target for target in targets}, now)
     for target in targets:
         members = []
         for each in seen:
             wanted = target.wanted_at(each.node)
-            member = _member(each, target, wanted, grants[each.node.name], by_name, now)
+            member = _member(each, target, wanted, scene)
             if member is None:
                 continue
             if wanted == GONE and target.name in each.held:
@@ -144,23 +144,24 @@ def _still_wanted(seen: Seen, targets: Sequence[Target], granted: Mapping[str, s
     }
 
 
-def _member(
-    seen: Seen,
-    target: Target,
-    wanted: str,
-    granted: Mapping[str, str],
-    targets: Mapping[str, Target],
-    now: datetime,
-) -> Member | None:
+@dataclass(frozen=True)
+class _Scene:
+    grants: Mapping[str, Mapping[str, str]]
+    targets: Mapping[str, Target]
+    now: datetime
+
+
+def _member(seen: Seen, target: Target, wanted: str, scene: _Scene) -> Member | None:
     """Return the node as a member of the change; None when `target` neither is nor was anything to it."""
-    name, held = target.name, seen.held.get(target.name)
+    name, held, now = target.name, seen.held.get(target.name), scene.now
+    granted = scene.grants[seen.node.name]
     if wanted == GONE and held is None and given_up_by(seen.node, seen.spec).get(name) != target.revision:
         return None
     able, patience = seen.is_able(now), _patience(seen.spec)
     if granted.get(name) == wanted:
         return Member(seen.node.name, "moving", now, able=able, patience_seconds=patience)
     has_it = held == wanted if wanted != GONE else held is None
-    if not has_it or _is_asked_again(seen, targets):
+    if not has_it or _is_asked_again(seen, scene.targets):
         failed = seen.status is not None and seen.status.phase == "RolledBack"
         unproven = held is not None and target.good is not None and held != target.good.name
         return Member(
