@@ -47,6 +47,9 @@ SERVICE_ACCOUNTS = Kind("ServiceAccount", "v1", "serviceaccounts", namespaced=Tr
 DAEMON_SETS = Kind("DaemonSet", "apps/v1", "daemonsets", namespaced=True)
 CLUSTER_ROLES = Kind("ClusterRole", "rbac.authorization.k8s.io/v1", "clusterroles")
 CLUSTER_ROLE_BINDINGS = Kind("ClusterRoleBinding", "rbac.authorization.k8s.io/v1", "clusterrolebindings")
+LEASES = Kind("Lease", "coordination.k8s.io/v1", "leases", namespaced=True)
+CRDS = Kind("CustomResourceDefinition", "apiextensions.k8s.io/v1", "customresourcedefinitions")
+CONTROLLER_REVISIONS = Kind("ControllerRevision", "apps/v1", "controllerrevisions", namespaced=True)
 
 BY_KIND = {kind.kind: kind for kind in (SERVICE_ACCOUNTS, DAEMON_SETS, CLUSTER_ROLES, CLUSTER_ROLE_BINDINGS)}
 """The kinds the agents are made of."""
@@ -66,25 +69,32 @@ class Objects:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def list(self, kind: Kind, slim: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> Listing:
-        """Return all objects of a kind, in every namespace. A kind that is not there (404) is a Retry: never "none".
+    def list(
+        self,
+        kind: Kind,
+        slim: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        *,
+        namespace: str = "",
+        label_selector: str = "",
+    ) -> Listing:
+        """Return all objects of a kind. A kind that is not there (404) is a Retry: never "none".
 
-        `slim` makes each document smaller as soon as its page is read.
+        They come from every namespace, or from `namespace` alone, and are those that `label_selector` picks. `slim`
+        makes each document smaller as soon as its page is read.
         """
         version = ""
         items: list[dict[str, Any]] = []
-        for page in self._pages(kind):
+        for page in self._pages(kind, namespace, label_selector):
             # All pages show the moment of the first one.
             version = version or page["metadata"]["resourceVersion"]
             items.extend(map(slim, page["items"]) if slim else page["items"])
         return Listing(int(version), tuple(items))
 
-    def _pages(self, kind: Kind) -> Iterator[dict[str, Any]]:
-        query = {"limit": str(PAGE_OBJECTS)}
-        if kind.field_selector:
-            query["fieldSelector"] = kind.field_selector
+    def _pages(self, kind: Kind, namespace: str, label_selector: str) -> Iterator[dict[str, Any]]:
+        wanted = {"fieldSelector": kind.field_selector, "labelSelector": label_selector}
+        query = {"limit": str(PAGE_OBJECTS), **{key: value for key, value in wanted.items() if value}}
         while True:
-            page = self._connection.request("GET", kind.path(), query=query)
+            page = self._connection.request("GET", kind.path(namespace), query=query)
             if page is None:
                 raise Retry(
                     f"the API server has no {kind.plural}; install them: conntrack-operator crds | kubectl apply -f -"
