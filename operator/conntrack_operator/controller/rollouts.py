@@ -6,17 +6,15 @@ written by the workers of the nodes.
 
 import logging
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from conntrack_operator.decide.absence import Loss
 from conntrack_operator.decide.holding import (
     GONE,
-    Holding,
     Target,
     attempt_of,
-    given_up_by,
     holding_of,
     newcomers_share,
 )

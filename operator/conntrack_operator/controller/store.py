@@ -36,7 +36,7 @@ from .translations import Translations
 
 
 class Key(NamedTuple):
-    """One piece of work: put one node's object right, one policy's status, judge all rollouts, the agents, or read all anew."""
+    """One piece of work: a node's object, a policy's status, all rollouts, the agents, or everything read anew."""
 
     kind: Literal["node", "policy", "rollout", "agents", "list"]
     name: str = ""

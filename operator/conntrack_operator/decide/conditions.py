@@ -131,14 +131,19 @@ def _ready(picture: Picture) -> _Verdict:
         return _held(picture)
     if picture.moving:
         return _Verdict("False", "Progressing", _progress(picture))
+    return _settled(picture)
+
+
+def _settled(picture: Picture) -> _Verdict:
+    """Return what is said when nothing moves and nothing failed."""
+    counts = picture.counts
     if not counts.current:
         if picture.trouble:
             return _Verdict("False", AGENTS_NOT_RUNNING, picture.trouble)
         what = AWAY if picture.absent else "nothing is known of them"
         return _Verdict("Unknown", "NodesUnknown", f"of {_nodes(counts.matched)} none has answered: {what}")
     if picture.policy.spec.mode == "Observe":
-        words = words_of(picture.preview or PolicyPreview(), counts.matched)
-        return _Verdict("True", "Observed", words)
+        return _Verdict("True", "Observed", words_of(picture.preview or PolicyPreview(), counts.matched))
     done = f"{counts.current} of {_nodes(counts.matched)} as the policy says"
     if picture.absent:
         done += f"; {picture.absent} {AWAY}, and get it when they are back"
