@@ -38,6 +38,7 @@ def run(kubeconfig: str | None, namespace: str, agent_image: str) -> int:
     queue: WorkQueue[Key] = WorkQueue()
     store = Store(namespace)
     rollouts = Rollouts(store, queue, Book(objects, namespace), Guard(objects, namespace))
+    store.kept = rollouts.book.contents
     reconciler = Reconciler(objects, store, queue, Agents(objects, namespace, agent_image), rollouts)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -84,6 +84,9 @@ class Store:
             HOST_PODS: self.put_pod,
         }
         """For every kind that is watched, what takes in a sight of it."""
+        self.kept: Callable[[], Iterable[ConntrackPolicy]] = tuple
+        """Gives the policies at all revisions that nodes may have: their rules stay in force until the nodes have
+        others, and are withdrawn for a Service like those of today."""
 
     def policy(self, name: str) -> ConntrackPolicy | Unreadable | None:
         """Return the policy named so."""
@@ -261,13 +264,17 @@ class Store:
 
     def _touched_by_translations(self, changed: Sequence[Translation]) -> Iterator[Key]:
         for asking in self._policies_with_rules() if changed else ():
-            touched = asking.touched_by(changed, self._nodes.values(), self._host_pods.ports)
+            touched = asking.touched_by(changed, self._nodes.values(), self._host_pods.ports, self._has)
             yield from (Key("node", name) for name in touched)
 
     def _policies_with_rules(self) -> list[Asking]:
         if self._asking is None:
-            self._asking = asking_of(self._readable_policies())
+            self._asking = asking_of([*self._readable_policies(), *self.kept()])
         return self._asking
+
+    def _has(self, node: str, policy: str) -> bool:
+        found = self._node_conntracks.get(node)
+        return isinstance(found, NodeConntrack) and any(use.name == policy for use in found.spec.policies)
 
     def _policies_of(self, node: Node) -> Iterator[Key]:
         for policy in policies_for(node.labels, self._readable_policies()):
