@@ -22,7 +22,8 @@ from .merges import Merges
 from .pace import Pace
 from .rollouts import Rollouts
 from .sights import Unreadable
-from .store import Key, Store
+from .store import Store
+from .touched import Key
 from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,8 @@ from .merges import Merges
 from .policies import Policies
 from .rollouts import Rollouts
 from .sights import Unreadable, slimmed
-from .store import Key, Lists, Store
+from .store import Lists, Store
+from .touched import Key
 from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)

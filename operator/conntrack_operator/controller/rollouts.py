@@ -29,7 +29,8 @@ from conntrack_operator.model.policy import ConntrackPolicy
 
 from .book import Book
 from .guard import Guard
-from .store import ROLLOUT, Key, Store
+from .store import Store
+from .touched import ROLLOUT, Key
 from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from .book import Book
 from .guard import Guard
 from .reconcile import Reconciler
 from .rollouts import Rollouts
-from .store import Key, Store
+from .store import Store
+from .touched import Key
 from .watch import registry_for, settings_for_watching
 from .workqueue import WorkQueue
 

@@ -31,8 +31,9 @@ class Asking:
         """Yield the names of those of `nodes` that have a rule which `changed` may meet.
 
         `pod_ports` gives every port followed pods may have; `has` tells whether the node of that name has the policy of
-        that name at some revision, which it may although the policy does not mean it any more. An endpoint concerns the one node whose address it has,
-        unless a router is asked about it; anything else concerns every node of the policy.
+        that name at some revision, which it may although the policy does not mean it any more. An endpoint concerns the
+        one node whose address it has, unless a router is asked about it; anything else concerns every node of the
+        policy.
         """
         met = [
             (reach, each)
