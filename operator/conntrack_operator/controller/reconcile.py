@@ -84,7 +84,7 @@ class Reconciler:
                 refused=refused,
             )
         )
-        self.rollouts.guard.saw(self.rollouts.losses(), policies.items, began=began)
+        self.rollouts.take_in_list(policies.items, began)
         self.rollouts.tidy()
         self.queue.add_all(self.store.every_key())
         self.queue.add(Key("list"), RELIST_SECONDS)
