@@ -34,6 +34,7 @@ from conntrack_operator.model.policy import ConntrackPolicy
 from conntrack_operator.model.status import PolicyStatus
 
 from .agents import Agents
+from .lookout import LOOK_SECONDS, Lookout
 from .pace import Pace
 from .sights import Unreadable, slimmed
 from .store import Key, Lists, Store
@@ -57,6 +58,9 @@ class Reconciler:
     _merges: dict[frozenset[tuple[str | None, int | None]], Merge] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        self._lookout = Lookout(self.objects, self.store, self.queue)
+
     def put_right(self, key: Key) -> None:
         """Do the work of `key`. Raises what the API server's answer means; the caller tries again later."""
         match key.kind:
@@ -68,6 +72,8 @@ class Reconciler:
                 self._agents()
             case "list":
                 self.read_everything()
+            case "look":
+                self._lookout.look()
 
     def read_everything(self) -> None:
         """Replace all that is known by full lists, look at everything anew, and come again in five minutes."""
@@ -85,6 +91,7 @@ class Reconciler:
         )
         self.queue.add_all(self.store.every_key())
         self.queue.add(Key("list"), RELIST_SECONDS)
+        self.queue.add(Key("look"), LOOK_SECONDS)
 
     def _list_if_allowed(self, kind: Kind, refused: dict[str, str]) -> Listing | None:
         """Return the list, or None and say why in `refused`: sizes and timeouts need no look at Services and pods."""

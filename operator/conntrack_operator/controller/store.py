@@ -36,7 +36,7 @@ from .translations import Translations
 class Key(NamedTuple):
     """One piece of work: put one node's object right, one policy's status, the agents, or read everything anew."""
 
-    kind: Literal["node", "policy", "agents", "list"]
+    kind: Literal["node", "policy", "agents", "list", "look"]
     name: str = ""
 
     def __str__(self) -> str:
