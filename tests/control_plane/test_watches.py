@@ -149,6 +149,7 @@ def test_watches_that_miss_a_deletion_are_found_out(
     program = controller(tmp_path, line.kubeconfig(cluster, tmp_path / "line.kubeconfig"), NEVER)
     with running(program, cluster, line):
         before = identity(cluster, "n1")
+        time.sleep(5)  # the full list that follows a start is through
         line.strand()
         cluster.kubectl("delete", "ctp", "goes")
         try:

@@ -1,7 +1,7 @@
 """The controller with other nerves: `python -m tests.lab.watchful SECONDS [POLICY] -- ARGUMENTS`.
 
-A watch whose line is silent for SECONDS counts as dead, which takes 70 s in earnest. The first sight of POLICY, when one
-is named, makes the handler raise, as a bug in it would.
+A watch whose line is silent for SECONDS counts as dead, which takes 70 s in earnest. The first sight of POLICY, when
+one is named, makes the handler raise, as a bug in it would.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """A short list of the policies every few seconds, which finds out when the watches have missed something.
 
-kopf begins a watch anew when its line is dead or what it knows is too old, and tells nobody: listed anew, a kind that has
-become empty makes no event at all. Policies are few, and the one thing that must not be missed for long.
+kopf begins a watch anew when its line is dead or what it knows is too old, and tells nobody: listed anew, a kind that
+has become empty makes no event at all. Policies are few, and the one thing that must not be missed for long.
 """
 
 import logging
