@@ -187,9 +187,10 @@ class Reconciler:
 
     def _around(self, policy: ConntrackPolicy) -> Around:
         name, rollouts = policy.metadata.name, self.rollouts
+        revision = rollouts.book.name_of(policy)
         return Around(
-            revision=rollouts.book.name_of(policy),
-            verdict=rollouts.verdict(name),
+            revision=revision,
+            verdict=rollouts.verdict(name, revision),
             leaving=rollouts.leaving(name),
             trouble=self.agents.trouble,
             blind="; ".join(filter(None, (blindness_of(policy.spec, self.store.refused()), rollouts.guard.trouble))),
