@@ -72,9 +72,7 @@ def restores(cluster: Cluster, node: str, seconds: float) -> float:
     """Wait until the node is asked to put its originals back; return the seconds it took. Its agent is alive."""
 
     def is_asked() -> bool:
-        answer(cluster, node)
-        found = cluster.get("nodeconntrack", node)
-        return found is None or found["spec"]["mode"] == "Restore"
+        return answer(cluster, node, unless="Restore").get("mode") == "Restore"
 
     return wait_until(is_asked, seconds, f"{node} is asked to restore", every=0.5)
 

@@ -52,11 +52,14 @@ def names(cluster: Cluster, node: str) -> list[str]:
     return [use["name"] for use in spec.get("policies", [])] if spec.get("mode") == "Apply" else []
 
 
-def answer(cluster: Cluster, node: str) -> None:
-    """Say in the node's place that it has done what its spec asks, if it has one."""
+def answer(cluster: Cluster, node: str, unless: str = "") -> dict[str, Any]:
+    """Say in the node's place that it has done what its spec asks; return that spec, empty when it has none.
+
+    A spec of mode `unless` is not answered.
+    """
     spec = spec_of(cluster, node)
-    if not spec:
-        return
+    if not spec or spec["mode"] == unless:
+        return spec
     status = {
         "observedRevision": spec["revision"],
         "observedAttempt": spec.get("attempt", ""),
@@ -67,6 +70,7 @@ def answer(cluster: Cluster, node: str) -> None:
     }
     patch = json.dumps({"status": status})
     cluster.kubectl("patch", "nct", node, "--subresource=status", "--type=merge", "-p", patch, check=False)
+    return spec
 
 
 def settle(cluster: Cluster, node: str, *policies: str, seconds: float = 60) -> None:
