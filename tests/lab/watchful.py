@@ -10,7 +10,8 @@ from typing import Any
 import kopf
 
 from conntrack_operator.cli.main import main
-from conntrack_operator.controller.store import Key, Store
+from conntrack_operator.controller.store import Store
+from conntrack_operator.controller.touched import Key
 
 
 def run_with(seconds: float) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from conntrack_operator.cluster.objects import POLICIES, Listing, Objects
 
 from .sights import Unreadable, slimmed
-from .store import Key, Store
+from .store import Store
+from .touched import Key
 from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from .book import Book
 from .guard import Guard
 from .reconcile import Reconciler
 from .rollouts import Rollouts
-from .store import Key, Store
+from .store import Store
+from .touched import Key
 from .watch import registry_for, settings_for_watching
 from .workqueue import WorkQueue
 
@@ -38,6 +39,7 @@ def run(kubeconfig: str | None, namespace: str, agent_image: str) -> int:
     queue: WorkQueue[Key] = WorkQueue()
     store = Store(namespace)
     rollouts = Rollouts(store, queue, Book(objects, namespace), Guard(objects, namespace))
+    store.kept = rollouts.book.contents
     reconciler = Reconciler(objects, store, queue, Agents(objects, namespace, agent_image), rollouts)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
