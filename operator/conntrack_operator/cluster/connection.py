@@ -158,6 +158,8 @@ class Connection:
                     redirect=content is None,  # content is given out once
                 )
         except (urllib3.exceptions.HTTPError, client.ApiException, OSError) as error:
+            # What lies idle in the pool goes the same way as this line, and would cost as long to find out, one by one.
+            self._api.rest_client.pool_manager.clear()
             raise Retry(f"the API server does not answer {method} {path}: {_one_line(error)}") from error
         if answer.status == 404:
             return None

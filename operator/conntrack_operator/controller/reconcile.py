@@ -25,6 +25,7 @@ from conntrack_operator.errors import Refused
 from conntrack_operator.model.node import NodeConntrack, NodeSpec
 
 from .agents import Agents
+from .lookout import LOOK_SECONDS, Lookout
 from .merges import Merges
 from .policies import Policies
 from .rollouts import Rollouts
@@ -50,6 +51,7 @@ class Reconciler:
     rollouts: Rollouts
 
     def __post_init__(self) -> None:
+        self.lookout = Lookout(self.objects, self.store, self.queue)
         self.merges = Merges()
         self.policies = Policies(self.objects, self.store, self.queue, self.rollouts, self.merges, self.agents)
 
@@ -66,6 +68,8 @@ class Reconciler:
                 self._agents()
             case "list":
                 self.read_everything()
+            case "look":
+                self.lookout.look()
 
     def read_everything(self) -> None:
         """Replace all that is known by full lists, look at everything anew, and come again in five minutes."""
@@ -88,6 +92,7 @@ class Reconciler:
         self.rollouts.tidy()
         self.queue.add_all(self.store.every_key())
         self.queue.add(Key("list"), RELIST_SECONDS)
+        self.queue.add(Key("look"), LOOK_SECONDS)
 
     def _list_if_allowed(self, kind: Kind, refused: dict[str, str]) -> Listing | None:
         """Return the list, or None and say why in `refused`: sizes and timeouts need no look at Services and pods."""

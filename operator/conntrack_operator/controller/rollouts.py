@@ -36,6 +36,9 @@ from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
 
+PAUSE_SECONDS = 0.5
+"""Before a full list that somebody waits for: most edits come in a row."""
+
 LOOK_SECONDS = 60.0
 """How often the rollouts are judged when nothing happens: agents fall silent without a word."""
 
@@ -55,7 +58,6 @@ class Rollouts:
     _fleet: Fleet = field(default_factory=Fleet)
     _away: frozenset[str] = frozenset()
     """Nodes that can be given nothing, as of the last look."""
-    _listed: frozenset[Loss] = frozenset()
     _listed_at: float = float("-inf")
     _ended: float = float("-inf")
     _took: float = 0.0
@@ -134,7 +136,7 @@ class Rollouts:
         seen = [self.seen(node) for node in self.store.nodes()]
         fleet = fleet_at(seen, self._targets(write_down=False), datetime.now(UTC), granted={}, confirmed=())
         self.guard.saw(fleet.losses, policies, began=began)
-        self._listed, self._listed_at = fleet.losses, time.monotonic()
+        self._listed_at = time.monotonic()
 
     def wish_for(self, node: Node, existing: NodeConntrack | None) -> Wish:
         """Return what `node` is to have now, with what it was granted."""
@@ -229,14 +231,11 @@ class Rollouts:
 
     def _ask_for_lists(self, losses: frozenset[Loss]) -> None:
         """Have full lists taken while there is something to confirm; and forget what has turned out to be no loss."""
-        confirmed = self.guard.confirmed()
-        if wrong := confirmed - losses:
-            self.guard.contradict(*wrong)
-        if losses - confirmed - self._listed:
+        wait = self.guard.compare(losses)
+        if wait < float("inf"):
             # A node that gains and loses a label over and over must not have everything read each time.
-            self.queue.add(Key("list"), max(0.0, self._listed_at + LIST_SECONDS - time.monotonic()))
-        elif losses - confirmed and (wait := self.guard.seconds_to_confirm()) != float("inf"):
-            self.queue.add(Key("list"), wait + 0.1)
+            pace = self._listed_at + LIST_SECONDS - time.monotonic()
+            self.queue.add(Key("list"), max(wait + PAUSE_SECONDS, pace))
 
     def _say(self, before: Fleet, after: Fleet) -> None:
         for name, verdict in after.verdicts.items():
