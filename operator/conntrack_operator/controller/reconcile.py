@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from conntrack_operator.cluster.events import Subject, post_event
+from conntrack_operator.cluster.events import Subject
 from conntrack_operator.cluster.objects import (
     ENDPOINT_SLICES,
     HOST_PODS,
@@ -28,7 +28,7 @@ from conntrack_operator.decide.standing import speaks_of, standing_of
 from conntrack_operator.decide.summary import Sight, rejected, summary_of
 from conntrack_operator.decide.targeting import Node, selects
 from conntrack_operator.decide.targets import Remove, Write, owner_of, share_of, step_for
-from conntrack_operator.errors import ConntrackOperatorError, Refused
+from conntrack_operator.errors import Refused
 from conntrack_operator.model.node import NodeConntrack, NodeSpec
 from conntrack_operator.model.policy import ConntrackPolicy
 from conntrack_operator.model.status import PolicyStatus
@@ -37,6 +37,7 @@ from .agents import Agents
 from .pace import Pace
 from .sights import Unreadable, slimmed
 from .store import Key, Lists, Store
+from .telling import Telling
 from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Reconciler:
     store: Store
     queue: WorkQueue[Key]
     agents: Agents
+    telling: Telling
     pace: Pace = field(default_factory=Pace)
     _merges: dict[frozenset[tuple[str | None, int | None]], Merge] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -149,6 +151,7 @@ class Reconciler:
         policy = self.store.policy(name)
         if policy is None:
             self.pace.forget(name)
+            self.telling.forget(name)
             return
         wait = self.pace.wait_seconds(name)
         if wait > 0:
@@ -162,14 +165,16 @@ class Reconciler:
         else:
             before, uid = policy.status, policy.metadata.uid or ""
             sights, blind = self._sights(policy, now), blindness_of(policy.spec, self.store.refused())
-            after = summary_of(policy, sights, now, self.agents.trouble, blind)
+            trouble = self.agents.trouble_on([sight.standing.node for sight in sights])
+            after = summary_of(policy, sights, now, trouble, blind)
         if after == before:
             return
         stored = self.objects.replace_parts(POLICIES, name, {"/status": after.document()}, subresource="status")
         self.pace.spend(name)
         if stored is not None:
             self.queue.add_all(self.store.put_policy(stored))
-            self._tell(Subject(POLICIES, name, uid), before, after, now)
+            happenings = happenings_between(before, after)
+            self.telling.tell(Subject(POLICIES, name, uid), after.observed_generation, happenings, self.store.node, now)
 
     def _says(self, name: str, status: PolicyStatus) -> bool:
         """Tell whether an unreadable policy says so already. Its stored status is not known, so it is asked for."""
@@ -195,21 +200,12 @@ class Reconciler:
             usage = existing.status.usage if speaks_of(node, existing) else None
         return Sight(standing, usage, share.conflicts)
 
-    def _tell(self, subject: Subject, before: PolicyStatus | None, after: PolicyStatus, now: datetime) -> None:
-        """Post what began. An event that cannot be posted is not worth repeating the work for."""
-        try:
-            for happening in happenings_between(before, after):
-                post_event(self.objects, subject, happening, now)
-                node = self.store.node(happening.node) if happening.node else None
-                if node is not None:
-                    post_event(self.objects, Subject(NODES, node.name, node.uid), happening, now)
-        except ConntrackOperatorError as error:
-            log.warning("an event about %s could not be posted: %s", subject.name, error)
-
     def _agents(self) -> None:
         trouble = self.agents.trouble
         try:
-            self.agents.put_right(wanted=self.store.has_work())
+            seconds = self.agents.put_right(wanted=self.store.has_work())
+            if seconds:
+                self.queue.add(Key("agents"), seconds)
         finally:
             if self.agents.trouble != trouble:
                 self.queue.add_all(key for key in self.store.every_key() if key.kind == "policy")

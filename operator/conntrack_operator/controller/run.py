@@ -14,6 +14,7 @@ from conntrack_operator.errors import ConntrackOperatorError
 from .agents import Agents
 from .reconcile import Reconciler
 from .store import Key, Store
+from .telling import Telling
 from .watch import registry_for, settings_for_watching
 from .workqueue import WorkQueue
 
@@ -33,8 +34,9 @@ def run(kubeconfig: str | None, namespace: str, agent_image: str) -> int:
     _set_up_logging()
     objects = Objects(Connection(kubeconfig))
     queue: WorkQueue[Key] = WorkQueue()
-    store = Store()
-    reconciler = Reconciler(objects, store, queue, Agents(objects, namespace, agent_image))
+    store = Store(namespace)
+    agents = Agents(objects, namespace, agent_image, store.agent_pods)
+    reconciler = Reconciler(objects, store, queue, agents, Telling(objects))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

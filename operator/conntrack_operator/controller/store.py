@@ -27,6 +27,7 @@ from conntrack_operator.model.node import NodeConntrack
 from conntrack_operator.model.policy import ConntrackPolicy, NotrackRule
 from conntrack_operator.model.surroundings import Service
 
+from .agent_pods import AgentPods
 from .host_pods import HostPods
 from .shelf import Change, Shelf
 from .sights import Unreadable, node_conntrack_in, node_in, policy_in
@@ -59,8 +60,9 @@ class Lists:
 class Store:
     """All that is known. Reads return copies; every write returns the keys of the work it makes."""
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: str = "") -> None:
         self._lock = threading.Lock()
+        self.agent_pods = AgentPods(namespace)
         self._policies: Shelf[ConntrackPolicy | Unreadable] = Shelf(policy_in)
         self._nodes: Shelf[Node] = Shelf(node_in)
         self._node_conntracks: Shelf[NodeConntrack | Unreadable] = Shelf(node_conntrack_in)
@@ -175,7 +177,8 @@ class Store:
     def put_pod(self, document: dict[str, Any], *, deleted: bool = False) -> set[Key]:
         """Take in a sight of a pod."""
         with self._lock:
-            return set(self._touched_by_pods(self._host_pods.put(document, deleted=deleted)))
+            keys = set(self._touched_by_pods(self._host_pods.put(document, deleted=deleted)))
+        return keys | self._touched_by_agents(self.agent_pods.put(document, deleted=deleted))
 
     def replace(self, lists: Lists) -> None:
         """Take in full lists of everything. Of what may not be listed, what is known stays."""
@@ -187,6 +190,9 @@ class Store:
             self._translations.replace(lists.services, lists.slices)
             if lists.pods is not None:
                 self._host_pods.replace(lists.pods)
+                self.agent_pods.replace(lists.pods)
+            else:
+                self.agent_pods.clear()
             self._refused = dict(lists.refused)
 
     def _readable_policies(self) -> list[ConntrackPolicy]:
@@ -220,6 +226,13 @@ class Store:
         node = self._nodes.get(change.name)
         if node is not None:
             yield from self._policies_of(node)
+
+    def _touched_by_agents(self, nodes: Iterable[str]) -> set[Key]:
+        """Return what to look at when something else is known of the agents' pods on `nodes`."""
+        with self._lock:
+            found = [node for name in nodes if (node := self._nodes.get(name)) is not None]
+            keys = {key for node in found for key in self._policies_of(node)}
+        return keys | {Key("agents")} if nodes else set()
 
     def _touched_by_pods(self, pods: Iterable[HostPod]) -> Iterator[Key]:
         """Yield the nodes of `pods`, where any policy follows pods of their namespace."""
