@@ -31,6 +31,7 @@ from .policies import Policies
 from .rollouts import Rollouts
 from .sights import Unreadable, slimmed
 from .store import Lists, Store
+from .telling import Telling
 from .touched import Key
 from .workqueue import WorkQueue
 
@@ -49,11 +50,14 @@ class Reconciler:
     queue: WorkQueue[Key]
     agents: Agents
     rollouts: Rollouts
+    telling: Telling
 
     def __post_init__(self) -> None:
         self.lookout = Lookout(self.objects, self.store, self.queue)
         self.merges = Merges()
-        self.policies = Policies(self.objects, self.store, self.queue, self.rollouts, self.merges, self.agents)
+        self.policies = Policies(
+            self.objects, self.store, self.queue, self.rollouts, self.merges, self.agents, self.telling
+        )
 
     def put_right(self, key: Key) -> None:
         """Do the work of `key`. Raises what the API server's answer means; the caller tries again later."""
@@ -153,7 +157,9 @@ class Reconciler:
     def _agents(self) -> None:
         trouble = self.agents.trouble
         try:
-            self.agents.put_right(wanted=self.store.has_work())
+            seconds = self.agents.put_right(wanted=self.store.has_work())
+            if seconds:
+                self.queue.add(Key("agents"), seconds)
         finally:
             if self.agents.trouble != trouble:
                 self.queue.add_all(key for key in self.store.every_key() if key.kind == "policy")

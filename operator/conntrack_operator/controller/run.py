@@ -17,6 +17,7 @@ from .guard import Guard
 from .reconcile import Reconciler
 from .rollouts import Rollouts
 from .store import Store
+from .telling import Telling
 from .touched import Key
 from .watch import registry_for, settings_for_watching
 from .workqueue import WorkQueue
@@ -40,7 +41,8 @@ def run(kubeconfig: str | None, namespace: str, agent_image: str) -> int:
     store = Store(namespace)
     rollouts = Rollouts(store, queue, Book(objects, namespace), Guard(objects, namespace))
     store.kept = rollouts.book.contents
-    reconciler = Reconciler(objects, store, queue, Agents(objects, namespace, agent_image), rollouts)
+    agents = Agents(objects, namespace, agent_image, store.agent_pods)
+    reconciler = Reconciler(objects, store, queue, agents, rollouts, Telling(objects))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
