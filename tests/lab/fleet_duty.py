@@ -11,6 +11,7 @@ from conntrack_operator.agent.clock import Clock
 from conntrack_operator.decide import notrack
 from conntrack_operator.decide.outcome import NODE, phase_of, results_for
 from conntrack_operator.decide.plan import BUCKETS, MAX, Plan, TableState, plan_for
+from conntrack_operator.decide.previewed import preview_revision
 from conntrack_operator.decide.remember import journal_after, journal_before, journal_confirmed, judged_anew
 from conntrack_operator.decide.report import Deed
 from conntrack_operator.decide.trial import (
@@ -169,7 +170,10 @@ class FakeDuty:
 
     def _act(self, spec: NodeSpec) -> None:
         if spec.mode == "Hold":
-            self._finish(spec, Deed("Current", ()))
+            confirmed = self._kernel.confirmed
+            plan = self._kernel.plan(spec, confirmed.settings) if confirmed is not None else None
+            results = results_for(plan, self._kernel.facts, self._kernel.table, {}) if plan is not None else ()
+            self._finish(spec, Deed("Current", results))
         elif spec.mode == "Restore":
             self._restore(spec)
         elif self._orders.refuses:
@@ -254,7 +258,8 @@ class FakeDuty:
     def _finish(self, spec: NodeSpec, deed: Deed, pause: float = float("inf")) -> None:
         kernel = self._kernel
         preview = kernel.plan(spec, spec.preview) if spec.preview is not None and deed.phase != "Trial" else None
-        self.deed = replace(deed, observed={"buckets": kernel.sysctls[BUCKETS]}, preview=preview)
+        previewed = preview_revision(spec.preview) if spec.preview is not None else ""
+        self.deed = replace(deed, observed={"buckets": kernel.sysctls[BUCKETS]}, preview=preview, previewed=previewed)
         self._done, self._due = spec.model_dump_json(), self._clock.monotonic() + pause
         if self.spec is not None and self.spec.model_dump_json() != self._done and self._trial is None:
             self._due = self._clock.monotonic()  # something was changed meanwhile that did not break off the trial

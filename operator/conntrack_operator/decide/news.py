@@ -46,9 +46,7 @@ def is_due(
 
     `jitter`, a factor near 1, spreads the heartbeats of many nodes; `has_room` is what the node's Allowance says.
     """
-    if reported is None or _asked(reported) != _asked(fresh):
-        return True
-    if reported.phase == "Trial" and fresh.phase != "Trial":
+    if reported is None or _is_waited_for(reported, fresh):
         return True
     if has_room and _news(reported) != _news(fresh):
         return True
@@ -66,8 +64,15 @@ def is_due(
     )
 
 
+def _is_waited_for(reported: NodeStatus, fresh: NodeStatus) -> bool:
+    """Tell whether `fresh` answers what was asked since, speaks for another node or boot, or ends a trial."""
+    if fresh.preview and (not reported.preview or reported.preview.revision != fresh.preview.revision):
+        return True
+    return _asked(reported) != _asked(fresh) or (reported.phase == "Trial" and fresh.phase != "Trial")
+
+
 def _asked(status: NodeStatus) -> tuple[str, ...]:
-    """Return what a status answers, and for whom: what changes here is waited for."""
+    """Return what a status answers, and for whom."""
     return (status.observed_revision, status.observed_attempt, status.node_uid, status.boot_id)
 
 
@@ -87,4 +92,6 @@ def _news(status: NodeStatus) -> tuple[object, ...]:
         [(warning.setting, warning.reason) for warning in status.warnings],
         status.preview and status.preview.changes,
         status.preview and [(refusal.setting, refusal.reason) for refusal in status.preview.refused],
+        status.preview and [(warning.setting, warning.reason) for warning in status.preview.warnings],
+        status.preview and status.preview.omitted,
     )

@@ -17,15 +17,16 @@ GOOD = Result(setting="net.netfilter.nf_conntrack_max", wanted="1", observed="1"
 BAD = Result(setting="notrack/web", wanted="x", observed="", reason="Unsupported", message="write ports")
 ODD = Refusal("net.netfilter.nf_conntrack_tcp_timeout_established", "BelowKeepalive", "is 10m; use 24h")
 PREVIEW = Plan((Change("a", 1, 2, ""),), (), {}, ())
+OTHER = Plan((Change("a", 1, 3, ""),), (), {}, ())
 
 
 def status(
     previous=None, spec=SPEC, phase="Current", results=(GOOD,), percent=10, drops=0, warnings=(), full_in=None,
-    preview=None, parked=False, boot="boot", now=NOW,
+    preview=None, previewed="", parked=False, boot="boot", now=NOW,
 ):  # fmt: skip
     """Return a status with a use of `percent`."""
     usage = Usage(entries=percent, max_entries=100, percent=percent, drops_per_second=drops, seconds_to_full=full_in)
-    deed = Deed(phase, results, {"buckets": 512}, preview, warnings, parked)
+    deed = Deed(phase, results, {"buckets": 512}, preview, previewed, warnings, parked)
     return status_for(spec, previous, deed, Moment(now, boot, usage))
 
 
@@ -39,6 +40,7 @@ ANSWERS = [
     {"spec": SPEC.model_copy(update={"attempt": "again"})},
     {"spec": SPEC.model_copy(update={"node_uid": "another"})},
     {"boot": "another"},
+    {"preview": PREVIEW, "previewed": "new"},
 ]
 NEWS = [
     {"phase": "Refused"},
@@ -46,7 +48,8 @@ NEWS = [
     {"results": (GOOD, BAD)},
     {"results": (GOOD.model_copy(update={"observed": "7"}),)},
     {"warnings": (ODD,)},
-    {"preview": PREVIEW},
+    {"preview": OTHER, "previewed": "p"},
+    {"preview": None},
 ]
 USAGE = [{"percent": 40}, {"drops": 5}, {"full_in": 300}]
 
@@ -78,7 +81,9 @@ def test_the_end_of_a_trial_never_waits(phase):
 @pytest.mark.parametrize("change", NEWS)
 def test_news_waits_only_where_much_was_said(change):
     """Phase, results, warnings and preview are news: at once, or with the next heartbeat at the latest."""
-    before = status()
+    before = status(preview=PREVIEW, previewed="p")
+    change = {"preview": PREVIEW, "previewed": "p", **change}
+    assert not due(before, status(before, preview=PREVIEW, previewed="p"), seconds=0)
     assert due(before, status(before, **change), seconds=0)
     assert not due(before, status(before, **change), seconds=59, has_room=False)
     assert due(before, status(before, **change), seconds=300, has_room=False)
