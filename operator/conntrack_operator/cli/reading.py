@@ -15,8 +15,8 @@ import yaml
 from pydantic import ValidationError
 
 from conntrack_operator.decide.hashing import hash_of
+from conntrack_operator.decide.holding import attempt_of
 from conntrack_operator.decide.merge import Merge, merged
-from conntrack_operator.decide.targets import attempt_of
 from conntrack_operator.errors import Invalid, Problem
 from conntrack_operator.model.catalogue import PREFIX
 from conntrack_operator.model.facts import Facts

@@ -12,7 +12,10 @@ from conntrack_operator.cluster.objects import Objects
 from conntrack_operator.errors import ConntrackOperatorError
 
 from .agents import Agents
+from .book import Book
+from .guard import Guard
 from .reconcile import Reconciler
+from .rollouts import Rollouts
 from .store import Key, Store
 from .watch import registry_for, settings_for_watching
 from .workqueue import WorkQueue
@@ -33,8 +36,9 @@ def run(kubeconfig: str | None, namespace: str, agent_image: str) -> int:
     _set_up_logging()
     objects = Objects(Connection(kubeconfig))
     queue: WorkQueue[Key] = WorkQueue()
-    store = Store()
-    reconciler = Reconciler(objects, store, queue, Agents(objects, namespace, agent_image))
+    store = Store(namespace)
+    rollouts = Rollouts(store, queue, Book(objects, namespace), Guard(objects, namespace))
+    reconciler = Reconciler(objects, store, queue, Agents(objects, namespace, agent_image), rollouts)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

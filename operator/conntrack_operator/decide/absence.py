@@ -20,8 +20,8 @@ class Loss:
     policy: str
     node: str
     told: str = field(default="", compare=False)
-    """When the NodeConntrack that names the policy was created, RFC 3339 in UTC as Kubernetes writes it; empty when that
-    is not known. Losses are the same whatever it says."""
+    """When the NodeConntrack that names the policy was created, RFC 3339 in UTC as Kubernetes writes it; empty when
+    that is not known. Losses are the same whatever it says."""
 
 
 @dataclass(frozen=True)

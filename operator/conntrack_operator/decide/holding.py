@@ -4,8 +4,7 @@ The spec of a node's object is the only record of it. A grant is a release that 
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
 
 from conntrack_operator.model.node import NodeConntrack, NodeSpec, Withdrawal
 from conntrack_operator.model.policy import ConntrackPolicy
@@ -47,7 +46,11 @@ class Holding:
     """What a node has: its policies as they were given, and those it gave up while others still have them."""
 
     policies: tuple[ConntrackPolicy, ...] = ()
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    """By policy, the revision it has of each, also of those nobody knows."""
     withdrawn: tuple[Withdrawal, ...] = ()
+    gone: frozenset[str] = frozenset()
+    """Policies among them that are not there any more."""
     unknown: tuple[str, ...] = ()
     """Policies that it has at a revision nobody knows: what it has of them can only be left as it is."""
 
@@ -114,7 +117,10 @@ def holding_of(
         for name, revision in sorted(up.items())
         if (name, revision) in travelling and (name in leaving or name not in held)
     )
-    return Holding(tuple(policies), withdrawn, tuple(unknown))
+    has = {name: revision for name, revision in held.items() if name not in leaving}
+    # Only a policy that is there has a uid (revisions.policy_at).
+    gone = frozenset(policy.metadata.name for policy in policies if policy.metadata.uid is None)
+    return Holding(tuple(policies), has, withdrawn, gone, tuple(unknown))
 
 
 def attempt_of(policies: Iterable[ConntrackPolicy]) -> str:
@@ -125,12 +131,3 @@ def attempt_of(policies: Iterable[ConntrackPolicy]) -> str:
         if policy.spec.rollout is not None and policy.spec.rollout.retry
     )
     return hash_of(asked) if asked else ""
-
-
-def moment_of(text: str | None) -> datetime | None:
-    """Return the RFC 3339 time in `text`, or None when there is none."""
-    try:
-        moment = datetime.fromisoformat(text or "")
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else None

@@ -47,6 +47,13 @@ class Conflict:
     field: str
     winner: str
     why: str = ""
+    tied: bool = False
+    """Whether both have the same priority, so that only their age or name decides."""
+
+    @property
+    def parties(self) -> tuple[str, ...]:
+        """Return the policies that should know: of a tie the winner too."""
+        return (self.loser, self.winner) if self.tied else (self.loser,)
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ def merged(policies: Iterable[ConntrackPolicy]) -> Merge:
     """Return what `policies`, which all match one node, come to together. Their mode plays no part here."""
     ordered = sorted(policies, key=precedence)
     documents = {policy.metadata.name: settings_of(policy) for policy in ordered}
+    priorities = {policy.metadata.name: policy.spec.priority or 0 for policy in ordered}
     fields: dict[str, list[str]] = {name: [] for name in documents}
     values: dict[str, tuple[str, Any]] = {}
     conflicts: list[Conflict] = []
@@ -93,7 +101,7 @@ def merged(policies: Iterable[ConntrackPolicy]) -> Merge:
             if winner == name:
                 fields[name].append(path)
             elif kept != value:
-                conflicts.append(Conflict(name, path, winner))
+                conflicts.append(Conflict(name, path, winner, tied=priorities[name] == priorities[winner]))
     rules, crowded = _rules_of(ordered)
     for owner, rule in rules:
         fields[owner].append(f"{_RULES}[{rule.name}]")

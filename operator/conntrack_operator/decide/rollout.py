@@ -9,11 +9,9 @@ A member is one node on which the policy changes something, whether it gets a re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal, TypeVar
+from typing import Literal
 
 from conntrack_operator.model.policy import CANARY, MAX_FAILURES, MAX_UNAVAILABLE, ROLLOUT_SOAK_SECONDS, Rollout
-
-T = TypeVar("T")
 
 ANSWER_SECONDS = 300
 """A node that has not answered this long after its trial must have ended stops holding up the others."""
@@ -64,7 +62,7 @@ class Verdict:
 
 def verdict_on(members: Sequence[Member], rollout: Rollout | None, now: datetime) -> Verdict:
     """Return where the change stands among `members` at `now`, and which of them are to be given it next."""
-    pace = rollout or Rollout()
+    pace = Pace.of(rollout)
     waiting = sorted(
         (each for each in members if each.state == "waiting" and each.able and _is_free(each, now)),
         key=lambda each: (not each.touched, each.node),
@@ -86,19 +84,39 @@ def number_of(value: int | str, total: int, *, up: bool) -> int:
     return -(-hundredths // 100) if up else hundredths // 100
 
 
+@dataclass(frozen=True)
+class Pace:
+    """A rollout with its defaults in place."""
+
+    canary: int
+    max_unavailable: int | str
+    max_failures: int | str
+    soak: timedelta
+    paused: bool
+
+    @classmethod
+    def of(cls, rollout: Rollout | None) -> "Pace":
+        """Return the pace that `rollout` asks for."""
+        asked = rollout or Rollout()
+        soak = ROLLOUT_SOAK_SECONDS if asked.soak_seconds is None else asked.soak_seconds
+        return cls(
+            canary=CANARY if asked.canary is None else asked.canary,
+            max_unavailable=MAX_UNAVAILABLE if asked.max_unavailable is None else asked.max_unavailable,
+            max_failures=MAX_FAILURES if asked.max_failures is None else asked.max_failures,
+            soak=timedelta(seconds=soak),
+            paused=bool(asked.paused),
+        )
+
+
 def strictest(rollouts: Iterable[Rollout | None], total: int) -> Rollout:
     """Return the rollout that is as careful as the most careful of `rollouts` in each respect, among `total` nodes."""
-    several = [each or Rollout() for each in rollouts] or [Rollout()]
+    several = [Pace.of(each) for each in rollouts] or [Pace.of(None)]
     return Rollout(
-        canary=max(_or(each.canary, CANARY) for each in several),
-        max_unavailable=min(number_of(_or(each.max_unavailable, MAX_UNAVAILABLE), total, up=True) for each in several),
-        max_failures=min(number_of(_or(each.max_failures, MAX_FAILURES), total, up=False) for each in several),
-        soak_seconds=max(_or(each.soak_seconds, ROLLOUT_SOAK_SECONDS) for each in several),
+        canary=max(each.canary for each in several),
+        max_unavailable=min(number_of(each.max_unavailable, total, up=True) for each in several),
+        max_failures=min(number_of(each.max_failures, total, up=False) for each in several),
+        soak_seconds=int(max(each.soak for each in several).total_seconds()),
     )
-
-
-def _or(value: T | None, default: T) -> T:
-    return default if value is None else value
 
 
 def _is_free(member: Member, now: datetime) -> bool:
@@ -119,10 +137,9 @@ class _Canaries:
     soak: timedelta
 
 
-def _canaries(members: Sequence[Member], pace: Rollout, able: int, now: datetime) -> _Canaries | None:
+def _canaries(members: Sequence[Member], pace: Pace, able: int, now: datetime) -> _Canaries | None:
     """Return the canaries, None when enough nodes have proved the change, or none need to."""
-    soak = timedelta(seconds=_or(pace.soak_seconds, ROLLOUT_SOAK_SECONDS))
-    needed = min(_or(pace.canary, CANARY), able)
+    soak, needed = pace.soak, min(pace.canary, able)
     proved = [each for each in members if each.state == "done" and each.able and now - each.since >= soak]
     if len(proved) >= needed:
         return None
@@ -176,10 +193,10 @@ def _canary_verdict(waiting: Sequence[Member], canaries: _Canaries, now: datetim
 
 
 def _wave_verdict(
-    members: Sequence[Member], waiting: Sequence[Member], pace: Rollout, able: int, now: datetime
+    members: Sequence[Member], waiting: Sequence[Member], pace: Pace, able: int, now: datetime
 ) -> Verdict:
     failing = [each.node for each in members if each.state in ("failed", "retrying")]
-    allowed = number_of(_or(pace.max_failures, MAX_FAILURES), len(members), up=False)
+    allowed = number_of(pace.max_failures, len(members), up=False)
     moving = [each for each in members if each.state in ("moving", "retrying") or each.busy]
     holding = [each for each in moving if not each.is_overdue(now)]
     again = min((_deadline_of(each) for each in holding), default=None)
@@ -191,7 +208,7 @@ def _wave_verdict(
             f" {len(waiting)} more were spared. Edit the policy, or set another text in rollout.retry",
             again_at=again,
         )
-    room = max(1, number_of(_or(pace.max_unavailable, MAX_UNAVAILABLE), able, up=True)) - len(holding)
+    room = max(1, number_of(pace.max_unavailable, able, up=True)) - len(holding)
     release = tuple(each.node for each in waiting[: max(0, room)])
     if waiting or any(each.able and not each.busy for each in holding):
         return Verdict("Waves", release, "Waves", "", again)

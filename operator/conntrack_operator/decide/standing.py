@@ -6,7 +6,7 @@ was refused, so that one policy's bad field does not paint the others red.
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from conntrack_operator.model import catalogue
@@ -17,6 +17,9 @@ from .merge import Conflict
 from .outcome import APPLIED, NODE, in_words
 from .report import STALLED, holds
 from .targeting import Node
+
+SILENT_AFTER = timedelta(minutes=15)
+"""An agent writes a heartbeat every 5 minutes, give or take a fifth; three missed ones mean that it is gone."""
 
 State = Literal["current", "updating", "pending", "refused", "rolled_back", "unknown"]
 
@@ -58,7 +61,7 @@ def share_of(policy: str, revision: str, spec: NodeSpec | None, conflicts: Itera
         fields=frozenset(use.fields) if use else frozenset(),
         all_fields=frozenset(field for each in uses.values() for field in each.fields),
         has_it=use is not None and use.revision == revision,
-        conflicts=tuple(conflict for conflict in conflicts if conflict.loser == policy),
+        conflicts=tuple(conflict for conflict in conflicts if policy in conflict.parties),
     )
 
 
@@ -68,15 +71,16 @@ def standing_of(
     existing: NodeConntrack | None,
     *,
     silent: bool = False,
-    able: bool = True,
+    away: bool = False,
 ) -> Standing:
     """Return where `node` stands with the policy whose part is `share`.
 
-    `silent` says that its agent has not been heard for 15 minutes, `able` that the node could be given something.
+    `silent` says that its agent has not been heard for 15 minutes, `away` that the node can be given nothing: it is not
+    Ready, or has no working agent.
     """
     status = existing.status if existing else None
     if existing is None or status is None or not speaks_of(node, existing) or not status.heartbeat_time:
-        return Standing(node.name, "pending", waits=not share.has_it and not share.observes, absent=not able)
+        return Standing(node.name, "pending", waits=not share.has_it and not share.observes, absent=away)
     if silent:
         failure = NodeFailure(
             node=node.name,
@@ -85,10 +89,10 @@ def standing_of(
         )
         return Standing(node.name, "unknown", (failure,))
     if not share.observes and not share.has_it:
-        return Standing(node.name, "pending", waits=True, absent=not able)
+        return Standing(node.name, "pending", waits=True, absent=away)
     if (status.observed_revision, status.observed_attempt) != (existing.spec.revision, existing.spec.attempt):
         # The trial of what was asked before: its failures are of no concern any more.
-        return Standing(node.name, "updating" if status.phase == "Trial" else "pending", absent=not able)
+        return Standing(node.name, "updating" if status.phase == "Trial" else "pending", absent=away)
     return _by_preview(node, share, existing, status) if share.observes else _by_phase(node, share, status)
 
 
@@ -107,6 +111,15 @@ def concerns(policy: str, spec: NodeSpec, status: NodeStatus) -> bool:
 def speaks_of(node: Node, existing: NodeConntrack) -> bool:
     """Return whether both halves of the object are about this very node, and not one that had its name before."""
     return existing.status is not None and existing.spec.node_uid == node.uid and existing.status.node_uid == node.uid
+
+
+def time_in(text: str) -> datetime | None:
+    """Return the RFC 3339 time in `text`, or None when there is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else None
 
 
 def fields_behind(setting: str, fields: Collection[str]) -> set[str]:

@@ -15,11 +15,8 @@ from conntrack_operator.model.policy import TRIAL_SECONDS, Rollout
 from .absence import Loss
 from .holding import GONE, Target, attempt_of, given_up_by, held_by
 from .rollout import ANSWER_SECONDS, Member, State, Verdict, strictest, verdict_on
-from .standing import concerns, is_parked, speaks_of
+from .standing import SILENT_AFTER, concerns, is_parked, speaks_of
 from .targeting import Node, selects
-
-SILENT_AFTER = timedelta(minutes=15)
-"""An agent writes a heartbeat every 5 minutes, give or take a fifth; three missed ones mean that it is gone."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +37,13 @@ class Seen:
     def is_able(self, now: datetime) -> bool:
         """Tell whether the node can be given something: Ready, with an agent that is well and heard of lately."""
         heard = self.heard_at if self.status is not None else None
-        return (
-            self.node.ready and self.agent_ready is not False and heard is not None and now - heard < SILENT_AFTER
-        )
+        return self.node.ready and self.agent_ready is not False and heard is not None and now - heard < SILENT_AFTER
+
+    def is_awaited(self, now: datetime) -> bool:
+        """Tell whether it cannot be given anything only because its agent, told a moment ago, has not answered yet."""
+        if not self.node.ready or self.agent_ready is False or self.status is not None:
+            return False
+        return self.told_at is None or now - self.told_at < timedelta(seconds=ANSWER_SECONDS)
 
     @property
     def spec(self) -> NodeSpec | None:
@@ -94,6 +95,8 @@ class Fleet:
     """By node and policy: the revision the node is to be given, GONE to take the policy from it."""
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     """By policy."""
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    """By policy, the revision that was judged; GONE for one that is gone."""
     travelling: frozenset[tuple[str, str]] = frozenset()
     """The withdrawals under way, as policy and revision."""
     losses: frozenset[Loss] = frozenset()
@@ -111,12 +114,12 @@ def fleet_at(
     """Return what is to happen at `now`. `granted` was released before and is not in the specs yet."""
     grants = {each.node.name: _still_wanted(each, targets, granted.get(each.node.name, {})) for each in seen}
     verdicts, travelling, losses = {}, set(), set()
-    by_name = {target.name: target for target in targets}
+    scene = _Scene(grants, {target.name: target for target in targets}, now)
     for target in targets:
         members = []
         for each in seen:
             wanted = target.wanted_at(each.node)
-            member = _member(each, target, wanted, grants[each.node.name], by_name, now)
+            member = _member(each, target, wanted, scene)
             if member is None:
                 continue
             if wanted == GONE and target.name in each.held:
@@ -134,7 +137,11 @@ def fleet_at(
                 grants[each.node.name][target.name] = target.wanted_at(each.node)
     losses |= {_loss("", each) for each in seen if _is_needless(each, targets)}
     return Fleet(
-        {node: each for node, each in grants.items() if each}, verdicts, frozenset(travelling), frozenset(losses)
+        {node: each for node, each in grants.items() if each},
+        verdicts,
+        {target.name: target.revision for target in targets},
+        frozenset(travelling),
+        frozenset(losses),
     )
 
 
@@ -149,23 +156,24 @@ def _still_wanted(seen: Seen, targets: Sequence[Target], granted: Mapping[str, s
     }
 
 
-def _member(
-    seen: Seen,
-    target: Target,
-    wanted: str,
-    granted: Mapping[str, str],
-    targets: Mapping[str, Target],
-    now: datetime,
-) -> Member | None:
+@dataclass(frozen=True)
+class _Scene:
+    grants: Mapping[str, Mapping[str, str]]
+    targets: Mapping[str, Target]
+    now: datetime
+
+
+def _member(seen: Seen, target: Target, wanted: str, scene: _Scene) -> Member | None:
     """Return the node as a member of the change; None when `target` neither is nor was anything to it."""
-    name, held = target.name, seen.held.get(target.name)
+    name, held, now = target.name, seen.held.get(target.name), scene.now
+    granted = scene.grants[seen.node.name]
     if wanted == GONE and held is None and given_up_by(seen.node, seen.spec).get(name) != target.revision:
         return None
     able, patience = seen.is_able(now), _patience(seen.spec)
     if granted.get(name) == wanted:
         return Member(seen.node.name, "moving", now, able=able, patience_seconds=patience)
     has_it = held == wanted if wanted != GONE else held is None
-    if not has_it or _is_asked_again(seen, targets):
+    if not has_it or _is_asked_again(seen, scene.targets):
         failed = seen.status is not None and seen.status.phase == "RolledBack"
         unproven = held is not None and target.good is not None and held != target.good.name
         return Member(

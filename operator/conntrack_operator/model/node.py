@@ -192,10 +192,10 @@ class NodeStatus(Reported):
     boot_id: Annotated[str, Field(alias="bootID")] = ""
     """The kernel's boot id at that time."""
     phase: Phase | None = None
-    """Current: as asked, which with mode Hold is nothing. Trial: a change is made and not confirmed yet. RolledBack: it was taken back, what was
-    confirmed before is in force, and results say which probe failed and whether it is tried again. Refused: some
-    setting was refused, see results; the others are in force. Contended: somebody keeps changing a setting back, so
-    that it is tried once an hour only. Restored: the originals are back."""
+    """Current: as asked, which with mode Hold is nothing. Trial: a change is made and not confirmed yet. RolledBack: it
+    was taken back, what was confirmed before is in force, and results say which probe failed and whether it is tried
+    again. Refused: some setting was refused, see results; the others are in force. Contended: somebody keeps changing a
+    setting back, so that it is tried once an hour only. Restored: the originals are back."""
     conditions: Conditions = []
     """Conditions of the node."""
     observed: dict[str, int] = {}
