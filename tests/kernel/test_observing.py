@@ -292,7 +292,7 @@ def test_observing_writes_nothing(
 def test_observing_loads_nothing(
     node: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: list[str]
 ) -> None:
-    """On a host where nf_conntrack is all that is loaded nothing else is asked, and the preview says what is unknown."""
+    """Where nf_conntrack is all that is loaded nothing else is asked, and the preview says what is unknown."""
     proc = tmp_path / "proc"
     (proc / "sys").mkdir(parents=True)
     (proc / "sys/net").symlink_to("/proc/sys/net")
