@@ -132,6 +132,57 @@ def test_every_example_and_the_corpus(netns: Lab, roots: Roots, firewall: str) -
             there_and_back(duty, node, settings)
 
 
+BASE: dict[str, Any] = {
+    "timeouts": {"icmp": 10, "generic": 500},
+    "notrack": {"rules": [{"name": "web", "ports": [80]}, {"name": "db", "ports": [5432]}]},
+}
+MORE: dict[str, Any] = {
+    "more of the same": {"timeouts": {"icmp": 12, "tcp": {"timeWait": 30}}},
+    "another rule": {
+        "notrack": {"rules": [*BASE["notrack"]["rules"], {"name": "dns", "protocol": "UDP", "ports": [53]}]}
+    },
+    "a rule with other ports": {
+        "notrack": {"rules": [{"name": "web", "ports": [80, 443]}, BASE["notrack"]["rules"][1]]}
+    },
+    "a rule the less": {"notrack": {"rules": BASE["notrack"]["rules"][:1]}},
+    "a rule that is refused": {"notrack": {"rules": [*BASE["notrack"]["rules"], {"name": "ssh", "ports": [22]}]}},
+    "accepts of both ways": {"notrack": {**BASE["notrack"], "acceptUntracked": "Both", "dropExisting": True}},
+    "tracking off": {"tracking": "Disabled"},
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_beside_an_enforced_policy(netns: Lab, roots: Roots, name: str) -> None:
+    """What an Observe policy would add to what is in force, and only that, and the node is as before without it."""
+    node, quick = netns.namespace(), {"trial": {"timeoutSeconds": 20, "soakSeconds": 0}}
+    base, both = Settings.model_validate(BASE | quick), Settings.model_validate(BASE | MORE[name] | quick)
+    with node.inside(), StateDirectory(roots) as state:
+        duty = Duty(Machine(roots), state, list)
+
+        def looked() -> dict[str, Any]:
+            values: dict[str, Any] = dict(read_sysctls(roots))
+            rules = {f"notrack/{name}": description_of(rule) for name, rule in rules_in_force(duty.machine).items()}
+            return {key: value for key, value in (values | rules).items() if key not in SHARED}
+
+        assert obeyed(duty, "Apply", base, both) == "Current"
+        before, table = looked(), node.run("nft", "-s", "list", "ruleset").stdout
+        assert duty.deed
+        preview = duty.deed.preview
+        assert preview
+        obeyed(duty, "Apply", both, None)
+        after = looked()
+        changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+        done = {key: (before.get(key, "absent"), after.get(key, "absent")) for key in changed}
+        assert done == {each.setting: (each.from_, each.to) for each in preview.changes}
+        refused = {(each.setting, each.reason) for each in preview.refused}
+        assert {(each.setting, each.reason) for each in duty.deed.results if each.reason != "Applied"} == refused
+        assert bool(done or refused) == (name != "accepts of both ways")
+        assert obeyed(duty, "Apply", base, both) == "Current"
+        assert (looked(), node.run("nft", "-s", "list", "ruleset").stdout) == (before, table)
+        assert duty.deed.preview
+        assert duty.deed.preview.changes == preview.changes
+
+
 @pytest.fixture
 def host() -> Iterator[Host]:
     """Give this machine, locked for us alone, with a small table; put back at the end."""
