@@ -25,8 +25,9 @@ READ_SECONDS = 15.0
 LEAD_SECONDS = 0.5
 """How long before its fence closes a write must have been answered, or is given up."""
 
-_TRY_AGAIN = frozenset({401, 408, 429})
-"""Answers that are worth another try: a token may have rotated, the API server may be busy."""
+_TRY_AGAIN = frozenset({401, 408, 410, 429})
+"""Answers that are worth another try: a token may have rotated, a long list may have been compacted before its last
+page, the API server may be busy."""
 
 JSON_PATCH = "application/json-patch+json"
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")

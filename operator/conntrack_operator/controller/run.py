@@ -11,9 +11,12 @@ from conntrack_operator.cluster.connection import Connection
 from conntrack_operator.cluster.objects import Objects
 
 from .agents import Agents
+from .book import Book
 from .fence import Fence
+from .guard import Guard
 from .leadership import Leadership, identity, leases
 from .reconcile import Reconciler
+from .rollouts import Rollouts
 from .store import Key, Store
 from .work import Work
 from .workqueue import WorkQueue
@@ -51,8 +54,9 @@ def run(kubeconfig: str | None, namespace: str, agent_image: str) -> NoReturn:
 def _work(kubeconfig: str | None, namespace: str, agent_image: str, fence: Fence) -> Work:
     objects = Objects(Connection(kubeconfig, fence))
     queue: WorkQueue[Key] = WorkQueue()
-    store = Store()
-    reconciler = Reconciler(objects, store, queue, Agents(objects, namespace, agent_image))
+    store = Store(namespace)
+    rollouts = Rollouts(store, queue, Book(objects, namespace), Guard(objects, namespace))
+    reconciler = Reconciler(objects, store, queue, Agents(objects, namespace, agent_image), rollouts)
     return Work(kubeconfig, store, queue, reconciler)
 
 

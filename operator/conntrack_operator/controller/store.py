@@ -27,6 +27,8 @@ from conntrack_operator.model.node import NodeConntrack
 from conntrack_operator.model.policy import ConntrackPolicy, NotrackRule
 from conntrack_operator.model.surroundings import Service
 
+from .agent_pods import AgentPods
+from .hearing import Hearing
 from .host_pods import HostPods
 from .shelf import Change, Shelf
 from .sights import Unreadable, node_conntrack_in, node_in, policy_in
@@ -34,13 +36,16 @@ from .translations import Translations
 
 
 class Key(NamedTuple):
-    """One piece of work: put one node's object right, one policy's status, the agents, or read everything anew."""
+    """One piece of work: a node's object, a policy's status, all rollouts, the agents, or everything read anew."""
 
-    kind: Literal["node", "policy", "agents", "list"]
+    kind: Literal["node", "policy", "rollout", "agents", "list"]
     name: str = ""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}".rstrip()
+
+
+ROLLOUT = Key("rollout")
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,10 @@ class Lists:
 class Store:
     """All that is known. Reads return copies; every write returns the keys of the work it makes."""
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: str = "") -> None:
         self._lock = threading.Lock()
+        self.hearing = Hearing()
+        self.agent_pods = AgentPods(namespace)
         self._policies: Shelf[ConntrackPolicy | Unreadable] = Shelf(policy_in)
         self._nodes: Shelf[Node] = Shelf(node_in)
         self._node_conntracks: Shelf[NodeConntrack | Unreadable] = Shelf(node_conntrack_in)
@@ -108,6 +115,11 @@ class Store:
         with self._lock:
             return self._node_conntracks.get(name)
 
+    def node_conntracks(self) -> list[NodeConntrack]:
+        """Return every NodeConntrack that can be read."""
+        with self._lock:
+            return [item for item in self._node_conntracks.values() if isinstance(item, NodeConntrack)]
+
     def local(self, node: Node) -> tuple[Local, float]:
         """Return what else is known of `node`, and in how many seconds it will be less; 0 when that is not foreseen."""
         with self._lock:
@@ -141,7 +153,8 @@ class Store:
         """Return the keys of everything known."""
         with self._lock:
             nodes = {Key("node", name) for name in (*self._nodes.names(), *self._node_conntracks.names())}
-            return nodes | {Key("policy", name) for name in self._policies.names()} | {Key("agents")}
+            policies = {Key("policy", name) for name in self._policies.names()}
+            return nodes | policies | {ROLLOUT, Key("agents")}
 
     def put_policy(self, document: dict[str, Any], *, deleted: bool = False) -> set[Key]:
         """Take in a sight of a policy."""
@@ -160,6 +173,8 @@ class Store:
         """Take in a sight of a NodeConntrack."""
         with self._lock:
             change = self._node_conntracks.put(document, deleted=deleted)
+            if change:
+                self._hear(change, live=True)
             return set(self._touched_by_node_conntrack(change)) if change else set()
 
     def put_service(self, document: dict[str, Any], *, deleted: bool = False) -> set[Key]:
@@ -175,7 +190,8 @@ class Store:
     def put_pod(self, document: dict[str, Any], *, deleted: bool = False) -> set[Key]:
         """Take in a sight of a pod."""
         with self._lock:
-            return set(self._touched_by_pods(self._host_pods.put(document, deleted=deleted)))
+            keys = set(self._touched_by_pods(self._host_pods.put(document, deleted=deleted)))
+        return keys | self._touched_by_agents(self.agent_pods.put(document, deleted=deleted))
 
     def replace(self, lists: Lists) -> None:
         """Take in full lists of everything. Of what may not be listed, what is known stays."""
@@ -183,10 +199,12 @@ class Store:
             self._policies.replace(lists.policies)
             self._asking = None
             self._nodes.replace(lists.nodes)
-            self._node_conntracks.replace(lists.node_conntracks)
+            for change in self._node_conntracks.replace(lists.node_conntracks):
+                self._hear(change, live=False)
             self._translations.replace(lists.services, lists.slices)
             if lists.pods is not None:
                 self._host_pods.replace(lists.pods)
+                self.agent_pods.replace(lists.pods)
             self._refused = dict(lists.refused)
 
     def _readable_policies(self) -> list[ConntrackPolicy]:
@@ -205,21 +223,36 @@ class Store:
                 yield Key("node", node.name)
         # What one policy sets, another may have lost by it or won back.
         yield from (Key("policy", name) for name in self._policies.names())
-        yield Key("agents")
+        yield from (ROLLOUT, Key("agents"))
 
     def _touched_by_node(self, change: Change[Node]) -> Iterator[Key]:
-        yield Key("node", change.name)
+        yield from (Key("node", change.name), ROLLOUT)
         for side in (change.before, change.after):
             if side is not None:
                 yield from self._policies_of(side)
 
+    def _hear(self, change: Change[NodeConntrack | Unreadable], *, live: bool) -> None:
+        if isinstance(change.after, NodeConntrack):
+            self.hearing.saw(change.after, live)
+        elif change.after is None:
+            self.hearing.forget(change.name)
+
     def _touched_by_node_conntrack(self, change: Change[NodeConntrack | Unreadable]) -> Iterator[Key]:
-        yield Key("node", change.name)
+        if _answer_of(change.before) != _answer_of(change.after):
+            # A heartbeat alone changes nothing for the node, and there are many.
+            yield from (Key("node", change.name), ROLLOUT)
         if change.before is None or change.after is None:
             yield Key("agents")
         node = self._nodes.get(change.name)
         if node is not None:
             yield from self._policies_of(node)
+
+    def _touched_by_agents(self, nodes: Iterable[str]) -> set[Key]:
+        """Return what to look at when something else is known of the agents' pods on `nodes`."""
+        with self._lock:
+            found = [node for name in nodes if (node := self._nodes.get(name)) is not None]
+            keys = {key for node in found for key in self._policies_of(node)}
+        return keys | {ROLLOUT, Key("agents")} if nodes else set()
 
     def _touched_by_pods(self, pods: Iterable[HostPod]) -> Iterator[Key]:
         """Yield the nodes of `pods`, where any policy follows pods of their namespace."""
@@ -239,6 +272,19 @@ class Store:
     def _policies_of(self, node: Node) -> Iterator[Key]:
         for policy in policies_for(node.labels, self._readable_policies()):
             yield Key("policy", policy.metadata.name)
+
+
+def _answer_of(found: NodeConntrack | Unreadable | None) -> object:
+    """Return all of a node's object that decides what is done next."""
+    if not isinstance(found, NodeConntrack):
+        return found
+    meta, status = found.metadata, found.status
+    about = (meta.uid, meta.owner_references, found.spec)
+    if status is None:
+        return about
+    conditions = [(each.type, each.status) for each in status.conditions]
+    answer = (status.node_uid, status.observed_revision, status.observed_attempt, status.phase)
+    return (*about, *answer, conditions, bool(status.heartbeat_time))
 
 
 def _differs(before: ConntrackPolicy, after: ConntrackPolicy) -> bool:
