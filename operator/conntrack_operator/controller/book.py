@@ -22,6 +22,7 @@ from conntrack_operator.decide.revisions import (
     revision_name,
 )
 from conntrack_operator.decide.standing import time_in
+from conntrack_operator.errors import Retry
 from conntrack_operator.model.policy import ConntrackPolicy
 
 from .daemonset import MANAGED_BY
@@ -99,7 +100,7 @@ class Book:
             return name
         number = max((each.number for each in known.values()), default=0) + 1
         revision = Revision(owner, name, number, content_of(policy), policy.metadata.creation_timestamp or "")
-        self._create(revision)
+        self._store(revision)
         log.info("policy %s: revision %s, its number %d", owner, name, number)
         return name
 
@@ -110,14 +111,7 @@ class Book:
             good = last_good(self._revisions.get(policy, {}).values())
         if revision is None or (good is not None and good.name == name):
             return
-        moment = now.replace(microsecond=0)
-        text = moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-        pointer = "/metadata/annotations/" + GOOD_SINCE.replace("/", "~1")
-        self._objects.replace_parts(
-            CONTROLLER_REVISIONS, _object_name(revision), {pointer: text}, namespace=self._namespace
-        )
-        with self._lock:
-            self._revisions[policy][name] = replace(revision, good_since=moment)
+        self._store(replace(revision, good_since=now.replace(microsecond=0)))
         log.info("policy %s: revision %s went well on all nodes that could take it", policy, name)
 
     def keep(self, present: Mapping[str, str], used: Iterable[tuple[str, str]]) -> None:
@@ -136,7 +130,7 @@ class Book:
             self._drop(needless, stored)
             for each in revisions:
                 if each not in needless and (policy, each.name) not in stored:
-                    self._create(each)
+                    self._store(each)
 
     def lookup(self, live: Collection[ConntrackPolicy]) -> Lookup:
         """Return what finds a policy at a revision, with the rollout and onDelete of those that are `live`."""
@@ -160,7 +154,8 @@ class Book:
 
         return look
 
-    def _create(self, revision: Revision) -> None:
+    def _store(self, revision: Revision) -> None:
+        """Write the revision down. By server-side apply, which may be repeated, and takes its content for the same."""
         annotations = {POLICY: revision.policy}
         if revision.good_since is not None:
             annotations[GOOD_SINCE] = revision.good_since.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -174,7 +169,11 @@ class Book:
             "revision": revision.number,
             "data": {"spec": revision.content, "created": revision.created},
         }
-        self._objects.create(CONTROLLER_REVISIONS, document, self._namespace)
+        if self._objects.apply(CONTROLLER_REVISIONS, document, self._namespace) is None:
+            raise Retry(
+                f"there is no place for the revisions of policies: namespace {self._namespace} does not exist;"
+                f" kubectl create namespace {self._namespace}"
+            )
         with self._lock:
             self._revisions.setdefault(revision.policy, {})[revision.name] = revision
             self._stored.add((revision.policy, revision.name))

@@ -185,9 +185,10 @@ class Reconciler:
 
     def _around(self, policy: ConntrackPolicy) -> Around:
         name, rollouts = policy.metadata.name, self.rollouts
+        revision = rollouts.book.name_of(policy)
         return Around(
-            revision=rollouts.book.name_of(policy),
-            verdict=rollouts.verdict(name),
+            revision=revision,
+            verdict=rollouts.verdict(name, revision),
             leaving=rollouts.leaving(name),
             trouble=self.agents.trouble,
             blind="; ".join(filter(None, (blindness_of(policy.spec, self.store.refused()), rollouts.guard.trouble))),
@@ -212,7 +213,9 @@ class Reconciler:
         existing = seen.existing
         share = self._share(policy, node, others, existing)
         silent = seen.heard_at is not None and now - seen.heard_at >= SILENT_AFTER
-        standing = standing_of(node, share, existing, silent=silent, able=seen.is_able(now))
+        standing = standing_of(
+            node, share, existing, silent=silent, away=not seen.is_able(now) and not seen.is_awaited(now)
+        )
         status = seen.status if standing.state != "unknown" else None
         return Sight(standing, status.usage if status else None, share.conflicts, status.preview if status else None)
 

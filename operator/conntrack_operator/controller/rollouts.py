@@ -7,7 +7,7 @@ written by the workers of the nodes.
 import logging
 import threading
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from conntrack_operator.decide.absence import Loss
@@ -48,10 +48,11 @@ class Rollouts:
     _fleet: Fleet = field(default_factory=Fleet)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def verdict(self, policy: str) -> Verdict | None:
-        """Return where the change of `policy` stands; None when it has not been judged yet."""
+    def verdict(self, policy: str, revision: str) -> Verdict | None:
+        """Return where the change of `policy` to `revision` stands; None when that has not been judged yet."""
         with self._lock:
-            return self._fleet.verdicts.get(policy)
+            fleet = self._fleet
+        return fleet.verdicts.get(policy) if fleet.revisions.get(policy) == revision else None
 
     def leaving(self, policy: str) -> int:
         """Return the number of nodes that still have `policy` and should not."""
@@ -104,6 +105,8 @@ class Rollouts:
         for target in targets:
             if fleet.verdicts[target.name].is_good and target.policy is not None:
                 self.book.mark_good(target.name, target.revision, now)
+        if self.book.names() - {target.name for target in targets} - self.store.unreadable_policies():
+            self.tidy()
 
     def losses(self) -> frozenset[Loss]:
         """Return what nodes would lose by all that is known now."""
@@ -147,7 +150,7 @@ class Rollouts:
             grants = {**self._fleet.grants, node: left}
             if not left:
                 del grants[node]
-            self._fleet = Fleet(grants, self._fleet.verdicts, self._fleet.travelling, self._fleet.losses)
+            self._fleet = replace(self._fleet, grants=grants)
 
     def tidy(self) -> None:
         """Drop the revisions nobody needs, and write down again those that were lost. Raises Retry or Refused."""

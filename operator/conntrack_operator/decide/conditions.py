@@ -163,7 +163,7 @@ def _held(picture: Picture) -> _Verdict:
 def _numbers(picture: Picture) -> str:
     counts = picture.counts
     ways = (
-        (counts.pending - picture.waiting - picture.absent, "have not answered yet"),
+        (counts.pending - picture.waiting - picture.absent, "yet to answer"),
         (counts.updating, "on trial"),
         (picture.retrying, "to be tried again"),
         (picture.waiting, "waiting for their turn"),

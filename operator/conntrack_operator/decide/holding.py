@@ -49,6 +49,8 @@ class Holding:
     revisions: Mapping[str, str] = field(default_factory=dict)
     """By policy, the revision it has of each, also of those nobody knows."""
     withdrawn: tuple[Withdrawal, ...] = ()
+    gone: frozenset[str] = frozenset()
+    """Policies among them that are not there any more."""
     unknown: tuple[str, ...] = ()
     """Policies that it has at a revision nobody knows: what it has of them can only be left as it is."""
 
@@ -116,7 +118,9 @@ def holding_of(
         if (name, revision) in travelling and (name in leaving or name not in held)
     )
     has = {name: revision for name, revision in held.items() if name not in leaving}
-    return Holding(tuple(policies), has, withdrawn, tuple(unknown))
+    # Only a policy that is there has a uid (revisions.policy_at).
+    gone = frozenset(policy.metadata.name for policy in policies if policy.metadata.uid is None)
+    return Holding(tuple(policies), has, withdrawn, gone, tuple(unknown))
 
 
 def attempt_of(policies: Iterable[ConntrackPolicy]) -> str:

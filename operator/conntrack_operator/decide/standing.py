@@ -71,15 +71,16 @@ def standing_of(
     existing: NodeConntrack | None,
     *,
     silent: bool = False,
-    able: bool = True,
+    away: bool = False,
 ) -> Standing:
     """Return where `node` stands with the policy whose part is `share`.
 
-    `silent` says that its agent has not been heard for 15 minutes, `able` that the node could be given something.
+    `silent` says that its agent has not been heard for 15 minutes, `away` that the node can be given nothing: it is not
+    Ready, or has no working agent.
     """
     status = existing.status if existing else None
     if existing is None or status is None or not speaks_of(node, existing) or not status.heartbeat_time:
-        return Standing(node.name, "pending", waits=not share.has_it and not share.observes, absent=not able)
+        return Standing(node.name, "pending", waits=not share.has_it and not share.observes, absent=away)
     if silent:
         failure = NodeFailure(
             node=node.name,
@@ -88,10 +89,10 @@ def standing_of(
         )
         return Standing(node.name, "unknown", (failure,))
     if not share.observes and not share.has_it:
-        return Standing(node.name, "pending", waits=True, absent=not able)
+        return Standing(node.name, "pending", waits=True, absent=away)
     if (status.observed_revision, status.observed_attempt) != (existing.spec.revision, existing.spec.attempt):
         # The trial of what was asked before: its failures are of no concern any more.
-        return Standing(node.name, "updating" if status.phase == "Trial" else "pending", absent=not able)
+        return Standing(node.name, "updating" if status.phase == "Trial" else "pending", absent=away)
     return _by_preview(node, share, existing, status) if share.observes else _by_phase(node, share, status)
 
 

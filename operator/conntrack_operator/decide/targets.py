@@ -5,10 +5,11 @@ only Observe policies it stays so, with a preview. The object is never simply de
 the node is asked to put its originals back (mode Restore), and only when it has answered that very request does it go.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from conntrack_operator.model.node import NodeConntrack, NodeSpec
+from conntrack_operator.model.node import NodeConntrack, NodeSpec, PolicyUse
 from conntrack_operator.model.policy import ConntrackPolicy, NotrackRule, Settings
 from conntrack_operator.model.surroundings import Service
 
@@ -87,8 +88,14 @@ def node_spec_for(  # noqa: PLR0913 - all that a node's object depends on, by na
     }
     if holding.policies:
         revision = _revision("Apply", settings)
-        uses = [use.model_copy(update={"revision": holding.revisions[use.name]}) for use in enforced.uses]
-        return NodeSpec(revision=revision, attempt=attempt, mode="Apply", policies=uses, settings=settings, **common)
+        return NodeSpec(
+            revision=revision,
+            attempt=attempt,
+            mode="Apply",
+            policies=list(_uses_of(enforced, holding, mine)),
+            settings=settings,
+            **common,
+        )
     if mine is None or mine.mode == "Hold":
         return NodeSpec(revision=_revision("Hold", Settings()), mode="Hold", **common)
     # Every Restore has the same revision: `attempt` tells this one from an earlier one the node may have answered.
@@ -96,6 +103,16 @@ def node_spec_for(  # noqa: PLR0913 - all that a node's object depends on, by na
     return NodeSpec(
         revision=_revision("Restore", Settings()), attempt=again, mode="Restore", policies=mine.policies, **common
     )
+
+
+def _uses_of(merge: Merge, holding: Holding, told: NodeSpec | None) -> Iterator[PolicyUse]:
+    """Yield each policy's share. What a policy that is gone left behind of its wishes is in what the node was told."""
+    before = {use.name: use for use in told.policies} if told is not None else {}
+    for use in merge.uses:
+        update: dict[str, Any] = {"revision": holding.revisions[use.name]}
+        if use.name in holding.gone and use.name in before:
+            update |= {"on_delete": before[use.name].on_delete, "rollout": before[use.name].rollout}
+        yield use.model_copy(update=update)
 
 
 def frozen_spec(existing: NodeSpec, local: Local) -> NodeSpec:

@@ -6,7 +6,7 @@ has just released counts as on its way for those after it.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 
 from conntrack_operator.model.node import NodeConntrack, NodeSpec, NodeStatus
@@ -38,6 +38,12 @@ class Seen:
         """Tell whether the node can be given something: Ready, with an agent that is well and heard of lately."""
         heard = self.heard_at if self.status is not None else None
         return self.node.ready and self.agent_ready is not False and heard is not None and now - heard < SILENT_AFTER
+
+    def is_awaited(self, now: datetime) -> bool:
+        """Tell whether it cannot be given anything only because its agent, told a moment ago, has not answered yet."""
+        if not self.node.ready or self.agent_ready is False or self.status is not None:
+            return False
+        return self.told_at is None or now - self.told_at < timedelta(seconds=ANSWER_SECONDS)
 
     @property
     def spec(self) -> NodeSpec | None:
@@ -89,6 +95,8 @@ class Fleet:
     """By node and policy: the revision the node is to be given, GONE to take the policy from it."""
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     """By policy."""
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    """By policy, the revision that was judged; GONE for one that is gone."""
     travelling: frozenset[tuple[str, str]] = frozenset()
     """The withdrawals under way, as policy and revision."""
     losses: frozenset[Loss] = frozenset()
@@ -129,7 +137,11 @@ def fleet_at(
                 grants[each.node.name][target.name] = target.wanted_at(each.node)
     losses |= {_loss("", each) for each in seen if _is_needless(each, targets)}
     return Fleet(
-        {node: each for node, each in grants.items() if each}, verdicts, frozenset(travelling), frozenset(losses)
+        {node: each for node, each in grants.items() if each},
+        verdicts,
+        {target.name: target.revision for target in targets},
+        frozenset(travelling),
+        frozenset(losses),
     )
 
 
