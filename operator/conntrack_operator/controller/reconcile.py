@@ -151,7 +151,8 @@ class Reconciler:
         """Delete the object of a node that is gone. Kubernetes does so by the owner too, if its collector runs."""
         found = self.objects.get(NODE_CONNTRACKS, name)
         if found is not None and self.objects.get(NODES, name) is None:
-            self.objects.delete(NODE_CONNTRACKS, name, uid=found["metadata"]["uid"])
+            meta = found["metadata"]
+            self.objects.delete(NODE_CONNTRACKS, name, uid=meta["uid"], resource_version=meta["resourceVersion"])
             log.info("node %s is gone, and its NodeConntrack", name)
 
     def _agents(self) -> None:
