@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from conntrack_operator.decide.drift import CONTENDED
 from conntrack_operator.decide.outcome import APPLIED, NODE
 from conntrack_operator.decide.plan import BUCKETS, Plan
+from conntrack_operator.decide.previewed import preview_revision
+from conntrack_operator.decide.refusal import Refusal
 from conntrack_operator.decide.report import Deed
 from conntrack_operator.decide.trial import (
     Wishing,
@@ -21,7 +23,7 @@ from conntrack_operator.decide.trial import (
     why_again,
     why_not_now,
 )
-from conntrack_operator.errors import FAILURES, ConntrackOperatorError, Refused, Retry
+from conntrack_operator.errors import FAILURES, ConntrackOperatorError, Refused, Retry, Unsupported
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec, Result
@@ -41,6 +43,8 @@ RECOVER_SECONDS = 2.0
 """Until a trial that could not be ended is taken back."""
 MEND_SECONDS = 1.5
 """Between two looks for what somebody else changed; a look costs next to nothing while nobody does."""
+PREVIEW_SECONDS = 60.0
+"""Between two previews of what Observe policies would change: firewalls, Services and tables move meanwhile."""
 LONGEST_RETRY_SECONDS = 600.0
 """Where the kernel refuses a value each time: every try is a trial, and reported as one."""
 
@@ -62,8 +66,10 @@ class Duty:
     _changes: int = 0
     _confirmed: Confirmed | None = None
     _blind: str = ""
+    _unforeseen: str = ""
     _said: tuple[str, ...] = ()
     _mend_at: float = field(default=float("inf"))
+    _preview_at: float = field(default=float("inf"))
 
     def __post_init__(self) -> None:
         self._mender = Mender(self.machine)
@@ -78,14 +84,16 @@ class Duty:
     def resume(self) -> None:
         """Put the settings kept on this node in force: without its object the node stays as it was confirmed."""
         try:
-            changes, revision = self._put_confirmed_in_force()
+            outcome = self._put_confirmed_in_force()
         except FAILURES as error:
             log.warning("%s; it is tried again", error)
             self._due = time.monotonic() + RETRY_SECONDS
             return
-        if revision:
+        if outcome is not None and self._confirmed is not None:
             log.warning(
-                "no word from the API server; revision %s kept on this node is in force, %d changes", revision, changes
+                "no word from the API server; revision %s kept on this node is in force, %d changes",
+                self._confirmed.revision,
+                len(outcome.changes),
             )
 
     def wish(self, spec: NodeSpec | None) -> None:
@@ -125,14 +133,16 @@ class Duty:
         if time.monotonic() >= self._due:
             self._act()
             return True
-        return time.monotonic() >= self._mend_at and self._mended()
+        if time.monotonic() >= self._mend_at and self._mended():
+            return True
+        return time.monotonic() >= self._preview_at and self._foreseen()
 
     @property
     def seconds_to_step(self) -> float:
         """Seconds until there is something to do; infinity when there is nothing."""
         if self._trial:
             return self._trial.seconds_to_tick
-        return max(0.0, min(self._due, self._mend_at) - time.monotonic())
+        return max(0.0, min(self._due, self._mend_at, self._preview_at) - time.monotonic())
 
     def end(self, error: BaseException | None = None) -> None:
         """Take back a trial under way; what is confirmed stays in force.
@@ -175,6 +185,7 @@ class Duty:
             outcome.results,
             self._observed(outcome.facts.sysctls),
             self.deed.preview,
+            self.deed.previewed,
             (*outcome.warnings, *mended.with_earlier(self.deed.warnings)),
         )
         return True
@@ -215,8 +226,9 @@ class Duty:
         log.log(level, "revision %s, %s: %s, %d changes in %.0f ms", *said[:1], *said[2:], self._changes, took)
 
     def _failed(self, spec: NodeSpec, error: Exception) -> None:
-        reason = error.reason if isinstance(error, Refused) else type(error).__name__
-        result = Result(setting=NODE, wanted="", observed="", reason=reason, message=str(error) or repr(error))
+        result = Result(
+            setting=NODE, wanted="", observed="", reason=_reason_of(error), message=str(error) or repr(error)
+        )
         self._finish(spec, Deed("Refused", (result,)), RECOVER_SECONDS if self._is_unfinished() else RETRY_SECONDS)
 
     def _is_unfinished(self) -> bool:
@@ -231,6 +243,8 @@ class Duty:
             self._finish(spec, Deed(undone.phase, undone.results), RETRY_SECONDS)
         elif spec.mode == "Restore":
             self._ended(spec, self.machine.restore(self.state, spec.policies))
+        elif spec.mode == "Hold":
+            self._hold(spec)
         elif not self._is_waiting(spec) and not self._is_at_war(spec):
             try:
                 begun = begin(self.machine, self.state, spec, self.find_probes)
@@ -243,6 +257,18 @@ class Duty:
                 self._trial, self._changes = begun, begun.changes
                 results = (*self._failed_before(spec), *begun.results)
                 self._finish(spec, Deed("Trial", results, self._observed(begun.facts.sysctls)), float("inf"))
+
+    def _hold(self, spec: NodeSpec) -> None:
+        """Change nothing. What was confirmed here is kept, and put right, as without an API server."""
+        if self._confirmed is not None:
+            self._mended()  # first: what is put right now would not be counted
+        outcome = None if self._mender.left else self._put_confirmed_in_force()
+        if outcome is not None:
+            self._ended(spec, outcome)
+            return
+        # Without nf_conntrack a node that does nothing is as asked, too.
+        observed = self._observed(self.machine.facts(tracking_needed=False).sysctls)
+        self._finish(spec, Deed("Current", (), observed, self._preview(spec)), float("inf"))
 
     def _failed_before(self, spec: NodeSpec) -> tuple[Result, ...]:
         """Return why `spec`, which is tried now, was rolled back the last time; empty when it never was."""
@@ -274,7 +300,8 @@ class Duty:
         # Nothing is written but what the journal says of onDelete.
         self.machine.settle(replace(sight, plan=replace(sight.plan, changes=())), journal, self.state, spec.policies)
         refused = any(result.reason not in {APPLIED, CONTENDED} for result in self.deed.results)
-        self._finish(spec, self.deed, RETRY_SECONDS if refused else float("inf"))
+        deed = replace(self.deed, preview=self._preview(spec))
+        self._finish(spec, deed, RETRY_SECONDS if refused else float("inf"))
         return True
 
     def _is_waiting(self, spec: NodeSpec) -> bool:
@@ -294,7 +321,42 @@ class Duty:
         return True
 
     def _preview(self, spec: NodeSpec) -> Plan | None:
-        return self.machine.plan(spec.preview, services=spec.services) if spec.preview is not None else None
+        """Return what `spec.preview` would change; what it would be refused for as a whole is a refusal in it.
+
+        None when nothing is to be previewed, or when that cannot be told this time: it is looked at again soon.
+        """
+        if spec.preview is None:
+            return None
+        try:
+            plan = self.machine.plan(spec.preview, services=spec.services)
+        except (Refused, Unsupported) as error:
+            return Plan((), (Refusal(NODE, _reason_of(error), str(error)),), {}, ())
+        except FAILURES as error:
+            if str(error) != self._unforeseen:
+                log.warning("the preview waits: %s", error)
+            self._unforeseen = str(error)
+            return None
+        self._unforeseen = ""
+        return plan
+
+    def _foreseen(self) -> bool:
+        """Preview anew, since the machine may be another now; tell whether the preview is."""
+        spec, deed = self.spec, self.deed
+        if spec is None or deed is None:
+            self._preview_at = float("inf")
+            return False
+        preview = self._preview(spec)
+        self._preview_at = self._next_preview(spec, preview)
+        if preview is None or preview == deed.preview:
+            return False
+        self.deed = replace(deed, preview=preview)
+        return True
+
+    @staticmethod
+    def _next_preview(spec: NodeSpec, preview: Plan | None) -> float:
+        if spec.preview is None:
+            return float("inf")
+        return time.monotonic() + (AGAIN_SECONDS if preview is None else PREVIEW_SECONDS)
 
     def _ended(self, spec: NodeSpec, outcome: Outcome) -> None:
         if outcome.phase == "RolledBack":
@@ -305,13 +367,16 @@ class Duty:
         self._changes = len(outcome.changes)
         self._watch(outcome)
         observed, preview = self._observed(outcome.facts.sysctls), self._preview(spec)
-        deed = Deed(outcome.phase, outcome.results, observed, preview, outcome.warnings)
+        deed = Deed(outcome.phase, outcome.results, observed, preview, warnings=outcome.warnings)
         self._refusals = self._refusals + 1 if outcome.phase == "Refused" and outcome.changes else 0
         pause = min(RETRY_SECONDS * 2 ** max(0, self._refusals - 1), LONGEST_RETRY_SECONDS)
         self._finish(spec, deed, pause if outcome.phase == "Refused" else float("inf"))
 
     def _finish(self, spec: NodeSpec, deed: Deed, pause: float) -> None:
-        self.deed, self._done, self._due = deed, _key(spec), time.monotonic() + pause
+        previewed = preview_revision(spec.preview) if spec.preview is not None else ""
+        self.deed, self._done = replace(deed, previewed=previewed), _key(spec)
+        self._due = time.monotonic() + pause
+        self._preview_at = self._next_preview(spec, deed.preview)
         if self.spec is not None and _key(self.spec) != self._done and self._trial is None:
             self._due = 0  # something was changed meanwhile that a trial need not be broken off for
 
@@ -319,11 +384,11 @@ class Duty:
     def _observed(sysctls: "dict[str, int]") -> dict[str, int]:
         return {"buckets": sysctls[BUCKETS]} if BUCKETS in sysctls else {}
 
-    def _put_confirmed_in_force(self) -> tuple[int, str]:
-        """Repair what was confirmed here, if need be; return the number of changes and the revision."""
+    def _put_confirmed_in_force(self) -> Outcome | None:
+        """Repair what was confirmed here, if need be; return what came of it, None when nothing is confirmed."""
         confirmed = self.machine.read_confirmed(self.state)
         if confirmed is None:
-            return 0, ""
+            return None
         journal = self.machine.journal(self.state)
         services = self.spec.services if self.spec else ()
         sight = self.machine.look(confirmed.settings, confirmed.uses, journal, services)
@@ -331,7 +396,11 @@ class Duty:
         sight = replace(sight, plan=plan)
         outcome = self.machine.settle(sight, journal, self.state, confirmed.uses)
         self._watch(outcome)
-        return len(plan.changes), confirmed.revision
+        return outcome
+
+
+def _reason_of(error: Exception) -> str:
+    return error.reason if isinstance(error, Refused) else type(error).__name__
 
 
 def _key(spec: NodeSpec) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from conntrack_operator.decide.merge import Merge, merged, revision_of
-from conntrack_operator.decide.targets import attempt_of
+from conntrack_operator.decide.hashing import hash_of
+from conntrack_operator.decide.holding import attempt_of
+from conntrack_operator.decide.merge import Merge, merged
 from conntrack_operator.errors import Invalid, Problem
 from conntrack_operator.model.catalogue import PREFIX
 from conntrack_operator.model.facts import Facts
@@ -98,7 +99,7 @@ def node_spec_in(path: Path) -> NodeSpec:
     enforcing = [policy for policy in policies if policy.spec.mode == "Enforce"]
     enforced = merged(enforcing)
     return NodeSpec(
-        revision=revision_of({"mode": "Apply", "settings": enforced.settings.document()}),
+        revision=hash_of({"mode": "Apply", "settings": enforced.settings.document()}),
         attempt=attempt_of(policies),
         mode="Apply",
         node_uid="",

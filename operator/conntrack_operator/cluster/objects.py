@@ -1,13 +1,13 @@
 """The kinds of object the controller reads and writes, and the few verbs it needs for them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from conntrack_operator.errors import Retry
 from conntrack_operator.model.base import GROUP, VERSION
 
-from .connection import Connection
+from .connection import JSON_PATCH, Connection
 
 FIELD_MANAGER = "conntrack-operator-controller"
 PAGE_OBJECTS = 500
@@ -96,9 +96,7 @@ class Objects:
         while True:
             page = self._connection.request("GET", kind.path(namespace), query=query)
             if page is None:
-                raise Retry(
-                    f"the API server has no {kind.plural}; install them: conntrack-operator crds | kubectl apply -f -"
-                )
+                raise Retry(_missing(kind))
             yield page
             more = page["metadata"].get("continue")
             if not more:
@@ -117,23 +115,35 @@ class Objects:
             body={"apiVersion": kind.api_version, "kind": kind.kind, **document},
             query={"fieldManager": FIELD_MANAGER},
         )
+        if stored is None and namespace:
+            raise Retry(f"namespace {namespace} does not exist; kubectl create namespace {namespace}")
         if stored is None:
-            raise Retry(f"there is no place for {kind.plural} {namespace}: its namespace or CRD is missing")
+            raise Retry(_missing(kind))
         return stored
 
-    def replace_parts(
-        self, kind: Kind, name: str, parts: dict[str, Any], *, subresource: str = "", namespace: str = ""
+    def replace_parts(  # noqa: PLR0913 - each is one thing that a patch says
+        self,
+        kind: Kind,
+        name: str,
+        parts: Mapping[str, Any],
+        *,
+        subresource: str = "",
+        namespace: str = "",
+        only_if: Mapping[str, Any] | None = None,
     ) -> dict[str, Any] | None:
         """Replace whole parts of an object (`/spec`, `/status`) and return it, None when it is gone.
 
-        A JSON patch: a merge patch would leave behind what the new part no longer has.
+        A JSON patch: a merge patch would leave behind what the new part no longer has. Raises LookAgain, and nothing
+        is written, unless each path in `only_if` has its value there (`{"/metadata/generation": 3}`): so a request that
+        is carried out late does no harm to what others have written since.
         """
+        tests = [{"op": "test", "path": path, "value": value} for path, value in (only_if or {}).items()]
         return self._connection.request(
             "PATCH",
             kind.path(namespace, name, subresource),
-            body=[{"op": "add", "path": path, "value": value} for path, value in parts.items()],
+            body=[*tests, *({"op": "add", "path": path, "value": value} for path, value in parts.items())],
             query={"fieldManager": FIELD_MANAGER},
-            content_type="application/json-patch+json",
+            content_type=JSON_PATCH,
         )
 
     def apply(self, kind: Kind, document: dict[str, Any], namespace: str = "") -> dict[str, Any] | None:
@@ -160,3 +170,7 @@ class Objects:
                 "preconditions": {key: value for key, value in conditions.items() if value},
             },
         )
+
+
+def _missing(kind: Kind) -> str:
+    return f"the API server has no {kind.plural}; install them: conntrack-operator crds | kubectl apply -f -"

@@ -12,9 +12,12 @@ from conntrack_operator.cluster.objects import Objects
 from conntrack_operator.errors import ConntrackOperatorError
 
 from .agents import Agents
+from .book import Book
+from .guard import Guard
 from .reconcile import Reconciler
-from .store import Key, Store
-from .telling import Telling
+from .rollouts import Rollouts
+from .store import Store
+from .touched import Key
 from .watch import registry_for, settings_for_watching
 from .workqueue import WorkQueue
 
@@ -35,8 +38,10 @@ def run(kubeconfig: str | None, namespace: str, agent_image: str) -> int:
     objects = Objects(Connection(kubeconfig))
     queue: WorkQueue[Key] = WorkQueue()
     store = Store(namespace)
+    rollouts = Rollouts(store, queue, Book(objects, namespace), Guard(objects, namespace))
+    store.kept = rollouts.book.contents
     agents = Agents(objects, namespace, agent_image, store.agent_pods)
-    reconciler = Reconciler(objects, store, queue, agents, Telling(objects))
+    reconciler = Reconciler(objects, store, queue, agents, rollouts)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

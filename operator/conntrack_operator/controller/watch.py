@@ -22,7 +22,8 @@ from conntrack_operator.cluster.objects import (
 )
 from conntrack_operator.errors import ConntrackOperatorError
 
-from .store import Key, Store
+from .store import Store
+from .touched import Key
 from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)

@@ -10,16 +10,17 @@ from typing import Literal
 
 from conntrack_operator.model.status import FAILURES_MAX, Condition, NodeFailure, PolicyStatus
 
+from .conditions import AGENTS_NOT_RUNNING
+from .rollout import CANARY_FAILED, CANARY_SILENT, TOO_MANY_FAILURES
 from .trial import ROLLED_BACK_BY
 
 ROLLED_BACK = "RolledBack"
 RECOVERED = "Recovered"
 RESUMED = "RolloutResumed"
-HALTS = frozenset({"CanaryFailed", "CanarySilent", "TooManyFailures"})
+HALTS = frozenset({CANARY_FAILED, CANARY_SILENT, TOO_MANY_FAILURES})
 """Reasons of Stalled while a rollout has stopped by itself."""
 TOLD_BY_NODES = "NodesFailed"
 """Reason of Stalled that is no news: every node it is about has an event of its own."""
-AGENTS_NOT_RUNNING = "AgentsNotRunning"
 
 
 @dataclass(frozen=True)

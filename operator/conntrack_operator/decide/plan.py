@@ -17,9 +17,9 @@ from conntrack_operator.model.surroundings import Surroundings
 
 from . import notrack
 from .accepts import Accepts, accept_mode, accepts_for
+from .cluster_only import refusals_of_cluster_fields
 from .draft import BUCKETS, MAX, RETURNED, Draft, put_back, want_sizes, want_values
 from .flow_matching import forward_withdrawal_problem, is_covered
-from .later import refusals_of_later_fields
 from .preflight import judge, sparing_blind
 from .refusal import Refusal
 from .timeouts import warnings_of
@@ -104,7 +104,7 @@ def plan_for(  # noqa: PLR0913, PLR0917 - all that a plan is a function of
     refuses is not in force: one that is installed already is withdrawn by the plan.
     """
     draft = Draft(facts, surroundings)
-    draft.refused.extend(refusals_of_later_fields(settings, uses))
+    draft.refused.extend(refusals_of_cluster_fields(settings))
     off, refusals = judged(settings, facts, surroundings)
     draft.refused.extend(refusals)
     if off:

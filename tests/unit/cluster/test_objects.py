@@ -10,6 +10,7 @@ from conntrack_operator.cluster.objects import (
     CRDS,
     HOST_PODS,
     LEASES,
+    NODE_CONNTRACKS,
     Kind,
     Objects,
 )
@@ -73,3 +74,26 @@ def test_a_kind_that_is_not_there_is_no_empty_list() -> None:
 def test_where_the_kinds_are(kind: Kind, path: str) -> None:
     """A kind that has no namespaces takes none."""
     assert kind.path("ns", "n") == path
+
+
+def test_a_patch_with_conditions() -> None:
+    """What must hold is tested before anything is replaced, in the same request."""
+    connection = Answers({})
+    Objects(connection).replace_parts(
+        NODE_CONNTRACKS, "n1", {"/spec": {"mode": "Hold"}}, only_if={"/metadata/generation": 3, "/metadata/uid": "u"}
+    )
+    [(method, path, _, body)] = connection.asked
+    assert (method, path) == ("PATCH", "/apis/conntrack-operator.io/v1alpha1/nodeconntracks/n1")
+    assert body == [
+        {"op": "test", "path": "/metadata/generation", "value": 3},
+        {"op": "test", "path": "/metadata/uid", "value": "u"},
+        {"op": "add", "path": "/spec", "value": {"mode": "Hold"}},
+    ]
+
+
+def test_what_is_missing_for_a_new_object() -> None:
+    """404 for a creation names what is missing, and the command that brings it."""
+    with pytest.raises(Retry, match="namespace ns does not exist; kubectl create namespace ns"):
+        Objects(Answers(None)).create(LEASES, {}, "ns")
+    with pytest.raises(Retry, match="has no nodeconntracks; install them: conntrack-operator crds"):
+        Objects(Answers(None)).create(NODE_CONNTRACKS, {})

@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from conntrack_operator.decide.plan import Change, Plan
 from conntrack_operator.decide.refusal import Refusal
-from conntrack_operator.decide.report import Deed, Moment, is_due, status_for
-from conntrack_operator.model.node import NodeSpec, Result, Talker, Usage
+from conntrack_operator.decide.report import Deed, Moment, is_due, size_of, status_for
+from conntrack_operator.model.node import MAX_STATUS_BYTES, NodeSpec, Result, Talker, Usage
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 SPEC = NodeSpec(revision="abc", mode="Apply", node_uid="uid-1")
@@ -214,3 +215,28 @@ def test_heartbeat(seconds, expected):
 def test_first_report():
     """What was never reported is due."""
     assert is_due(None, status(), NOW, 0, 1.0)
+
+
+def test_a_long_preview_says_what_it_leaves_out() -> None:
+    """A preview never loses its last change and refusal: the node would be taken for one that stays as it is."""
+    changes = tuple(Change(f"net.netfilter.nf_conntrack_{number:03}", None, number, "x") for number in range(200))
+    refused = tuple(Refusal(f"notrack/{number}", "NATConflict", "why " * 100) for number in range(16))
+    deed = Deed("Current", (), preview=Plan(changes, refused, {}, ()), previewed="abc")
+    status = status_for(SPEC, None, deed, Moment(NOW, "boot"))
+    assert size_of(status) <= MAX_STATUS_BYTES
+    assert status.preview
+    assert status.preview.changes
+    assert status.preview.refused
+    assert status.preview.revision == "abc"
+    assert status.preview.omitted == 216 - len(status.preview.changes) - len(status.preview.refused)
+    assert status.preview.changes[0].from_ == "absent"
+
+
+def test_a_preview_of_other_settings_is_news() -> None:
+    """Whoever edits an Observe policy waits for its preview, even if that comes to the same."""
+    told = [
+        status_for(SPEC, None, Deed("Current", (), preview=Plan((), (), {}, ()), previewed=each), Moment(NOW, "boot"))
+        for each in ("a", "b", "b")
+    ]
+    assert is_due(told[0], told[1], NOW, 0.0, 1.0)
+    assert not is_due(told[1], told[2], NOW, 0.0, 1.0)
