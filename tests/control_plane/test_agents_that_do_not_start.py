@@ -106,12 +106,18 @@ def test_pod_security_names_the_label(cluster: Cluster) -> None:
     cluster.kubectl("label", "namespace", NAMESPACE, f"{LABEL}=restricted")
     apply(cluster, "web")
     cure = f"kubectl label --overwrite namespace {NAMESPACE} {LABEL}=privileged"
-    says(cluster, "web", "on 3 of 3 nodes", 'violates PodSecurity "restricted', cure)
+    says(cluster, "web", f'on 3 of 3 nodes: violates PodSecurity "restricted:latest"; run: {cure}')
     assert cure in condition(cluster, "web", "Ready")["message"]
     assert pods(cluster) == {}
     cluster.kubectl(*cure.split()[1:])
     agents_are_made(cluster)
     is_cured(cluster, "web")
+    soon(lambda: told(cluster) == ["AgentsNotRunning", "AgentsStart"], "both are told")
+
+
+def told(cluster: Cluster) -> list[str]:
+    """Return the reasons of all events, in their order."""
+    return sorted(each["reason"] for each in cluster.items("events", "-n", "default"))
 
 
 def test_a_quota_is_named(cluster: Cluster) -> None:
