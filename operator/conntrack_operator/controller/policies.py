@@ -1,5 +1,6 @@
 """The policies' statuses: what has become of each, written rarely, and told as Events when something begins."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -24,6 +25,8 @@ from .store import Store
 from .telling import Telling
 from .touched import Key
 from .workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -60,7 +63,8 @@ class Policies:
             before, uid = policy.status, policy.metadata.uid or ""
             as_seen = {"/metadata/resourceVersion": policy.metadata.resource_version or ""}
             sights = self._sights(policy, now)
-            after = summary_of(policy, sights, now, self._around(policy, [each.standing.node for each in sights]))
+            after = summary_of(policy, sights, now, self._around(policy, sights))
+            # An agent that falls silent makes no noise.
             if (seconds := self.store.hearing.next_silence()) is not None:
                 self.queue.add(Key("policy", name), seconds)
         if after == before:
@@ -74,14 +78,14 @@ class Policies:
             happenings = happenings_between(before, after)
             self.telling.tell(Subject(POLICIES, name, uid), after.observed_generation, happenings, self.store.node, now)
 
-    def _around(self, policy: ConntrackPolicy, nodes: Sequence[str]) -> Around:
+    def _around(self, policy: ConntrackPolicy, sights: Sequence[Sight]) -> Around:
         name, rollouts = policy.metadata.name, self.rollouts
         revision = rollouts.book.name_of(policy)
         return Around(
             revision=revision,
             verdict=rollouts.verdict(name, revision),
             leaving=rollouts.leaving(name),
-            trouble=self.agents.trouble_on(nodes),
+            trouble=self.agents.trouble_on([sight.standing.node for sight in sights]),
             blind="; ".join(filter(None, (blindness_of(policy.spec, self.store.refused()), rollouts.guard.trouble))),
         )
 

@@ -25,6 +25,7 @@ from conntrack_operator.errors import Refused
 from conntrack_operator.model.node import NodeConntrack, NodeSpec
 
 from .agents import Agents
+from .lookout import LOOK_SECONDS, Lookout
 from .merges import Merges
 from .policies import Policies
 from .rollouts import Rollouts
@@ -49,11 +50,14 @@ class Reconciler:
     queue: WorkQueue[Key]
     agents: Agents
     rollouts: Rollouts
+    telling: Telling
 
     def __post_init__(self) -> None:
+        self.lookout = Lookout(self.objects, self.store, self.queue)
         self.merges = Merges()
-        telling = Telling(self.objects)
-        self.policies = Policies(self.objects, self.store, self.queue, self.rollouts, self.merges, self.agents, telling)
+        self.policies = Policies(
+            self.objects, self.store, self.queue, self.rollouts, self.merges, self.agents, self.telling
+        )
 
     def put_right(self, key: Key) -> None:
         """Do the work of `key`. Raises what the API server's answer means; the caller tries again later."""
@@ -68,6 +72,8 @@ class Reconciler:
                 self._agents()
             case "list":
                 self.read_everything()
+            case "look":
+                self.lookout.look()
 
     def read_everything(self) -> None:
         """Replace all that is known by full lists, look at everything anew, and come again in five minutes."""
@@ -86,10 +92,11 @@ class Reconciler:
                 refused=refused,
             )
         )
-        self.rollouts.guard.saw(self.rollouts.losses(), policies.items, began=began)
+        self.rollouts.take_in_list(policies.items, began)
         self.rollouts.tidy()
         self.queue.add_all(self.store.every_key())
         self.queue.add(Key("list"), RELIST_SECONDS)
+        self.queue.add(Key("look"), LOOK_SECONDS)
 
     def _list_if_allowed(self, kind: Kind, refused: dict[str, str]) -> Listing | None:
         """Return the list, or None and say why in `refused`: sizes and timeouts need no look at Services and pods."""
@@ -144,7 +151,8 @@ class Reconciler:
         """Delete the object of a node that is gone. Kubernetes does so by the owner too, if its collector runs."""
         found = self.objects.get(NODE_CONNTRACKS, name)
         if found is not None and self.objects.get(NODES, name) is None:
-            self.objects.delete(NODE_CONNTRACKS, name, uid=found["metadata"]["uid"])
+            meta = found["metadata"]
+            self.objects.delete(NODE_CONNTRACKS, name, uid=meta["uid"], resource_version=meta["resourceVersion"])
             log.info("node %s is gone, and its NodeConntrack", name)
 
     def _agents(self) -> None:

@@ -21,7 +21,7 @@ from .sights import Unreadable
 class Key(NamedTuple):
     """One piece of work: a node's object, a policy's status, all rollouts, the agents, or everything read anew."""
 
-    kind: Literal["node", "policy", "rollout", "agents", "list"]
+    kind: Literal["node", "policy", "rollout", "agents", "list", "look"]
     name: str = ""
 
     def __str__(self) -> str:
