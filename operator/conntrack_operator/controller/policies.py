@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from conntrack_operator.cluster.events import Subject, post_event
-from conntrack_operator.cluster.objects import NODES, POLICIES, Objects
+from conntrack_operator.cluster.events import Subject
+from conntrack_operator.cluster.objects import POLICIES, Objects
 from conntrack_operator.decide.blindness import blindness_of
 from conntrack_operator.decide.happenings import happenings_between
 from conntrack_operator.decide.standing import SILENT_AFTER, Share, share_of, standing_of, unknown_revision
 from conntrack_operator.decide.summary import Around, Sight, rejected, summary_of
 from conntrack_operator.decide.targeting import Node, policies_for, selects
-from conntrack_operator.errors import ConntrackOperatorError
 from conntrack_operator.model.node import NodeConntrack
 from conntrack_operator.model.policy import ConntrackPolicy
 from conntrack_operator.model.status import PolicyStatus
@@ -23,6 +22,7 @@ from .pace import Pace
 from .rollouts import Rollouts
 from .sights import Unreadable
 from .store import Store
+from .telling import Telling
 from .touched import Key
 from .workqueue import WorkQueue
 
@@ -39,6 +39,7 @@ class Policies:
     rollouts: Rollouts
     merges: Merges
     agents: Agents
+    telling: Telling
     pace: Pace = field(default_factory=Pace)
 
     def put_right(self, name: str) -> None:
@@ -46,6 +47,7 @@ class Policies:
         policy = self.store.policy(name)
         if policy is None:
             self.pace.forget(name)
+            self.telling.forget(name)
             return
         wait = self.pace.wait_seconds(name)
         if wait > 0:
@@ -60,7 +62,8 @@ class Policies:
         else:
             before, uid = policy.status, policy.metadata.uid or ""
             as_seen = {"/metadata/resourceVersion": policy.metadata.resource_version or ""}
-            after = summary_of(policy, self._sights(policy, now), now, self._around(policy))
+            sights = self._sights(policy, now)
+            after = summary_of(policy, sights, now, self._around(policy, sights))
         if after == before:
             return
         stored = self.objects.replace_parts(
@@ -69,16 +72,17 @@ class Policies:
         self.pace.spend(name)
         if stored is not None:
             self.queue.add_all(self.store.put_policy(stored))
-            self._tell(Subject(POLICIES, name, uid), before, after, now)
+            happenings = happenings_between(before, after)
+            self.telling.tell(Subject(POLICIES, name, uid), after.observed_generation, happenings, self.store.node, now)
 
-    def _around(self, policy: ConntrackPolicy) -> Around:
+    def _around(self, policy: ConntrackPolicy, sights: Sequence[Sight]) -> Around:
         name, rollouts = policy.metadata.name, self.rollouts
         revision = rollouts.book.name_of(policy)
         return Around(
             revision=revision,
             verdict=rollouts.verdict(name, revision),
             leaving=rollouts.leaving(name),
-            trouble=self.agents.trouble,
+            trouble=self.agents.trouble_on([sight.standing.node for sight in sights]),
             blind="; ".join(filter(None, (blindness_of(policy.spec, self.store.refused()), rollouts.guard.trouble))),
         )
 
@@ -123,14 +127,3 @@ class Policies:
         every = frozenset(field for each in merge.uses for field in each.fields)
         conflicts = tuple(conflict for conflict in merge.conflicts if name in conflict.parties)
         return Share(frozenset(use.fields), every, observes=True, conflicts=conflicts)
-
-    def _tell(self, subject: Subject, before: PolicyStatus | None, after: PolicyStatus, now: datetime) -> None:
-        """Post what began. An event that cannot be posted is not worth repeating the work for."""
-        try:
-            for happening in happenings_between(before, after):
-                post_event(self.objects, subject, happening, now)
-                node = self.store.node(happening.node) if happening.node else None
-                if node is not None:
-                    post_event(self.objects, Subject(NODES, node.name, node.uid), happening, now)
-        except ConntrackOperatorError as error:
-            log.warning("an event about %s could not be posted: %s", subject.name, error)

@@ -31,6 +31,7 @@ from .policies import Policies
 from .rollouts import Rollouts
 from .sights import Unreadable, slimmed
 from .store import Lists, Store
+from .telling import Telling
 from .touched import Key
 from .workqueue import WorkQueue
 
@@ -49,11 +50,14 @@ class Reconciler:
     queue: WorkQueue[Key]
     agents: Agents
     rollouts: Rollouts
+    telling: Telling
 
     def __post_init__(self) -> None:
         self.lookout = Lookout(self.objects, self.store, self.queue)
         self.merges = Merges()
-        self.policies = Policies(self.objects, self.store, self.queue, self.rollouts, self.merges, self.agents)
+        self.policies = Policies(
+            self.objects, self.store, self.queue, self.rollouts, self.merges, self.agents, self.telling
+        )
 
     def put_right(self, key: Key) -> None:
         """Do the work of `key`. Raises what the API server's answer means; the caller tries again later."""
@@ -88,7 +92,7 @@ class Reconciler:
                 refused=refused,
             )
         )
-        self.rollouts.guard.saw(self.rollouts.losses(), policies.items, began=began)
+        self.rollouts.take_in_list(policies.items, began)
         self.rollouts.tidy()
         self.queue.add_all(self.store.every_key())
         self.queue.add(Key("list"), RELIST_SECONDS)
@@ -147,13 +151,16 @@ class Reconciler:
         """Delete the object of a node that is gone. Kubernetes does so by the owner too, if its collector runs."""
         found = self.objects.get(NODE_CONNTRACKS, name)
         if found is not None and self.objects.get(NODES, name) is None:
-            self.objects.delete(NODE_CONNTRACKS, name, uid=found["metadata"]["uid"])
+            meta = found["metadata"]
+            self.objects.delete(NODE_CONNTRACKS, name, uid=meta["uid"], resource_version=meta["resourceVersion"])
             log.info("node %s is gone, and its NodeConntrack", name)
 
     def _agents(self) -> None:
         trouble = self.agents.trouble
         try:
-            self.agents.put_right(wanted=self.store.has_work())
+            seconds = self.agents.put_right(wanted=self.store.has_work())
+            if seconds:
+                self.queue.add(Key("agents"), seconds)
         finally:
             if self.agents.trouble != trouble:
                 self.queue.add_all(key for key in self.store.every_key() if key.kind == "policy")

@@ -7,9 +7,10 @@ written by the workers of the nodes.
 import logging
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from conntrack_operator.decide.absence import Loss
 from conntrack_operator.decide.holding import (
@@ -42,6 +43,10 @@ LOOK_SECONDS = 60.0
 """How often the rollouts are judged when nothing happens: agents fall silent without a word."""
 
 
+LIST_SECONDS = 5.0
+"""Between two full lists that are read because of something that nodes would lose."""
+
+
 @dataclass
 class Rollouts:
     """What is granted to whom, and where every policy's change stands."""
@@ -53,6 +58,7 @@ class Rollouts:
     _fleet: Fleet = field(default_factory=Fleet)
     _away: frozenset[str] = frozenset()
     """Nodes that can be given nothing, as of the last look."""
+    _listed_at: float = float("-inf")
     _ended: float = float("-inf")
     _took: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -125,11 +131,12 @@ class Rollouts:
         if self.book.names() - {target.name for target in targets} - self.store.unreadable_policies():
             self.tidy()
 
-    def losses(self) -> frozenset[Loss]:
-        """Return what nodes would lose by all that is known now."""
+    def take_in_list(self, policies: Iterable[dict[str, Any]], began: float) -> None:
+        """Tell the guard what nodes would lose by a full list, read since `began` by the monotonic clock."""
         seen = [self.seen(node) for node in self.store.nodes()]
         fleet = fleet_at(seen, self._targets(write_down=False), datetime.now(UTC), granted={}, confirmed=())
-        return fleet.losses
+        self.guard.saw(fleet.losses, policies, began=began)
+        self._listed_at = time.monotonic()
 
     def wish_for(self, node: Node, existing: NodeConntrack | None) -> Wish:
         """Return what `node` is to have now, with what it was granted."""
@@ -226,7 +233,9 @@ class Rollouts:
         """Have full lists taken while there is something to confirm; and forget what has turned out to be no loss."""
         wait = self.guard.compare(losses)
         if wait < float("inf"):
-            self.queue.add(Key("list"), wait + PAUSE_SECONDS)
+            # A node that gains and loses a label over and over must not have everything read each time.
+            pace = self._listed_at + LIST_SECONDS - time.monotonic()
+            self.queue.add(Key("list"), max(wait + PAUSE_SECONDS, pace))
 
     def _say(self, before: Fleet, after: Fleet) -> None:
         for name, verdict in after.verdicts.items():

@@ -199,6 +199,8 @@ class Store:
             if lists.pods is not None:
                 self._host_pods.replace(lists.pods)
                 self.agent_pods.replace(lists.pods)
+            else:
+                self.agent_pods.clear()
             self._refused = dict(lists.refused)
 
     def _hear(self, change: Change[NodeConntrack | Unreadable], *, live: bool) -> None:
