@@ -15,6 +15,11 @@ from tests.lab.cluster import Cluster
 from tests.lab.fleet_by_hand import NAMESPACE, answer, apply, controller, identity, names, settle, spec_of
 from tests.lab.programs import Program, wait_until
 
+from conntrack_operator.cluster.connection import Connection
+from conntrack_operator.cluster.objects import Objects
+from conntrack_operator.controller.guard import Guard
+from conntrack_operator.decide.absence import Loss
+
 POLICIES = "conntrackpolicies.conntrack-operator.io"
 NODE_CONNTRACKS = "nodeconntracks.conntrack-operator.io"
 TWO_LISTS_SECONDS = 14
@@ -173,19 +178,23 @@ def test_the_node_conntracks_crd_hangs_goes_and_comes_back(settled: Program, clu
 
 
 def test_the_namespace_hangs_goes_and_comes_back(settled: Program, cluster: Cluster) -> None:
-    """While the operator is being taken away, what a person deletes is not withdrawn either; afterwards it is."""
+    """While the operator is being taken away, and its Lease too, even what a person deletes is kept; not afterwards."""
     cluster.kubectl("create", "configmap", "hangs", "-n", NAMESPACE)
     before = identity(cluster, "n1")
     with hanging(cluster, "configmap", "hangs", "-n", NAMESPACE):
         cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
         cluster.kubectl("delete", "ctp", "web")
-        wait_until(lambda: said(settled, f"the namespace {NAMESPACE} is being deleted"), 60, "the controller says why")
+        guard = Guard(Objects(Connection(str(cluster.kubeconfig))), NAMESPACE)
+        guard.saw([Loss("web", "n1")])
+        assert guard.trouble == f"nothing is withdrawn from any node: the namespace {NAMESPACE} is being deleted"
         time.sleep(TWO_LISTS_SECONDS)
         assert identity(cluster, "n1") == before
     wait_until(lambda: cluster.get("namespace", NAMESPACE) is None, 60, "the namespace is gone")
     time.sleep(TWO_LISTS_SECONDS)
     assert identity(cluster, "n1") == before
     cluster.kubectl("create", "namespace", NAMESPACE)
+    if not settled.running:
+        settled.start()
     withdrawn(cluster, "n1", 120)
 
 
