@@ -441,7 +441,7 @@ def test_what_an_agent_may_do(cluster: Cluster) -> None:
 
 
 def test_a_missing_namespace_is_said_and_healed(cluster: Cluster, controller: Program, tmp_path: Path) -> None:
-    """Without its namespace, which is where its lease is, the controller says what to do, and acts when that is done."""
+    """Without its namespace, the place of its lease, the controller says what to do, and acts when that is done."""
     controller.stop()
     other = "conntrack-elsewhere"
     program = Program(
