@@ -72,6 +72,7 @@ def test_observe_enforce_observe(operator: Operator, host: Host, before: dict[st
     assert (sysctls(), host.table()) == (before, None)
     assert observed(operator, "look") == preview
     assert (operator.node() or {})["spec"]["mode"] == "Restore"
+    assert operator.status()["usage"]["maxEntries"] == before["nf_conntrack_max"]
 
 
 def test_an_edit_is_previewed_anew(operator: Operator, host: Host, before: dict[str, int]) -> None:
@@ -100,6 +101,12 @@ def test_what_would_be_refused(operator: Operator, before: dict[str, int]) -> No
     status = (operator.policy("look") or {})["status"]
     assert changes(status["preview"]) == {ICMP: f"{before['nf_conntrack_icmp_timeout']} -> 21"}
     assert status["failures"][0]["reason"] == "ShrinkNotAllowed"
+    ready = operator.condition("look", "Ready")
+    said = (
+        f"1 of 1 node would change {ICMP} ({before['nf_conntrack_icmp_timeout']} -> 21 on this-machine); 1 would refuse"
+    )
+    assert (ready["reason"], ready["status"]) == ("NodesRefused", "False")
+    assert ready["message"].startswith(f"{said} {MAX} (ShrinkNotAllowed); this-machine: ")
     assert sysctls() == before
 
 

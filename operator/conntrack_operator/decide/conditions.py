@@ -124,9 +124,10 @@ def _ready(picture: Picture) -> _Verdict:
         )
     if picture.failed:
         reason = "NodesRefused" if counts.refused else "NodesRolledBack"
-        return _Verdict(
-            "False", reason, f"{picture.failed} of {_nodes(counts.matched)} failed; {picture.first_failure}"
-        )
+        said = f"{picture.failed} of {_nodes(counts.matched)} failed"
+        if picture.policy.spec.mode == "Observe" and picture.preview is not None:
+            said = words_of(picture.preview, counts.matched)
+        return _Verdict("False", reason, f"{said}; {picture.first_failure}")
     if picture.is_held and (picture.waiting or picture.leaving):
         return _held(picture)
     if picture.moving:
