@@ -47,9 +47,10 @@ def agents(controller: Controller) -> str:
 @pytest.fixture
 def fleet(cluster: Cluster, controller: Controller, agents: str) -> Iterator[Fleet]:
     """Give a fleet without nodes, a controller that runs, and no policy but one that matches nothing."""
+    # First: a controller that finds no policy at all takes the agents' account away.
+    cluster.kubectl("apply", "-f", "-", input=ELSEWHERE)
     if not controller.program.running:
         controller.start()
-    cluster.kubectl("apply", "-f", "-", input=ELSEWHERE)
     with Fleet(cluster, agents) as fleet:
         yield fleet
         controller.kill()
