@@ -1,7 +1,10 @@
 """An agent that is told to hold: it changes nothing, keeps what it confirmed, and tells what a policy would change."""
 
+import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,14 @@ import pytest
 from tests.lab.namespaces import Lab, Namespace
 
 from conntrack_operator.agent import duty as duty_module
+from conntrack_operator.agent import writing
 from conntrack_operator.agent.duty import Duty
 from conntrack_operator.agent.machine import Machine
+from conntrack_operator.agent.meter import Meter
 from conntrack_operator.agent.probes import Probe
 from conntrack_operator.decide.notrack import TABLE
-from conntrack_operator.kernel import nftables
+from conntrack_operator.decide.report import Moment, status_for
+from conntrack_operator.kernel import accept_tools, flow_editing, modules, nftables
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.model.node import NodeSpec
@@ -91,7 +97,8 @@ def kernel(node: Namespace) -> tuple[str, str]:
     lines = node.run("sysctl", "net.netfilter").stdout.splitlines()
     own = [line for line in lines if not line.startswith(shared)]
     assert len(own) > 30
-    return node.run("nft", "list", "ruleset").stdout, "\n".join(own)
+    # Without counters: the question whether anything is tracked is a connection over loopback, and rules count it.
+    return node.run("nft", "-s", "list", "ruleset").stdout, "\n".join(own)
 
 
 def test_hold_changes_nothing_and_tells(node: Namespace, roots: Roots, duty: Duty) -> None:
@@ -193,3 +200,147 @@ def test_a_preview_follows_the_machine(node: Namespace, duty: Duty, monkeypatch:
     assert [(each.setting, each.reason) for each in duty.deed.preview.refused] == [("notrack/web", "NATConflict")]
     assert previewed(duty) == {ICMP: (30, 10)}
     assert duty.deed.phase == "Current"
+
+
+FIREWALL = """
+*filter
+:INPUT DROP [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT DROP [0:0]
+-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A INPUT -p tcp --dport 80 -j ACCEPT
+-A OUTPUT -m conntrack --ctstate NEW,RELATED,ESTABLISHED -j ACCEPT
+COMMIT
+"""
+"""Drops by state, so that rules need accepts of ours in it."""
+EVERYTHING = {
+    "table": {"size": {"maxEntries": 1_000_000}},
+    "timeouts": {"icmp": 10, "tcp": {"established": "24h"}},
+    "tcp": {"beLiberal": True},
+    "sysctls": {"nf_conntrack_acct": "1"},
+    "notrack": {
+        "acceptUntracked": "Both",
+        "dropExisting": True,
+        "rules": [
+            {"name": "web", "ports": [80]},
+            {"name": "dns", "ports": [8053], "protocol": "UDP", "side": "Client", "addresses": ["192.0.2.53"]},
+        ],
+    },
+    "trial": QUICK,
+}
+
+
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return what is written from now on, by whatever way there is: each is told in place of being done."""
+    found: list[str] = []
+
+    def telling(owner: Any, name: str, only: Callable[..., bool] = lambda *_, **__: True) -> None:
+        real = getattr(owner, name)
+
+        def told(*arguments: Any, **options: Any) -> Any:
+            if not only(*arguments, **options):
+                return real(*arguments, **options)
+            found.append(f"{name} {arguments} {options}")
+            return None
+
+        monkeypatch.setattr(owner, name, told)
+
+    telling(writing, "write_sysctl")
+    telling(nftables, "_nft", lambda *words, **_: "-f" in words)
+    telling(nftables, "self_test")
+    telling(accept_tools, "_run")
+    telling(flow_editing, "_carry_out")
+    telling(modules, "load")
+    telling(modules, "unload")
+    telling(StateDirectory, "_write")
+    return found
+
+
+@pytest.mark.parametrize("preview", [EVERYTHING, {"tracking": "Disabled"}], ids=["everything", "tracking off"])
+def test_observing_writes_nothing(
+    node: Namespace, roots: Roots, duty: Duty, monkeypatch: pytest.MonkeyPatch, writes: list[str], preview: Any
+) -> None:
+    """Whatever is previewed, again and again: no sysctl, no rule, no entry, no file, and no self-test."""
+    monkeypatch.setattr(duty_module, "PREVIEW_SECONDS", 0.2)
+    node.run("iptables-restore", text=FIREWALL)
+    before, files, generation = kernel(node), kept(roots), nftables.generation()
+    duty.start()
+    for mode in ("Hold", "Restore", "Hold"):
+        phase = obeyed(duty, spec(mode, preview=preview))
+        assert phase == ("Restored" if mode == "Restore" else "Current")
+        stepped(duty, 1)
+        assert duty.deed
+        assert duty.deed.preview
+        if preview is EVERYTHING:
+            # A namespace cannot write the table's size: that fails when it is tried, and is no part of this.
+            assert {"notrack/web", "notrack/dns", ICMP} <= previewed(duty).keys(), duty.deed.preview.refused
+            assert duty.deed.preview.accepts
+            assert duty.deed.preview.accepts.chains
+            unknown = [each.reason for each in duty.deed.preview.warnings if each.setting == "notrack.rules"]
+            assert unknown == ["NotTested"]
+        else:
+            assert [each.reason for each in duty.deed.preview.refused][:1] == ["TrackingNeeded"]
+    with Meter(roots) as meter:
+        meter.may_load = lambda: duty.acts
+        assert not duty.acts
+        meter.read()
+    assert writes == []
+    assert (kernel(node), kept(roots), nftables.generation()) == (before, files, generation)
+
+
+def test_observing_loads_nothing(
+    node: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: list[str]
+) -> None:
+    """Where nf_conntrack is all that is loaded nothing else is asked, and the preview says what is unknown."""
+    proc = tmp_path / "proc"
+    (proc / "sys").mkdir(parents=True)
+    (proc / "sys/net").symlink_to("/proc/sys/net")
+    (proc / "sys/kernel").symlink_to("/proc/sys/kernel")
+    (proc / "modules").write_text("nf_conntrack 212992 0 - Live 0x0\nnf_defrag_ipv4 12288 1 nf_conntrack, Live 0x0\n")
+    (proc / "kallsyms").write_text("")
+    module = tmp_path / "sys/module/nf_conntrack"
+    module.mkdir(parents=True)
+    (module / "initstate").write_text("live\n")
+    roots = Roots(proc=proc, sys=tmp_path / "sys", state=tmp_path / "state", etc=tmp_path, usr=tmp_path, run=tmp_path)
+    asked: list[Any] = []
+    real = socket.socket
+
+    class Watched(real):  # type: ignore[misc, valid-type]
+        def __init__(self, family: int = -1, kind: int = -1, protocol: int = -1, *more: Any) -> None:
+            if family == socket.AF_NETLINK and protocol != 0:
+                asked.append(protocol)
+            super().__init__(family, kind, protocol, *more)
+
+        def send(self, data: Any, *more: Any) -> int:
+            if self.family == socket.AF_NETLINK and self.proto != 0:
+                asked.append(bytes(data))
+            return super().send(data, *more)
+
+    started = subprocess.Popen
+    with node.inside(), StateDirectory(roots) as state:
+        monkeypatch.setattr(socket, "socket", Watched)
+        monkeypatch.setattr(subprocess, "Popen", lambda words, **more: (asked.append(words), started(words, **more))[1])
+        duty = Duty(Machine(roots), state, list)
+        duty.start()
+        for mode in ("Hold", "Restore", "Hold"):
+            for preview in (EVERYTHING, {"tracking": "Disabled"}, None):
+                wish = spec(mode, preview=preview)
+                assert obeyed(duty, wish) == ("Restored" if mode == "Restore" else "Current")
+                assert duty.deed
+                if preview is not EVERYTHING:
+                    continue
+                assert {"notrack/web", "notrack/dns", ICMP} <= previewed(duty).keys()
+                assert duty.deed.preview
+                status = status_for(wish, None, duty.deed, Moment(datetime.now(UTC), "boot"))
+                assert status.preview
+                said = [each.message for each in status.preview.warnings if each.reason == "NotLoaded"]
+                assert ["no nftables firewall to meet" in each for each in said] == [True]
+        with Meter(roots) as meter:
+            meter.may_load = lambda: duty.acts
+            reading = meter.read()
+            assert reading.max_entries == int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
+            assert meter.talkers(5, 10) == []
+    # Which TCP sockets listen is seen in /proc; sock_diag itself, which is asked for nothing, is part of every kernel.
+    assert {each for each in asked if each != 4} == set()
+    assert writes == []

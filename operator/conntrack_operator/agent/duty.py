@@ -27,6 +27,7 @@ from conntrack_operator.errors import FAILURES, ConntrackOperatorError, Refused,
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec, Result
+from conntrack_operator.model.policy import Settings
 
 from .machine import Machine, Outcome
 from .mending import Mender
@@ -143,6 +144,13 @@ class Duty:
         if self._trial:
             return self._trial.seconds_to_tick
         return max(0.0, min(self._due, self._mend_at, self._preview_at) - time.monotonic())
+
+    @property
+    def acts(self) -> bool:
+        """Whether this node is told to change anything, or has; else not even a kernel module is to be loaded."""
+        spec = self.spec
+        asked = spec is not None and spec.mode == "Apply" and spec.settings != Settings()
+        return asked or self._confirmed is not None
 
     def end(self, error: BaseException | None = None) -> None:
         """Take back a trial under way; what is confirmed stays in force.
@@ -328,7 +336,7 @@ class Duty:
         if spec.preview is None:
             return None
         try:
-            plan = self.machine.plan(spec.preview, services=spec.services)
+            plan = self.machine.preview(spec.preview, spec.services)
         except (Refused, Unsupported) as error:
             return Plan((), (Refusal(NODE, _reason_of(error), str(error)),), {}, ())
         except FAILURES as error:

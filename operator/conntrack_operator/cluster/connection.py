@@ -25,9 +25,9 @@ READ_SECONDS = 15.0
 LEAD_SECONDS = 0.5
 """How long before its fence closes a write must have been answered, or is given up."""
 
-_TRY_AGAIN = frozenset({401, 408, 409, 410, 429})
-"""Answers that are worth another try: a token may have rotated, a write may have crossed another, a long list may have
-been compacted before its last page."""
+_TRY_AGAIN = frozenset({401, 408, 410, 429})
+"""Answers that are worth another try: a token may have rotated, a long list may have been compacted before its last
+page, the API server may be busy."""
 
 JSON_PATCH = "application/json-patch+json"
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -130,8 +130,8 @@ class Connection:
     ) -> dict[str, Any] | None:
         """Return the API server's answer as JSON, None when there is no such thing (404).
 
-        Raises Retry when it did not answer or asked for patience, LookAgain when a JSON patch does not fit the object
-        any more, StandBack when the fence is closed, Refused with the answer's reason when it will not.
+        Raises Retry when it did not answer or asked for patience, LookAgain when the object is not as it was thought to
+        be, StandBack when the fence is closed, Refused with the answer's reason when it will not.
         """
         headers = {"Accept": "application/json"}
         content = None
@@ -158,6 +158,8 @@ class Connection:
                     redirect=content is None,  # content is given out once
                 )
         except (urllib3.exceptions.HTTPError, client.ApiException, OSError) as error:
+            # What lies idle in the pool goes the same way as this line, and would cost as long to find out, one by one.
+            self._api.rest_client.pool_manager.clear()
             raise Retry(f"the API server does not answer {method} {path}: {_one_line(error)}") from error
         if answer.status == 404:
             return None
@@ -195,6 +197,8 @@ def _complaint(method: str, path: str, status: int, data: bytes, content_type: s
     except (ValueError, AttributeError):
         reason, message = str(status), data[:300].decode(errors="replace")
     sentence = f"the API server said {reason} to {method} {path}: {message}"
+    if status == 409:
+        return LookAgain(sentence)
     if status == 422 and content_type == JSON_PATCH and not (details or {}).get("kind"):
         # An invalid object is named in the details; of a patch that does not fit the object nothing is said (tried on
         # 1.37; NewGenericServerResponse in apimachinery's errors.go). Our patches replace parts that every object has,

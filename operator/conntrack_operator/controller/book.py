@@ -78,6 +78,13 @@ class Book:
         with self._lock:
             return list(self._revisions.get(policy, {}).values())
 
+    def contents(self) -> list[ConntrackPolicy]:
+        """Return every policy at each of its revisions, as far as this version understands them."""
+        with self._lock:
+            known = [(each.policy, each.name) for revisions in self._revisions.values() for each in revisions.values()]
+        look = self.lookup(())
+        return [policy for policy in (look(*each) for each in known) if policy is not None]
+
     def name_of(self, policy: ConntrackPolicy) -> str:
         """Return the name of the revision the policy is at, written down or not."""
         key = (policy.metadata.name, policy.metadata.uid, policy.metadata.generation)

@@ -81,6 +81,8 @@ def _container(image: str) -> dict[str, Any]:
     return {
         "name": CONTAINER,
         "image": image,
+        # Its last words, should it end by itself, are then seen in its pod, and told by the policies.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "args": ["agent", "--proc-root", PROC_ROOT, "--state-dir", STATE],
         "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
         "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},

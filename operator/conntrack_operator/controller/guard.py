@@ -46,6 +46,7 @@ class Guard:
         self._absences = Absences()
         self._contradicted: set[Loss] = set()
         self._seen: dict[str, str] = {}
+        self._held: frozenset[Loss] = frozenset()
         self._uids: tuple[str, ...] = ()
         self._trouble, self._retry_at = "", float("inf")
 
@@ -59,12 +60,6 @@ class Guard:
         """Return the losses that two full lists agree on, taken in the right surroundings, 10 s apart or more."""
         with self._lock:
             return self._absences.confirmed
-
-    def seconds_to_confirm(self) -> float:
-        """Return in how many seconds another full list should be taken; inf when nothing waits for one."""
-        with self._lock:
-            now = self._clock()
-            return min(self._absences.seconds_to_confirm(now), max(0.0, self._retry_at - now))
 
     def saw(
         self, losses: Iterable[Loss], policies: Iterable[dict[str, Any]] = (), *, began: float | None = None
@@ -93,17 +88,27 @@ class Guard:
             counted = frozenset() if trouble else listed - lost - self._contradicted
             self._absences = self._absences.after_list(counted, listed_at if began is None else began, listed_at)
             self._contradicted.clear()
+            self._held = lost
             self._retry_at = self._clock() + TROUBLE_SECONDS if trouble else float("inf")
             self._say(f"nothing is withdrawn from any node: {trouble}" if trouble else _about(lost))
 
-    def contradict(self, *losses: Loss) -> None:
-        """Forget `losses`: a live event shows the policy, or the label, back.
+    def compare(self, losses: frozenset[Loss]) -> float:
+        """Take in all losses as they are seen live; return in how many seconds a full list should be taken.
 
-        They do not count in the next list either, which may have been read before.
+        Losses that are none any more, the policy or the label being back, are forgotten, and do not count in the next
+        list either, which may have been read before. It is 0 when there are some that no list has shown yet, and inf
+        when a list would bring nothing.
         """
         with self._lock:
-            self._contradicted.update(losses)
-            self._absences = self._absences.without(losses)
+            refuted = self._absences.first_listed.keys() - losses
+            self._contradicted.update(refuted)
+            self._absences = self._absences.without(refuted)
+            now = self._clock()
+            if self._retry_at < float("inf"):
+                return max(0.0, self._retry_at - now) if losses else float("inf")
+            if losses - self._absences.first_listed.keys() - self._held:
+                return 0.0
+            return self._absences.seconds_to_confirm(now)
 
     def _look_around(self) -> "_Surroundings":
         """Ask the API server. These are quorum reads, since they name no resource version."""

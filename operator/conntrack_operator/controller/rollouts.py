@@ -6,9 +6,11 @@ written by the workers of the nodes.
 
 import logging
 import threading
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from conntrack_operator.decide.absence import Loss
 from conntrack_operator.decide.holding import (
@@ -28,13 +30,21 @@ from conntrack_operator.model.policy import ConntrackPolicy
 
 from .book import Book
 from .guard import Guard
-from .store import ROLLOUT, Key, Store
+from .store import Store
+from .touched import ROLLOUT, Key
 from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
 
+PAUSE_SECONDS = 0.5
+"""Before a full list that somebody waits for: most edits come in a row."""
+
 LOOK_SECONDS = 60.0
 """How often the rollouts are judged when nothing happens: agents fall silent without a word."""
+
+
+LIST_SECONDS = 5.0
+"""Between two full lists that are read because of something that nodes would lose."""
 
 
 @dataclass
@@ -46,6 +56,11 @@ class Rollouts:
     book: Book
     guard: Guard
     _fleet: Fleet = field(default_factory=Fleet)
+    _away: frozenset[str] = frozenset()
+    """Nodes that can be given nothing, as of the last look."""
+    _listed_at: float = float("-inf")
+    _ended: float = float("-inf")
+    _took: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def verdict(self, policy: str, revision: str) -> Verdict | None:
@@ -78,17 +93,25 @@ class Rollouts:
 
     def judge(self) -> None:
         """Judge all rollouts, and have written what may be. Raises Retry or Refused when the book cannot be written."""
+        began = time.monotonic()
+        if began - self._ended < self._took:
+            # In a large fleet a judgement takes a while and answers come all the time: half the time is enough.
+            self.queue.add(ROLLOUT, self._took)
+            return
         targets, now = self._targets(write_down=True), datetime.now(UTC)
-        before = self._fleet
-        fleet = fleet_at(
-            [self.seen(node) for node in self.store.nodes()],
-            targets,
-            now,
-            granted=before.grants,
-            confirmed=self.guard.confirmed(),
-        )
+        before, seen = self._fleet, [self.seen(node) for node in self.store.nodes()]
+        fleet = fleet_at(seen, targets, now, granted=before.grants, confirmed=self.guard.confirmed())
         with self._lock:
             self._fleet = fleet
+        away = frozenset(each.node.name for each in seen if not each.is_able(now) and not each.is_awaited(now))
+        if away != self._away:
+            self.queue.add_all(Key("policy", target.name) for target in targets if target.policy is not None)
+        self._away = away
+        self._carry_out(before, fleet, targets, now)
+        self._ended = time.monotonic()
+        self._took = self._ended - began
+
+    def _carry_out(self, before: Fleet, fleet: Fleet, targets: Sequence[Target], now: datetime) -> None:
         self._say(before, fleet)
         stale = self._nodes_with_stale_withdrawals(before.travelling - fleet.travelling)
         needless = {loss.node for loss in fleet.losses if not loss.policy} if self.guard.confirmed() else set()
@@ -108,11 +131,12 @@ class Rollouts:
         if self.book.names() - {target.name for target in targets} - self.store.unreadable_policies():
             self.tidy()
 
-    def losses(self) -> frozenset[Loss]:
-        """Return what nodes would lose by all that is known now."""
+    def take_in_list(self, policies: Iterable[dict[str, Any]], began: float) -> None:
+        """Tell the guard what nodes would lose by a full list, read since `began` by the monotonic clock."""
         seen = [self.seen(node) for node in self.store.nodes()]
         fleet = fleet_at(seen, self._targets(write_down=False), datetime.now(UTC), granted={}, confirmed=())
-        return fleet.losses
+        self.guard.saw(fleet.losses, policies, began=began)
+        self._listed_at = time.monotonic()
 
     def wish_for(self, node: Node, existing: NodeConntrack | None) -> Wish:
         """Return what `node` is to have now, with what it was granted."""
@@ -123,7 +147,7 @@ class Rollouts:
         told = existing.spec if existing is not None and existing.spec.node_uid == node.uid else None
         share = granted
         if told is None:
-            share = {**newcomers_share(node, self._targets(write_down=False), lookup), **granted}
+            share = {**newcomers_share(node, self._live_targets(), lookup), **granted}
         holding = holding_of(node, existing, share, travelling, lookup)
         mine = [policy for policy in live if _means(policy, node)]
         held = {policy.metadata.name for policy in holding.policies}
@@ -137,6 +161,11 @@ class Rollouts:
             is_meant=bool(mine) or bool(self.store.unreadable_policies()),
             may_restore=Loss("", node.name) in self.guard.confirmed(),
         )
+
+    def unknown_revision(self, policy: str, seen: Seen) -> str:
+        """Return at which revision the node has `policy` when nobody knows it; empty when it is known or none."""
+        held = seen.held.get(policy, "")
+        return held if held and self.book.lookup(())(policy, held) is None else ""
 
     def written(self, node: str, wish: Wish) -> None:
         """Take note that the node's spec says what it was granted."""
@@ -167,13 +196,11 @@ class Rollouts:
 
     def _targets(self, *, write_down: bool) -> list[Target]:
         """Return every policy as it is wanted, those that win fields first; those that are gone, but on nodes, last."""
-        live, unreadable = sorted(self.store.policies(), key=precedence), self.store.unreadable_policies()
-        targets = []
-        for policy in live:
-            name = policy.metadata.name
-            revision = self.book.write_down(policy) if write_down else self.book.name_of(policy)
-            targets.append(Target(name, policy, revision, self.book.good(name)))
-        known = {target.name for target in targets} | unreadable
+        if write_down:
+            for policy in self.store.policies():
+                self.book.write_down(policy)
+        targets = self._live_targets()
+        known = {target.name for target in targets} | self.store.unreadable_policies()
         gone = {
             name
             for each in self.store.node_conntracks()
@@ -183,6 +210,14 @@ class Rollouts:
             )
         }
         return targets + [Target(name, None, GONE) for name in sorted(gone - known)]
+
+    def _live_targets(self) -> list[Target]:
+        live = sorted(self.store.policies(), key=precedence)
+        names = [policy.metadata.name for policy in live]
+        return [
+            Target(name, policy, self.book.name_of(policy), self.book.good(name))
+            for name, policy in zip(names, live, strict=True)
+        ]
 
     def _nodes_with_stale_withdrawals(self, ended: Collection[tuple[str, str]]) -> set[str]:
         """Return the nodes that still name a withdrawal that has `ended`."""
@@ -196,12 +231,11 @@ class Rollouts:
 
     def _ask_for_lists(self, losses: frozenset[Loss]) -> None:
         """Have full lists taken while there is something to confirm; and forget what has turned out to be no loss."""
-        confirmed = self.guard.confirmed()
-        if wrong := confirmed - losses:
-            self.guard.contradict(*wrong)
-        if losses - confirmed:
-            wait = self.guard.seconds_to_confirm()
-            self.queue.add(Key("list"), 0.0 if wait == float("inf") else wait + 0.1)
+        wait = self.guard.compare(losses)
+        if wait < float("inf"):
+            # A node that gains and loses a label over and over must not have everything read each time.
+            pace = self._listed_at + LIST_SECONDS - time.monotonic()
+            self.queue.add(Key("list"), max(wait + PAUSE_SECONDS, pace))
 
     def _say(self, before: Fleet, after: Fleet) -> None:
         for name, verdict in after.verdicts.items():

@@ -1,7 +1,8 @@
 """The watches, which kopf runs: three handlers put what they see into the store, and what it touches into the queue.
 
 kopf does nothing else here: no finalizers, no annotations, no index, no posting, no peering. A handler that raised
-would be silent until the next full list, so the handlers do nothing that can fail; the work is done by our own workers.
+would be silent until the next full list, so the handlers do next to nothing, and what fails nonetheless is read anew by
+our own workers, which retry ever more rarely.
 """
 
 import logging
@@ -22,7 +23,8 @@ from conntrack_operator.cluster.objects import (
 )
 from conntrack_operator.errors import ConntrackOperatorError
 
-from .store import Key, Store
+from .store import Store
+from .touched import Key
 from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -75,7 +77,12 @@ def registry_for(store: Store, queue: WorkQueue[Key], kubeconfig: str | None) ->
             document: Any = event["object"]
             if event["type"] is None:
                 queue.add(Key("list"), AFTER_RELIST_SECONDS)
-            queue.add_all(put(document, deleted=event["type"] == "DELETED"))
+            try:
+                queue.add_all(put(document, deleted=event["type"] == "DELETED"))
+            except Exception as error:  # noqa: BLE001 - kopf would swallow it, and the change with it
+                name = document["metadata"].get("name")
+                log.error("%s %s: %s: %s; everything is read anew", kind.kind, name, type(error).__name__, error)  # noqa: TRY400
+                queue.add(Key("list"), AFTER_RELIST_SECONDS)
 
         group, version = _group_and_version(kind)
         kopf.on.event(group, version, kind.plural, id=f"saw-{kind.plural}", registry=registry)(saw)

@@ -18,6 +18,7 @@ class Loss:
     """One policy's share that one node would lose."""
 
     policy: str
+    """Name of the policy; empty for what is left when no policy has a share any more, the node's object itself."""
     node: str
     told: str = field(default="", compare=False)
     """When the NodeConntrack that names the policy was created, RFC 3339 in UTC as Kubernetes writes it; empty when
@@ -84,6 +85,8 @@ def lost_with_their_crd(losses: Iterable[Loss], last_seen: Mapping[str, str], cr
     """
 
     def is_older(loss: Loss) -> bool:
+        if not loss.policy:
+            return False  # whatever shares the node had were lost before, and judged then
         seen = last_seen.get(loss.policy)
         return seen < crd_created if seen else bool(loss.told) and loss.told <= crd_created
 

@@ -156,12 +156,15 @@ def _last_words(status: Mapping[str, Any]) -> str:
     return ": ".join(filter(None, (", ".join(how), lines[-1] if lines else "")))
 
 
-_CREATING = re.compile(r'^Error creating: |\bpods "[^"]*" is forbidden: ')
+_CREATING = re.compile(r'^\(combined from similar events\): |^Error creating: |\bpods "[^"]*" is forbidden: ')
 
 
 def _plain(complaint: str) -> str:
     """Return it without the names of pods that were never made: they are others every time."""
-    return _CREATING.sub("", _CREATING.sub("", " ".join(complaint.split())))
+    plain = " ".join(complaint.split())
+    for _ in range(3):
+        plain = _CREATING.sub("", plain)
+    return plain
 
 
 _REMEDIES: tuple[tuple[re.Pattern[str], str], ...] = (

@@ -27,6 +27,7 @@ from .tracking import SETTING as TRACKING
 from .tracking_off import Off, judged, settings_while_off, warnings_while_off
 
 LOOSE = catalogue.PREFIX + "nf_conntrack_tcp_loose"
+LOW_THRESHOLD = catalogue.PREFIX + "nf_conntrack_frag6_low_thresh"
 WITHDRAWAL_BREAKS = "WithdrawalBreaks"
 ABSENT = "absent"
 """What a rule that is withdrawn changes to."""
@@ -161,13 +162,18 @@ def _claimed(applied: Mapping[str, AppliedRule], uses: Sequence[PolicyUse]) -> M
 
 
 def ordered(changes: Iterable[Change]) -> list[Change]:
-    """Return changes of sysctls, harmless ones first: growing buckets, then max; what lowers last, max first."""
+    """Return changes of sysctls, harmless ones first: growing buckets, then max; what lowers last, max first.
+
+    The kernel refuses a frag6_low_thresh above frag6_high_thresh at any moment (nf_ct_net_init,
+    net/ipv6/netfilter/nf_conntrack_reasm.c; tried): raised from above, lowered from below.
+    """
 
     def rank(change: Change) -> tuple[int, str]:
         lowers = isinstance(change.from_, int) and isinstance(change.to, int) and change.to < change.from_
         first = {BUCKETS: 0, MAX: 1}.get(change.setting, 2)
         last = {MAX: 4, BUCKETS: 5}.get(change.setting, 3)
-        return (last if lowers else first, change.setting)
+        # Of the two thresholds the upper one comes first by its name, which is right for what grows.
+        return (last if lowers else first, "" if lowers and change.setting == LOW_THRESHOLD else change.setting)
 
     return sorted(changes, key=rank)
 

@@ -1,9 +1,9 @@
-"""The status an agent writes, and whether it is worth writing. Pure; the API server gets little and only news."""
+"""The status an agent writes. Pure; whether it is worth writing is `decide.news`'."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from conntrack_operator.model.node import (
@@ -26,11 +26,7 @@ from .drift import CONTENDED
 from .outcome import APPLIED, NODE, in_words
 from .plan import ABSENT, Plan
 from .refusal import Refusal
-from .usage import is_another_band
 
-HEARTBEAT_SECONDS = 300
-USAGE_SECONDS = 60
-"""Usage alone makes a node write at most once in this time."""
 HISTORY = 10
 SATURATED_PERCENT = 90
 SATURATED_UNTIL_PERCENT = 85
@@ -104,26 +100,6 @@ def status_for(spec: NodeSpec, previous: NodeStatus | None, deed: Deed, moment: 
     return fitted(status)
 
 
-def is_due(
-    reported: NodeStatus | None, fresh: NodeStatus, now: datetime, since_usage_seconds: float, jitter: float
-) -> bool:
-    """Tell whether `fresh` should be written over `reported`.
-
-    `since_usage_seconds` is the time since usage alone last caused a write, `jitter` a factor near 1 that spreads the
-    heartbeats of many nodes.
-    """
-    if reported is None or _news(reported) != _news(fresh):
-        return True
-    if (
-        fresh.usage is not None
-        and is_another_band(reported.usage, fresh.usage)
-        and since_usage_seconds >= USAGE_SECONDS
-    ):
-        return True
-    beat = datetime.fromisoformat(reported.heartbeat_time) if reported.heartbeat_time else None
-    return beat is None or not timedelta(0) <= now - beat < timedelta(seconds=HEARTBEAT_SECONDS * jitter)
-
-
 def _clipped(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
@@ -185,31 +161,6 @@ def _some(failed: Sequence[Result], number: int) -> list[Result]:
         others = f"{len(failed) - number} more settings failed; see the agent's log"
         named.append(Result(setting=NODE, wanted="", observed="", reason=failed[number].reason, message=others))
     return named
-
-
-def _news(status: NodeStatus) -> tuple[object, ...]:
-    """Return what a person would call a change: everything but usage, talkers and times.
-
-    Sentences are not news: they hold numbers and examples (entries in use, a live flow) that are others every time.
-    """
-    return (
-        status.observed_revision,
-        status.observed_attempt,
-        status.node_uid,
-        status.boot_id,
-        status.phase,
-        [
-            # What somebody else writes over and over is no news each time.
-            (result.setting, result.wanted, result.reason != CONTENDED and result.observed, result.reason)
-            for result in status.results
-        ],
-        [(kind.type, kind.status) for kind in status.conditions if kind.type == STALLED],
-        [(warning.setting, warning.reason) for warning in status.warnings],
-        status.preview and status.preview.changes,
-        status.preview and [(refusal.setting, refusal.reason) for refusal in status.preview.refused],
-        status.preview and [(warning.setting, warning.reason) for warning in status.preview.warnings],
-        status.preview and (status.preview.omitted, status.preview.revision),
-    )
 
 
 def _verdicts(

@@ -96,6 +96,16 @@ def standing_of(
     return _by_preview(node, share, existing, status) if share.observes else _by_phase(node, share, status)
 
 
+def unknown_revision(node: Node, revision: str) -> NodeFailure:
+    """Return what is said of a node that was given a revision of a policy that nobody knows any more."""
+    return NodeFailure(
+        node=node.name,
+        reason="RevisionUnknown",
+        message=f"it was given revision {revision} of this policy, which nobody knows any more (its ControllerRevision"
+        " is gone, or another version wrote it); the node keeps what it has until its turn comes",
+    )
+
+
 def is_parked(status: NodeStatus) -> bool:
     """Return whether a node that rolled back has given up, until somebody acts."""
     return holds(status, STALLED) is not False

@@ -28,7 +28,7 @@ from .previewed import preview_of
 from .rollout import Verdict
 from .standing import Standing
 
-_GRAVEST_FIRST = {"refused": 0, "rolled_back": 1, "unknown": 2, "updating": 3}
+_GRAVEST_FIRST = {"refused": 0, "rolled_back": 1, "unknown": 2, "updating": 3, "pending": 4}
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ def summary_of(policy: ConntrackPolicy, sights: Iterable[Sight], now: datetime, 
         failures=failures,
         conflicts=_conflicts_of(ordered),
         retrying=sum(sight.standing.retries for sight in ordered),
-        troubled=sum(sight.standing.state == "updating" and bool(sight.standing.failures) for sight in ordered),
+        troubled=sum(
+            sight.standing.state in ("updating", "pending") and bool(sight.standing.failures) for sight in ordered
+        ),
         warned=[sight.standing.warnings[0] for sight in ordered if sight.standing.warnings],
         waiting=sum(_waits(sight) for sight in ordered),
         absent=sum(sight.standing.absent for sight in ordered),

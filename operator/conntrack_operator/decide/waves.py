@@ -175,7 +175,7 @@ def _member(seen: Seen, target: Target, wanted: str, scene: _Scene) -> Member | 
     has_it = held == wanted if wanted != GONE else held is None
     if not has_it or _is_asked_again(seen, scene.targets):
         failed = seen.status is not None and seen.status.phase == "RolledBack"
-        unproven = held is not None and target.good is not None and held != target.good.name
+        unproven = held is not None and (target.good is None or held != target.good.name)
         return Member(
             seen.node.name,
             "waiting",

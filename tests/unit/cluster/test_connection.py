@@ -50,7 +50,9 @@ def test_a_bad_kubeconfig_is_one_sentence(tmp_path: Path, text: str | None) -> N
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(Refused, status) for status in (400, 403, 413, 422)] + [(Retry, status) for status in (401, 409, 429, 500, 503)],
+    [(Refused, status) for status in (400, 403, 413, 422)]
+    + [(Retry, status) for status in (401, 429, 500, 503)]
+    + [(LookAgain, 409)],
 )
 def test_what_an_answer_means(error: type[Exception], status: int) -> None:
     """What may pass is tried again; what will not is refused, with the API server's own reason."""

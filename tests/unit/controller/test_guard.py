@@ -50,18 +50,26 @@ def test_nothing_is_asked_without_losses() -> None:
     scene = Scene()
     assert not scene.list()
     assert scene.answers.asked == 0
-    assert scene.guard.seconds_to_confirm() == float("inf")
+    assert scene.guard.compare(frozenset()) == float("inf")
 
 
 def test_two_lists_confirm() -> None:
     """Ten seconds later, and it says when."""
     scene = Scene()
     assert not scene.list(LOSS)
-    assert scene.guard.seconds_to_confirm() == 10.0
+    assert scene.guard.compare(frozenset({LOSS})) == 10.0
     assert not scene.list(LOSS, after=9.0)
     assert scene.list(LOSS, after=1.0) == {LOSS}
-    assert scene.guard.seconds_to_confirm() == float("inf")
+    assert scene.guard.compare(frozenset({LOSS})) == float("inf")
     assert scene.guard.trouble == ""
+
+
+def test_a_loss_that_no_list_has_shown_asks_for_one() -> None:
+    """Seen live, it asks for a list at once, beside others that are further on."""
+    scene = Scene()
+    assert scene.guard.compare(frozenset({LOSS})) == 0.0
+    scene.list(LOSS)
+    assert scene.guard.compare(frozenset({LOSS, Loss("web", "n2")})) == 0.0
 
 
 def test_an_answer_that_does_not_come_begins_anew() -> None:
@@ -73,7 +81,7 @@ def test_an_answer_that_does_not_come_begins_anew() -> None:
         scene.answers.error = error
         assert not scene.list(LOSS, after=10.0)
         assert str(error) in scene.guard.trouble
-        assert scene.guard.seconds_to_confirm() == TROUBLE_SECONDS
+        assert scene.guard.compare(frozenset({LOSS})) == TROUBLE_SECONDS
         scene.answers.error = None
         assert not scene.list(LOSS, after=20.0)
         assert scene.guard.trouble == ""
@@ -96,20 +104,20 @@ def test_a_policy_gone_with_its_crd_is_held_until_it_is_applied_and_deleted() ->
     scene.list(held, other)
     assert scene.list(held, other, after=10.0) == {other}
     assert "nothing is withdrawn for web:" in scene.guard.trouble
-    assert scene.guard.seconds_to_confirm() == float("inf")
+    assert scene.guard.compare(frozenset({held, other})) == float("inf")
     scene.list(policies=[{"metadata": {"name": "web", "creationTimestamp": "2026-03-01T00:00:00Z"}}])
     assert scene.guard.trouble == ""
     scene.list(held)
     assert scene.list(held, after=10.0) == {held}
 
 
-def test_contradicted_while_a_list_is_read() -> None:
+def test_refuted_while_a_list_is_read() -> None:
     """A live event that comes before the list is handed over counts against that list, which may be older."""
     scene = Scene()
     scene.list(LOSS)
-    scene.guard.contradict(LOSS)
+    scene.guard.compare(frozenset())
     assert not scene.list(LOSS, after=10.0)
     assert not scene.list(LOSS, after=1.0)
     assert scene.list(LOSS, after=10.0) == {LOSS}
-    scene.guard.contradict(LOSS)
+    scene.guard.compare(frozenset())
     assert not scene.guard.confirmed()

@@ -4,7 +4,8 @@ from typing import Any
 
 from conntrack_operator.cluster.objects import Listing
 from conntrack_operator.controller.sights import Unreadable
-from conntrack_operator.controller.store import Key, Lists, Store
+from conntrack_operator.controller.store import Lists, Store
+from conntrack_operator.controller.touched import Key
 
 
 def policy(version: int, name: str = "p", role: str = "web", **changes: Any) -> dict[str, Any]:

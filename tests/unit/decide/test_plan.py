@@ -182,6 +182,18 @@ def test_one_refusal_hides_nothing():
     assert plan.refused[0].message.endswith("set table.allowShrink: true to go below it, or ask for more")
 
 
+@pytest.mark.parametrize(
+    ("now", "then", "order"),
+    [((3, 4), (5, 6), ["high", "low"]), ((5, 6), (3, 4), ["low", "high"]), ((3, 6), (4, 5), ["low", "high"])],
+)
+def test_the_two_thresholds_never_cross(now, then, order):
+    """The kernel refuses a lower threshold above the upper one, at any moment."""
+    have = {f"frag6_{end}_thresh": value for end, value in zip(("low", "high"), now, strict=True)}
+    want = {f"nf_conntrack_{name}": str(value) for name, value in zip(have, then, strict=True)}
+    plan = plan_for(settings(sysctls=want), machine(**have))
+    assert [change.setting.split("_")[-2] for change in plan.changes] == order
+
+
 def test_values_and_order():
     """Raising comes first, lowering last; booleans are 0 and 1; each change says which field asked."""
     plan = plan_for(

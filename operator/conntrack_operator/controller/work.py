@@ -1,0 +1,103 @@
+"""What a leading controller does: first a full list, then workers, and kopf's watches beside them."""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+
+import kopf
+
+from conntrack_operator.errors import ConntrackOperatorError, LookAgain, StandBack
+
+from .reconcile import Reconciler
+from .store import Store
+from .touched import Key
+from .watch import registry_for, settings_for_watching
+from .workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+WORKERS = 4
+RESTART_SECONDS = 3.0
+
+
+@dataclass
+class Work:
+    """The threads that do the work, from `begin` to `finish`. None of them keeps the process from ending."""
+
+    kubeconfig: str | None
+    store: Store
+    queue: WorkQueue[Key]
+    reconciler: Reconciler
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _workers: list[threading.Thread] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Start the watches, and the workers as soon as everything is read."""
+        threading.Thread(target=self._watch, name="watches", daemon=True).start()
+        threading.Thread(target=self._begin, name="begin", daemon=True).start()
+
+    def finish(self, seconds: float) -> None:
+        """Begin no more work, stop watching, and wait for what is being worked on, `seconds` at most.
+
+        The watches may take longer to end: kopf gives them 5 s. They write nothing and hold nothing.
+        """
+        self._stop.set()
+        self.queue.close()
+        end = time.monotonic() + seconds
+        for worker in list(self._workers):
+            worker.join(max(0.0, end - time.monotonic()))
+
+    def _begin(self) -> None:
+        """List everything, as often as it takes, then let the workers begin: half a picture decides nothing."""
+        key, delay = Key("list"), 0.0
+        while not self._stop.wait(delay):
+            try:
+                self.reconciler.read_everything()
+            except ConntrackOperatorError as error:
+                delay = self.queue.failed(key)
+                log.warning("%s; again in %.1f s", error, delay)
+            else:
+                break
+        self.queue.done(key)
+        log.info("everything is read; %d keys to look at", len(self.queue))
+        self._workers += [
+            threading.Thread(target=self._work, name=f"worker-{number}", daemon=True) for number in range(WORKERS)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    def _work(self) -> None:
+        while (key := self.queue.take()) is not None:
+            try:
+                self.reconciler.put_right(key)
+            except (LookAgain, StandBack) as error:
+                log.info("%s: %s; again in %.1f s", key, error, self.queue.failed(key))
+            except ConntrackOperatorError as error:
+                log.warning("%s: %s; again in %.1f s", key, error, self.queue.failed(key))
+            except Exception as error:  # a bug in one key's work must not stop the others'
+                delay = self.queue.failed(key)
+                log.error(  # noqa: TRY400 - one line each time; the traceback is there when debugging
+                    "%s: %s: %s; again in %.1f s", key, type(error).__name__, error, delay
+                )
+                log.debug("%s", key, exc_info=True)
+            else:
+                self.queue.done(key)
+
+    def _watch(self) -> None:
+        """Run kopf until the end. When it ends by itself, begin anew: what it missed the next list brings."""
+        while not self._stop.is_set():
+            try:
+                kopf.run(
+                    registry=registry_for(self.store, self.queue, self.kubeconfig),
+                    settings=settings_for_watching(),
+                    standalone=True,
+                    clusterwide=True,
+                    stop_flag=self._stop,
+                )
+            except Exception as error:  # noqa: BLE001 - whatever ended the watches, they are needed
+                log.error(  # noqa: TRY400 - as above
+                    "the watches ended: %s: %s; again in %.0f s", type(error).__name__, error, RESTART_SECONDS
+                )
+            if not self._stop.wait(RESTART_SECONDS):
+                self.queue.add(Key("list"))
