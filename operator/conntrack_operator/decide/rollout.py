@@ -209,7 +209,10 @@ def _wave_verdict(
             again_at=again,
         )
     room = max(1, number_of(pace.max_unavailable, able, up=True)) - len(holding)
-    release = tuple(each.node for each in waiting[: max(0, room)])
+    # What has not ended there is replaced by what was edited since: that takes no room that it did not have.
+    replaced = [each.node for each in waiting if each.busy and each.touched and not each.is_overdue(now)]
+    others = [each.node for each in waiting if each.node not in replaced]
+    release = (*replaced, *others[: max(0, room)])
     if waiting or any(each.able and not each.busy for each in holding):
         return Verdict("Waves", release, "Waves", "", again)
     done = any(each.state == "done" for each in members)
