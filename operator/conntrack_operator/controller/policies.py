@@ -64,6 +64,9 @@ class Policies:
             as_seen = {"/metadata/resourceVersion": policy.metadata.resource_version or ""}
             sights = self._sights(policy, now)
             after = summary_of(policy, sights, now, self._around(policy, sights))
+            # An agent that falls silent makes no noise.
+            if (seconds := self.store.hearing.next_silence()) is not None:
+                self.queue.add(Key("policy", name), seconds)
         if after == before:
             return
         stored = self.objects.replace_parts(
