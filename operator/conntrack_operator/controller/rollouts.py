@@ -125,7 +125,7 @@ class Rollouts:
             for name, verdict in fleet.verdicts.items()
             if _differs(before.verdicts.get(name), verdict)
         )
-        self._ask_for_lists(fleet.losses)
+        self._ask_for_lists(fleet.losses, targets)
         ends = [verdict.again_at for verdict in fleet.verdicts.values() if verdict.again_at is not None]
         waits = [max(0.1, (end - now).total_seconds()) for end in ends]
         self.queue.add(ROLLOUT, min([LOOK_SECONDS, *waits]))
@@ -232,9 +232,10 @@ class Rollouts:
             if any((one.name, one.revision) not in travelling for one in each.spec.withdrawn)
         }
 
-    def _ask_for_lists(self, losses: frozenset[Loss]) -> None:
+    def _ask_for_lists(self, losses: frozenset[Loss], targets: Iterable[Target]) -> None:
         """Have full lists taken while there is something to confirm; and forget what has turned out to be no loss."""
-        wait = self.guard.compare(losses)
+        created = {each.name: each.policy.metadata.creation_timestamp or "" for each in targets if each.policy}
+        wait = self.guard.compare(losses, created)
         if wait < float("inf"):
             # A node that gains and loses a label over and over must not have everything read each time.
             pace = self._listed_at + LIST_SECONDS - time.monotonic()

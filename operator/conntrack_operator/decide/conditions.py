@@ -124,10 +124,12 @@ def _ready(picture: Picture) -> _Verdict:
         )
     if picture.failed:
         reason = "NodesRefused" if counts.refused else "NodesRolledBack"
+        said = f"{picture.failed} of {_nodes(counts.matched)} failed"
+        if picture.policy.spec.mode == "Observe" and picture.preview is not None:
+            said = words_of(picture.preview, counts.matched)
         halted = picture.verdict is not None and picture.verdict.stage == "Halted" and picture.waiting
         spared = f"; {_nodes(picture.waiting)} spared, see Stalled" if halted else ""
-        told = f"{picture.failed} of {_nodes(counts.matched)} failed; {picture.first_failure}{spared}"
-        return _Verdict("False", reason, told)
+        return _Verdict("False", reason, f"{said}; {picture.first_failure}{spared}")
     if picture.is_held and (picture.waiting or picture.leaving):
         return _held(picture)
     if picture.moving:

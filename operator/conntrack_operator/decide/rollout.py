@@ -213,7 +213,10 @@ def _wave_verdict(
             f" {len(waiting)} more were spared. Edit the policy, or set another text in rollout.retry",
             again_at=again,
         )
-    release = tuple(each.node for each in waiting[: max(0, budget - len(holding))])
+    # What has not ended there is replaced by what was edited since: that takes no room that it did not have.
+    replaced = [each.node for each in waiting if each.busy and each.touched and not each.is_overdue(now)]
+    others = [each.node for each in waiting if each.node not in replaced]
+    release = (*replaced, *others[: max(0, budget - len(holding))])
     if waiting or any(each.able for each in holding):
         return Verdict("Waves", release, "Waves", "", again)
     # A node that is away now speaks for nobody: with all of them away, nothing has ended well.
