@@ -39,7 +39,7 @@ class Picture:
     @property
     def is_held(self) -> bool:
         """Whether no further node is given the change."""
-        return self.verdict is not None and self.verdict.stage in ("Paused", "Halted")
+        return self.verdict is not None and self.verdict.is_held
 
     @property
     def is_stuck(self) -> bool:

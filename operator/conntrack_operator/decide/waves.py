@@ -5,7 +5,7 @@ has just released counts as on its way for those after it.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -137,10 +137,7 @@ def fleet_at(
             members.append(member)
         verdict = verdict_on(members, _rollout_of(target, seen, members), now)
         verdicts[target.name] = verdict
-        released = set(verdict.release)
-        for each in seen if released else ():
-            if each.node.name in released:
-                grants[each.node.name][target.name] = target.wanted_at(each.node)
+        _grant(target, verdict, seen, grants)
     losses |= {_loss("", each) for each in seen if _is_needless(each, targets)}
     return Fleet(
         {node: each for node, each in grants.items() if each},
@@ -152,11 +149,21 @@ def fleet_at(
     )
 
 
+def _grant(target: Target, verdict: Verdict, seen: Iterable[Seen], grants: Mapping[str, dict[str, str]]) -> None:
+    """Add what `verdict` releases; of a change that is held, take back what is not written yet: it is not under way."""
+    released = set(verdict.release)
+    for each in seen:
+        if verdict.is_held:
+            grants[each.node.name].pop(target.name, None)
+        elif each.node.name in released:
+            grants[each.node.name][target.name] = target.wanted_at(each.node)
+
+
 def _still_wanted(
     seen: Seen, targets: Sequence[Target], granted: Mapping[str, str], confirmed: Collection[Loss]
 ) -> dict[str, str]:
-    """Return what was granted and not overtaken: by another edit, or because a loss turned out to be none."""
-    if not granted:
+    """Return what was granted and not overtaken: by another edit or node, or because a loss turned out to be none."""
+    if not granted or seen.spec is None:
         return {}
     return {
         target.name: granted[target.name]
@@ -182,7 +189,7 @@ def _member(seen: Seen, target: Target, wanted: str, scene: _Scene) -> Member | 
         return None
     able, patience = seen.is_able(now) and not seen.unknown - {name}, _patience(seen.spec)
     if granted.get(name) == wanted:
-        return Member(seen.node.name, "moving", now, able=able, patience_seconds=patience)
+        return Member(seen.node.name, "moving", now, able=able, is_granted=True, patience_seconds=patience)
     has_it = held == wanted if wanted != GONE else held is None
     if not has_it or _is_asked_again(seen, scene.targets):
         # What went well here before is not touched by another policy's failure.

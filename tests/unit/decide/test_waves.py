@@ -314,6 +314,33 @@ def test_a_grant_is_overtaken_by_an_edit() -> None:
     assert world.judge().grants == {}, "back where everybody is"
 
 
+def test_a_grant_that_is_not_written_yet_ends_with_a_pause_or_a_halt() -> None:
+    """While the API server does not answer, a person pauses, or others roll back: what is not written is spared."""
+    everybody = {"canary": 0, "maxUnavailable": "100%"}
+    world = settled(10, policy(rollout=everybody))
+    world.policies["p"] = policy(entries=2000, rollout=everybody)
+    assert len(world.judge().grants) == 10
+    world.policies["p"] = policy(entries=2000, rollout={**everybody, "paused": True})
+    assert world.judge().grants == {}
+    world.policies["p"] = policy(entries=2000, rollout=everybody)
+    assert len(world.judge().grants) == 10
+    world.write("n00")
+    world.answer("n00", "RolledBack")
+    fleet = world.judge()
+    assert (fleet.verdicts["p"].reason, fleet.grants) == ("TooManyFailures", {})
+    assert "9 more were spared" in fleet.verdicts["p"].message
+    assert world.judge().grants == {}
+
+
+def test_a_grant_is_of_the_node_that_was_there() -> None:
+    """A node that was made anew before its grant was written has nothing granted: its agent was not heard yet."""
+    world = settled(3, policy())
+    world.policies["p"] = policy(entries=2000)
+    assert world.judge().grants.keys() == {"n00"}
+    world.nodes["n00"] = replace(world.nodes["n00"], uid="another")
+    assert world.judge().grants.keys() == {"n01"}
+
+
 def test_what_one_policy_released_counts_for_the_next() -> None:
     """Two edits at once do not meet on one node, nor does the second find the room that the first has taken."""
     two, three = ({"canary": 0, "maxUnavailable": number} for number in (2, 3))
