@@ -204,6 +204,8 @@ def _member(seen: Seen, target: Target, wanted: str, scene: _Scene) -> Member | 
             patience_seconds=patience,
         )
     state = _answer(seen, name)
+    if state in ("failed", "retrying") and _is_of_another(seen, target, scene.targets):
+        state = "done"
     return Member(seen.node.name, state, seen.since(now), able=able, patience_seconds=patience)
 
 
@@ -215,6 +217,15 @@ def _is_asked_again(seen: Seen, targets: Mapping[str, Target]) -> bool:
     policies = [targets[name].policy for name in seen.held if name in targets]
     attempt = attempt_of([policy for policy in policies if policy is not None])
     return bool(attempt) and attempt != spec.attempt
+
+
+def _is_of_another(seen: Seen, target: Target, targets: Mapping[str, Target]) -> bool:
+    """Tell whether what the node took back must be another policy's change: `target` has gone well before as it is."""
+    held = dict(seen.held)
+    if target.good is None or held.pop(target.name, None) != target.good.name:
+        return False
+    others = (targets[name] for name in held if name in targets and targets[name].policy is not None)
+    return any(other.good is None or held[other.name] != other.good.name for other in others)
 
 
 def _answer(seen: Seen, policy: str) -> State:

@@ -368,6 +368,22 @@ def test_another_policy_s_failure_is_not_ours_to_begin_with() -> None:
     assert released(world.judge(), "p") == ["n00"]
 
 
+def test_another_policy_s_failure_halts_nobody_else() -> None:
+    """What was well everywhere before is not what was taken back: it goes on to nodes that it means since."""
+    world = settled(5, policy(), policy("q", table={"entriesPerBucket": 1}))
+    world.policies["q"] = policy("q", table={"entriesPerBucket": 2})
+    world.judge()
+    world.write_all()
+    world.answer("n00", "RolledBack")
+    world.nodes["x"] = Node("x", "uid-x", {"role": "web"})
+    fleet = world.turn()
+    assert fleet.verdicts["q"].reason == "CanaryFailed"
+    assert fleet.verdicts["p"].stage == "Done", "the newcomer has not been heard yet"
+    assert released(world.judge(), "p") == ["x"]
+    world.policies["p"] = policy(entries=2000)
+    assert world.judge().verdicts["p"].stage == "Canary"
+
+
 def test_a_former_node_s_status_is_not_believed() -> None:
     """A node that was deleted and made anew, of the same name, has nothing and has said nothing."""
     world = settled(3, policy())
