@@ -432,9 +432,7 @@ def test_the_api_server_goes_and_comes_back(cluster: Cluster, controller: Progra
     assert (controller.process and controller.process.pid) == pid
 
 
-def test_a_restart_misses_nothing_and_changes_nothing(
-    cluster: Cluster, controller: Program, heard: Answering
-) -> None:
+def test_a_restart_misses_nothing_and_changes_nothing(cluster: Cluster, controller: Program, heard: Answering) -> None:
     """It ends by SIGTERM with 0; down, nothing changes; started again, it finds what happened and repeats no write."""
     heard.everything = True
     for name in ("n1", "n2"):
