@@ -15,10 +15,17 @@ from tests.lab.cluster import Cluster
 from tests.lab.fleet_by_hand import NAMESPACE, answer, apply, controller, identity, names, settle, spec_of
 from tests.lab.programs import Program, wait_until
 
+from conntrack_operator.cluster.connection import Connection
+from conntrack_operator.cluster.objects import Objects
+from conntrack_operator.controller.guard import Guard
+from conntrack_operator.decide.absence import Loss
+
 POLICIES = "conntrackpolicies.conntrack-operator.io"
 NODE_CONNTRACKS = "nodeconntracks.conntrack-operator.io"
-TWO_LISTS_SECONDS = 14
-"""Long enough for two full lists 10 s apart, were they to count."""
+CONFIRM_SECONDS = 3
+"""Between two lists that count, in this file but for the test of the ten seconds."""
+TWO_LISTS_SECONDS = 3 * CONFIRM_SECONDS
+"""Long enough for two full lists, were they to count."""
 HANGING = '{"metadata": {"finalizers": ["example.com/hangs"]}}'
 FREE = '{"metadata": {"finalizers": null}}'
 
@@ -29,7 +36,7 @@ def operator(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFact
     del crds
     cluster.clear()
     cluster.kubectl("create", "namespace", NAMESPACE)
-    program = controller(tmp_path_factory.mktemp("controller"), cluster.kubeconfig)
+    program = controller(tmp_path_factory.mktemp("controller"), cluster.kubeconfig, confirm=CONFIRM_SECONDS)
     program.start()
     yield program
     program.stop()
@@ -76,30 +83,33 @@ def hanging(cluster: Cluster, kind: str, name: str, *where: str) -> Iterator[Non
         cluster.kubectl("patch", kind, name, *where, "--type=merge", "-p", FREE, check=False)
 
 
-def test_a_deletion_takes_ten_seconds(settled: Program, cluster: Cluster) -> None:
+def test_a_deletion_takes_ten_seconds(settled: Program, cluster: Cluster, tmp_path: Path) -> None:
     """A policy a person deletes is withdrawn when two lists agree, and no sooner; the object goes with the answer."""
-    del settled
-    cluster.kubectl("delete", "ctp", "web")
-    assert withdrawn(cluster, "n1") > 9
-    answer(cluster, "n1")
-    wait_until(lambda: not spec_of(cluster, "n1"), 30, "the object is gone")
+    settled.stop()
+    program = controller(tmp_path, cluster.kubeconfig)
+    program.start()
+    try:
+        program.wait_until(lambda: said(program, "everything is read"), 60, "the controller has read everything")
+        cluster.kubectl("delete", "ctp", "web")
+        assert withdrawn(cluster, "n1") > 9
+        answer(cluster, "n1")
+        wait_until(lambda: not spec_of(cluster, "n1"), 30, "the object is gone")
+    finally:
+        program.stop()
 
 
 def test_deleted_and_made_again(settled: Program, cluster: Cluster) -> None:
-    """Back within the ten seconds, twice over: nothing was ever withdrawn, although each list might have shown it."""
-    del settled
+    """Back before it is confirmed, again and again: nothing is withdrawn, although many a list has shown it."""
     before = identity(cluster, "n1")
-    for _ in range(2):
+    for _ in range(4):
         cluster.kubectl("delete", "ctp", "web")
-        time.sleep(6)
+        time.sleep(CONFIRM_SECONDS / 2)
         apply(cluster, "web", "web", tcp={"loose": False})
-        time.sleep(2)
-    cluster.kubectl("delete", "ctp", "web")
-    time.sleep(6)
-    apply(cluster, "web", "web", tcp={"loose": False})
+        time.sleep(CONFIRM_SECONDS / 3)
     time.sleep(TWO_LISTS_SECONDS)
     assert identity(cluster, "n1") == before
     assert names(cluster, "n1") == ["web"]
+    assert settled.running
 
 
 def test_the_policies_crd_hangs_goes_and_comes_back(settled: Program, cluster: Cluster, crds: Path) -> None:
@@ -125,8 +135,12 @@ def test_the_policies_crd_hangs_goes_and_comes_back(settled: Program, cluster: C
     apply(cluster, "web", "web", tcp={"loose": False})
     wait_until(lambda: said(settled, "nothing stands in the way"), 60, "the controller sees the policy")
     settle(cluster, "n1", "web")
+    wait_until(lambda: said(settled, "the watches begin anew"), 60, "the controller watches the new CRD")
+    time.sleep(6)
+    missed = settled.log.read_text().count("have missed a change")
     cluster.kubectl("delete", "ctp", "web")
     withdrawn(cluster, "n1")
+    assert settled.log.read_text().count("have missed a change") == missed
 
 
 def test_a_policy_lost_with_its_crd_while_the_controller_is_down(
@@ -167,25 +181,35 @@ def test_the_node_conntracks_crd_hangs_goes_and_comes_back(settled: Program, clu
     cluster.apply_crds(crds)
     settle(cluster, "n1", "web", seconds=90)
     look(TWO_LISTS_SECONDS)
+
+    def nodes() -> dict[str, int]:
+        answer(cluster, "n1")
+        return (cluster.get("ctp", "web") or {}).get("status", {}).get("nodes", {})
+
+    wait_until(lambda: nodes().get("current") == 1, 60, "the new objects are watched: the answer is counted")
     assert "Restore" not in modes
     assert names(cluster, "n1") == ["web"]
     assert settled.running
 
 
 def test_the_namespace_hangs_goes_and_comes_back(settled: Program, cluster: Cluster) -> None:
-    """While the operator is being taken away, what a person deletes is not withdrawn either; afterwards it is."""
+    """While the operator is being taken away, and its Lease too, even what a person deletes is kept; not afterwards."""
     cluster.kubectl("create", "configmap", "hangs", "-n", NAMESPACE)
     before = identity(cluster, "n1")
     with hanging(cluster, "configmap", "hangs", "-n", NAMESPACE):
         cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
         cluster.kubectl("delete", "ctp", "web")
-        wait_until(lambda: said(settled, f"the namespace {NAMESPACE} is being deleted"), 60, "the controller says why")
+        guard = Guard(Objects(Connection(str(cluster.kubeconfig))), NAMESPACE)
+        guard.saw([Loss("web", "n1")])
+        assert guard.trouble == f"nothing is withdrawn from any node: the namespace {NAMESPACE} is being deleted"
         time.sleep(TWO_LISTS_SECONDS)
         assert identity(cluster, "n1") == before
     wait_until(lambda: cluster.get("namespace", NAMESPACE) is None, 60, "the namespace is gone")
     time.sleep(TWO_LISTS_SECONDS)
     assert identity(cluster, "n1") == before
     cluster.kubectl("create", "namespace", NAMESPACE)
+    if not settled.running:
+        settled.start()
     withdrawn(cluster, "n1", 120)
 
 

@@ -165,6 +165,28 @@ def test_one_acts_and_the_other_waits(pair: Pair) -> None:
     assert pair.lease()["leaseDurationSeconds"] == LEASE_SECONDS
 
 
+def test_missing_rights_are_said_and_outlived(pair: Pair, tmp_path: Path) -> None:
+    """A controller that may not see the Lease says so, with the remedy, and goes on when it may."""
+    cluster = pair.cluster
+    kubeconfig = cluster.kubeconfig_for(cluster.token("default", NAMESPACE), tmp_path / "kubeconfig")
+    command = [sys.executable, "-m", "conntrack_operator", "controller", "--kubeconfig", str(kubeconfig)]
+    third = Program("third", [*command, "--namespace", NAMESPACE], tmp_path / "third.log")
+    third.start()
+    try:
+        third.wait_until(lambda: "give the controller its rights on leases" in third.tail(), 60, "it says so")
+        assert third.tail().count("rights on leases") == 1
+        cluster.kubectl("create", "role", "leases", "-n", NAMESPACE, "--verb=get,create,patch", "--resource=leases")
+        cluster.kubectl(
+            "create", "rolebinding", "leases", "-n", NAMESPACE, "--role=leases", f"--serviceaccount={NAMESPACE}:default"
+        )
+        third.wait_until(lambda: f"waiting: {pair.lease()['holderIdentity']} leads" in third.tail(), 60, "it waits")
+        third.send(signal.SIGTERM)
+        assert third.process
+        assert third.process.wait(10) == 0
+    finally:
+        third.stop()
+
+
 def test_one_that_is_asked_to_end_hands_over(pair: Pair) -> None:
     """After SIGTERM it ends with 0, having given the Lease up, and the other carries out the next edit at once."""
     leader, other = pair.sorted()

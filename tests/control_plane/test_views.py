@@ -158,7 +158,7 @@ def test_warnings_are_in_the_sentence_of_a_ready_policy(cluster: Cluster, policy
     report(cluster, "Current", warnings=(Refusal(MAX, "Odd", "is far above what this node needs"),))
     shows(cluster, "AllNodesCurrent", "Ready")
     assert condition(cluster, policy, "Ready")["message"] == (
-        f"1 of 1 node as the policy says, 1 with warnings; n1: Odd: {MAX}: is far above what this node needs"
+        f"1 of 1 node as the policy says; 1 with warnings; n1: Odd: {MAX}: is far above what this node needs"
     )
 
 

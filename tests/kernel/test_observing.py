@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from tests.lab.namespaces import Lab, Namespace
 
-from conntrack_operator.agent import duty as duty_module
-from conntrack_operator.agent import writing
+from conntrack_operator.agent import foresight, writing
 from conntrack_operator.agent.duty import Duty
 from conntrack_operator.agent.machine import Machine
 from conntrack_operator.agent.meter import Meter
@@ -168,7 +167,7 @@ def test_hold_after_an_agent_was_killed_in_a_trial(node: Namespace, roots: Roots
 
 def test_hold_then_apply_then_restore(node: Namespace, duty: Duty, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was previewed is what is changed, and taken back; a restored node goes on to preview, and writes nothing."""
-    monkeypatch.setattr(duty_module, "PREVIEW_SECONDS", 0.5)
+    monkeypatch.setattr(foresight, "PREVIEW_SECONDS", 0.5)
     before = kernel(node)
     for _ in range(2):
         assert obeyed(duty, spec("Hold", preview=WISH)) == "Current"
@@ -187,7 +186,7 @@ def test_hold_then_apply_then_restore(node: Namespace, duty: Duty, monkeypatch: 
 
 def test_a_preview_follows_the_machine(node: Namespace, duty: Duty, monkeypatch: pytest.MonkeyPatch) -> None:
     """What others change is in the preview the next time it is made, and a preview that is as before is no news."""
-    monkeypatch.setattr(duty_module, "PREVIEW_SECONDS", 0.3)
+    monkeypatch.setattr(foresight, "PREVIEW_SECONDS", 0.3)
     assert obeyed(duty, spec("Hold", preview=WISH)) == "Current"
     first = duty.deed
     stepped(duty, 2)
@@ -262,7 +261,7 @@ def test_observing_writes_nothing(
     node: Namespace, roots: Roots, duty: Duty, monkeypatch: pytest.MonkeyPatch, writes: list[str], preview: Any
 ) -> None:
     """Whatever is previewed, again and again: no sysctl, no rule, no entry, no file, and no self-test."""
-    monkeypatch.setattr(duty_module, "PREVIEW_SECONDS", 0.2)
+    monkeypatch.setattr(foresight, "PREVIEW_SECONDS", 0.2)
     node.run("iptables-restore", text=FIREWALL)
     before, files, generation = kernel(node), kept(roots), nftables.generation()
     duty.start()

@@ -15,6 +15,8 @@ from conntrack_operator.agent.duty import Duty
 from conntrack_operator.agent.machine import Machine
 from conntrack_operator.decide.merge import merged
 from conntrack_operator.decide.notrack import description_of
+from conntrack_operator.decide.plan import Plan
+from conntrack_operator.kernel.accepts import read_accepts
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.kernel.sysctl import read_sysctls
@@ -63,6 +65,12 @@ def rules_in_force(machine: Machine) -> dict[str, NotrackRule]:
     return {name: applied.rule for name, applied in machine.journal().applied_rules.items()}
 
 
+def accepting() -> str:
+    """Return what of ours stands in the firewall of these tests, in the words of a preview."""
+    number = sum(len(chain) for chain in read_accepts().chains.values())
+    return f"{number} accept rule{'' if number == 1 else 's'} in nftables inet filter" if number else "absent"
+
+
 def obeyed(duty: Duty, mode: str, settings: Settings, preview: Settings | None) -> str:
     """Let the node do what it is told; return the phase it ends in."""
     revision = f"{mode} {settings.model_dump_json()}"
@@ -80,7 +88,7 @@ def obeyed(duty: Duty, mode: str, settings: Settings, preview: Settings | None) 
     return duty.deed.phase
 
 
-def there_and_back(duty: Duty, node: Namespace, settings: Settings, shared: tuple[str, ...] = SHARED) -> None:
+def there_and_back(duty: Duty, node: Namespace, settings: Settings, shared: tuple[str, ...] = SHARED) -> Plan:
     """Preview, enforce and observe again; what was said is what happens, and nothing is left."""
 
     def looked() -> tuple[dict[str, int], str]:
@@ -99,6 +107,8 @@ def there_and_back(duty: Duty, node: Namespace, settings: Settings, shared: tupl
     after, rules = looked()[0], rules_in_force(duty.machine)
     done: dict[str, Any] = {name: (before[0][name], after[name]) for name in after if after[name] != before[0][name]}
     done |= {f"notrack/{name}": ("absent", description_of(rule)) for name, rule in rules.items()}
+    if accepting() != "absent":
+        done["notrack.acceptUntracked"] = ("absent", accepting())
     foreseen = {each.setting: (each.from_, each.to) for each in preview.changes if each.setting not in shared}
     assert done == foreseen
     refused = {(each.setting, each.reason) for each in preview.refused}
@@ -111,6 +121,7 @@ def there_and_back(duty: Duty, node: Namespace, settings: Settings, shared: tupl
     assert duty.deed.preview
     assert duty.deed.preview.changes == preview.changes
     assert duty.deed.preview.refused == preview.refused
+    return preview
 
 
 @pytest.fixture
@@ -126,10 +137,11 @@ def test_every_example_and_the_corpus(netns: Lab, roots: Roots, firewall: str) -
     if firewall:
         node.nft(firewall)
     with node.inside(), StateDirectory(roots) as state:
-        duty = Duty(Machine(roots), state, list)
+        duty, foreseen = Duty(Machine(roots), state, list), set[str]()
         for name, settings in different().items():
             print(name)  # for whoever reads what failed
-            there_and_back(duty, node, settings)
+            foreseen |= {each.setting for each in there_and_back(duty, node, settings).changes}
+    assert ("notrack.acceptUntracked" in foreseen) == bool(firewall)
 
 
 BASE: dict[str, Any] = {
@@ -145,16 +157,33 @@ MORE: dict[str, Any] = {
         "notrack": {"rules": [{"name": "web", "ports": [80, 443]}, BASE["notrack"]["rules"][1]]}
     },
     "a rule the less": {"notrack": {"rules": BASE["notrack"]["rules"][:1]}},
-    "a rule that is refused": {"notrack": {"rules": [*BASE["notrack"]["rules"], {"name": "ssh", "ports": [22]}]}},
-    "accepts of both ways": {"notrack": {**BASE["notrack"], "acceptUntracked": "Both", "dropExisting": True}},
+    "a rule that is refused": {
+        "notrack": {
+            "rules": [
+                *BASE["notrack"]["rules"],
+                {"name": "api", "side": "Client", "ports": [443], "addresses": ["192.0.2.1"]},
+            ]
+        }
+    },
+    "accepts of both ways": {
+        "notrack": {
+            "rules": [*BASE["notrack"]["rules"], {"name": "https", "ports": [443]}],
+            "acceptUntracked": "Both",
+            "dropExisting": True,
+        }
+    },
     "tracking off": {"tracking": "Disabled"},
 }
+
+ACCEPTING = ("another rule", "a rule with other ports", "a rule the less", "accepts of both ways")
+"""Those of them that change the accept rules in the firewall."""
 
 
 @pytest.mark.parametrize("name", MORE)
 def test_beside_an_enforced_policy(netns: Lab, roots: Roots, name: str) -> None:
     """What an Observe policy would add to what is in force, and only that, and the node is as before without it."""
     node, quick = netns.namespace(), {"trial": {"timeoutSeconds": 20, "soakSeconds": 0}}
+    node.nft(CLOSED)
     base, both = Settings.model_validate(BASE | quick), Settings.model_validate(BASE | MORE[name] | quick)
     with node.inside(), StateDirectory(roots) as state:
         duty = Duty(Machine(roots), state, list)
@@ -166,6 +195,7 @@ def test_beside_an_enforced_policy(netns: Lab, roots: Roots, name: str) -> None:
 
         assert obeyed(duty, "Apply", base, both) == "Current"
         before, table = looked(), node.run("nft", "-s", "list", "ruleset").stdout
+        standing, said = read_accepts(), accepting()
         assert duty.deed
         preview = duty.deed.preview
         assert preview
@@ -173,10 +203,14 @@ def test_beside_an_enforced_policy(netns: Lab, roots: Roots, name: str) -> None:
         after = looked()
         changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
         done = {key: (before.get(key, "absent"), after.get(key, "absent")) for key in changed}
+        if read_accepts() != standing:
+            now = accepting()
+            done["notrack.acceptUntracked"] = (said, now if now != said else f"{now}, others than now")
+        assert ("notrack.acceptUntracked" in done) == (name in ACCEPTING)
         assert done == {each.setting: (each.from_, each.to) for each in preview.changes}
         refused = {(each.setting, each.reason) for each in preview.refused}
         assert {(each.setting, each.reason) for each in duty.deed.results if each.reason != "Applied"} == refused
-        assert bool(done or refused) == (name != "accepts of both ways")
+        assert done or refused
         assert obeyed(duty, "Apply", base, both) == "Current"
         assert (looked(), node.run("nft", "-s", "list", "ruleset").stdout) == (before, table)
         assert duty.deed.preview

@@ -12,9 +12,13 @@ from tests.lab.programs import Program, wait_until
 NAMESPACE = "conntrack-system"
 
 
-def controller(folder: Path, kubeconfig: Path, *nerves: object) -> Program:
+def controller(folder: Path, kubeconfig: Path, **nerves: object) -> Program:
     """Return a controller, not started; with `nerves`, one of tests.lab.watchful that has them."""
-    module = ["tests.lab.watchful", *map(str, nerves), "--"] if nerves else ["conntrack_operator"]
+    module = (
+        ["tests.lab.watchful", *(f"{nerve}={value}" for nerve, value in nerves.items()), "--"]
+        if nerves
+        else ["conntrack_operator"]
+    )
     command = [
         sys.executable, "-m", *module, "controller",
         "--kubeconfig", str(kubeconfig), "--namespace", NAMESPACE, "--agent-image", "registry.example/agent:test",

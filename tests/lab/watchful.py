@@ -1,7 +1,8 @@
-"""The controller with other nerves: `python -m tests.lab.watchful SECONDS [POLICY] -- ARGUMENTS`.
+"""The controller with other nerves: `python -m tests.lab.watchful [NERVE=VALUE]... -- ARGUMENTS`.
 
-A watch whose line is silent for SECONDS counts as dead, which takes 70 s in earnest. The first sight of POLICY, when
-one is named, makes the handler raise, as a bug in it would.
+`silence`: seconds after which a watch whose line is silent counts as dead, 70 in earnest. `confirm`: seconds between
+two lists that confirm a loss, 10 in earnest, and after a list that counts for nothing, 30. `stumbles`: a policy at
+whose first sight the handler raises, as a bug in it would.
 """
 
 import sys
@@ -10,8 +11,10 @@ from typing import Any
 import kopf
 
 from conntrack_operator.cli.main import main
+from conntrack_operator.controller import guard
 from conntrack_operator.controller.store import Store
 from conntrack_operator.controller.touched import Key
+from conntrack_operator.decide import absence
 
 
 def run_with(seconds: float) -> None:
@@ -40,10 +43,18 @@ def stumble_over(policy: str) -> None:
     Store.put_policy = stumbling  # type: ignore[method-assign]
 
 
+def confirm_after(seconds: float) -> None:
+    """Have losses confirmed so soon."""
+    absence.CONFIRM_SECONDS = guard.TROUBLE_SECONDS = seconds
+
+
 if __name__ == "__main__":
     at = sys.argv.index("--")
-    mine, arguments = sys.argv[1:at], sys.argv[at + 1 :]
-    run_with(float(mine[0]))
-    if mine[1:]:
-        stumble_over(mine[1])
-    sys.exit(main(arguments))
+    nerves = dict(nerve.split("=") for nerve in sys.argv[1:at])
+    if "silence" in nerves:
+        run_with(float(nerves["silence"]))
+    if "confirm" in nerves:
+        confirm_after(float(nerves["confirm"]))
+    if "stumbles" in nerves:
+        stumble_over(nerves["stumbles"])
+    sys.exit(main(sys.argv[at + 1 :]))

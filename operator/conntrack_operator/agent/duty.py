@@ -11,9 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from conntrack_operator.decide.drift import CONTENDED
 from conntrack_operator.decide.outcome import APPLIED, NODE
-from conntrack_operator.decide.plan import BUCKETS, Plan
-from conntrack_operator.decide.previewed import preview_revision
-from conntrack_operator.decide.refusal import Refusal
+from conntrack_operator.decide.plan import BUCKETS
 from conntrack_operator.decide.report import Deed
 from conntrack_operator.decide.trial import (
     Wishing,
@@ -23,12 +21,13 @@ from conntrack_operator.decide.trial import (
     why_again,
     why_not_now,
 )
-from conntrack_operator.errors import FAILURES, ConntrackOperatorError, Refused, Retry, Unsupported
+from conntrack_operator.errors import FAILURES, ConntrackOperatorError, Retry
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec, Result
 from conntrack_operator.model.policy import Settings
 
+from .foresight import Foresight, reason_of
 from .machine import Machine, Outcome
 from .mending import Mender
 from .probes import Probe
@@ -44,8 +43,6 @@ RECOVER_SECONDS = 2.0
 """Until a trial that could not be ended is taken back."""
 MEND_SECONDS = 1.5
 """Between two looks for what somebody else changed; a look costs next to nothing while nobody does."""
-PREVIEW_SECONDS = 60.0
-"""Between two previews of what Observe policies would change: firewalls, Services and tables move meanwhile."""
 LONGEST_RETRY_SECONDS = 600.0
 """Where the kernel refuses a value each time: every try is a trial, and reported as one."""
 
@@ -67,13 +64,12 @@ class Duty:
     _changes: int = 0
     _confirmed: Confirmed | None = None
     _blind: str = ""
-    _unforeseen: str = ""
     _said: tuple[str, ...] = ()
     _mend_at: float = field(default=float("inf"))
-    _preview_at: float = field(default=float("inf"))
 
     def __post_init__(self) -> None:
         self._mender = Mender(self.machine)
+        self._foresight = Foresight(self.machine)
 
     def start(self) -> None:
         """Take back what another agent left unfinished. Call it before anything else."""
@@ -136,14 +132,18 @@ class Duty:
             return True
         if time.monotonic() >= self._mend_at and self._mended():
             return True
-        return time.monotonic() >= self._preview_at and self._foreseen()
+        if time.monotonic() < self._foresight.due:
+            return False
+        foreseen = self._foresight.again(self.spec, self.deed)
+        self.deed = foreseen or self.deed
+        return foreseen is not None
 
     @property
     def seconds_to_step(self) -> float:
         """Seconds until there is something to do; infinity when there is nothing."""
         if self._trial:
             return self._trial.seconds_to_tick
-        return max(0.0, min(self._due, self._mend_at, self._preview_at) - time.monotonic())
+        return max(0.0, min(self._due, self._mend_at, self._foresight.due) - time.monotonic())
 
     @property
     def acts(self) -> bool:
@@ -235,7 +235,7 @@ class Duty:
 
     def _failed(self, spec: NodeSpec, error: Exception) -> None:
         result = Result(
-            setting=NODE, wanted="", observed="", reason=_reason_of(error), message=str(error) or repr(error)
+            setting=NODE, wanted="", observed="", reason=reason_of(error), message=str(error) or repr(error)
         )
         self._finish(spec, Deed("Refused", (result,)), RECOVER_SECONDS if self._is_unfinished() else RETRY_SECONDS)
 
@@ -276,7 +276,7 @@ class Duty:
             return
         # Without nf_conntrack a node that does nothing is as asked, too.
         observed = self._observed(self.machine.facts(tracking_needed=False).sysctls)
-        self._finish(spec, Deed("Current", (), observed, self._preview(spec)), float("inf"))
+        self._finish(spec, Deed("Current", (), observed, self._foresight.of(spec)), float("inf"))
 
     def _failed_before(self, spec: NodeSpec) -> tuple[Result, ...]:
         """Return why `spec`, which is tried now, was rolled back the last time; empty when it never was."""
@@ -293,7 +293,7 @@ class Duty:
         result = Result(
             setting=NODE, wanted="", observed="", reason=failures.reason, message=f"{failures.message}; {error}"
         )
-        self._finish(spec, Deed("RolledBack", (result,), preview=self._preview(spec)), AGAIN_SECONDS)
+        self._finish(spec, Deed("RolledBack", (result,), preview=self._foresight.of(spec)), AGAIN_SECONDS)
 
     def _is_at_war(self, spec: NodeSpec) -> bool:
         """Tell whether nothing is to be done for `spec` but what is left to whoever keeps changing it."""
@@ -308,7 +308,7 @@ class Duty:
         # Nothing is written but what the journal says of onDelete.
         self.machine.settle(replace(sight, plan=replace(sight.plan, changes=())), journal, self.state, spec.policies)
         refused = any(result.reason not in {APPLIED, CONTENDED} for result in self.deed.results)
-        deed = replace(self.deed, preview=self._preview(spec))
+        deed = replace(self.deed, preview=self._foresight.of(spec))
         self._finish(spec, deed, RETRY_SECONDS if refused else float("inf"))
         return True
 
@@ -324,47 +324,9 @@ class Duty:
             setting=NODE, wanted="", observed="", reason=failures.reason, message=why_not_now(failures, seconds)
         )
         pause = RETRY_SECONDS if seconds is None else min(seconds, RETRY_SECONDS)
-        deed = Deed("RolledBack", (result,), preview=self._preview(spec), parked=seconds is None)
+        deed = Deed("RolledBack", (result,), preview=self._foresight.of(spec), parked=seconds is None)
         self._finish(spec, deed, pause)
         return True
-
-    def _preview(self, spec: NodeSpec) -> Plan | None:
-        """Return what `spec.preview` would change; what it would be refused for as a whole is a refusal in it.
-
-        None when nothing is to be previewed, or when that cannot be told this time: it is looked at again soon.
-        """
-        if spec.preview is None:
-            return None
-        try:
-            plan = self.machine.preview(spec.preview, spec.services)
-        except (Refused, Unsupported) as error:
-            return Plan((), (Refusal(NODE, _reason_of(error), str(error)),), {}, ())
-        except FAILURES as error:
-            if str(error) != self._unforeseen:
-                log.warning("the preview waits: %s", error)
-            self._unforeseen = str(error)
-            return None
-        self._unforeseen = ""
-        return plan
-
-    def _foreseen(self) -> bool:
-        """Preview anew, since the machine may be another now; tell whether the preview is."""
-        spec, deed = self.spec, self.deed
-        if spec is None or deed is None:
-            self._preview_at = float("inf")
-            return False
-        preview = self._preview(spec)
-        self._preview_at = self._next_preview(spec, preview)
-        if preview is None or preview == deed.preview:
-            return False
-        self.deed = replace(deed, preview=preview)
-        return True
-
-    @staticmethod
-    def _next_preview(spec: NodeSpec, preview: Plan | None) -> float:
-        if spec.preview is None:
-            return float("inf")
-        return time.monotonic() + (AGAIN_SECONDS if preview is None else PREVIEW_SECONDS)
 
     def _ended(self, spec: NodeSpec, outcome: Outcome) -> None:
         if outcome.phase == "RolledBack":
@@ -374,17 +336,15 @@ class Duty:
             return
         self._changes = len(outcome.changes)
         self._watch(outcome)
-        observed, preview = self._observed(outcome.facts.sysctls), self._preview(spec)
+        observed, preview = self._observed(outcome.facts.sysctls), self._foresight.of(spec)
         deed = Deed(outcome.phase, outcome.results, observed, preview, warnings=outcome.warnings)
         self._refusals = self._refusals + 1 if outcome.phase == "Refused" and outcome.changes else 0
         pause = min(RETRY_SECONDS * 2 ** max(0, self._refusals - 1), LONGEST_RETRY_SECONDS)
         self._finish(spec, deed, pause if outcome.phase == "Refused" else float("inf"))
 
     def _finish(self, spec: NodeSpec, deed: Deed, pause: float) -> None:
-        previewed = preview_revision(spec.preview) if spec.preview is not None else ""
-        self.deed, self._done = replace(deed, previewed=previewed), _key(spec)
+        self.deed, self._done = self._foresight.told(spec, deed), _key(spec)
         self._due = time.monotonic() + pause
-        self._preview_at = self._next_preview(spec, deed.preview)
         if self.spec is not None and _key(self.spec) != self._done and self._trial is None:
             self._due = 0  # something was changed meanwhile that a trial need not be broken off for
 
@@ -405,10 +365,6 @@ class Duty:
         outcome = self.machine.settle(sight, journal, self.state, confirmed.uses)
         self._watch(outcome)
         return outcome
-
-
-def _reason_of(error: Exception) -> str:
-    return error.reason if isinstance(error, Refused) else type(error).__name__
 
 
 def _key(spec: NodeSpec) -> str:

@@ -73,6 +73,8 @@ class Agent:
                 before = self.duty.deed
                 if delivery is not None:
                     self._obey(delivery)
+                    if self.duty.deed is not before:
+                        self._look()  # a size that was restored at once is in the report already
                     self._report()
                 self.duty.step()
                 if self.duty.deed is not before or self.clock.monotonic() >= next_look:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from conntrack_operator.decide.accepts import accept_mode
+from conntrack_operator.decide.foresight import accepts_change, plan_to_load, unseen_of
 from conntrack_operator.decide.outcome import NODE, phase_of, results_for
 from conntrack_operator.decide.plan import Change, Plan, plan_for
 from conntrack_operator.decide.refusal import Refusal
@@ -33,7 +34,6 @@ from conntrack_operator.decide.trial import (
     undoing,
     withdrawn_rules,
 )
-from conntrack_operator.decide.unseen import plan_to_load, unseen_of
 from conntrack_operator.errors import ConntrackOperatorError
 from conntrack_operator.kernel import accepts, modules
 from conntrack_operator.kernel.autoload import loading_nothing
@@ -118,8 +118,15 @@ class Machine:
         rules = (settings.notrack and settings.notrack.rules) or ()
         use = PolicyUse(name="", revision="", fields=[f"notrack.rules[{rule.name}]" for rule in rules])
         with loading_nothing(self.roots) as unloaded:
-            plan = self.look(settings, (use,), journal, services).plan
-        return replace(plan, warnings=(*plan.warnings, *unseen_of(settings, journal, plan, unloaded)))
+            sight = self.look(settings, (use,), journal, services)
+            accepts_too = sight.accepts if sight.accepts_differ else None
+            changes = [accepts_change(accepts.read_accepts(), accepts_too.standing)] if accepts_too else []
+        plan = sight.plan
+        return replace(
+            plan,
+            changes=(*plan.changes, *changes),
+            warnings=(*plan.warnings, *unseen_of(settings, journal, plan, unloaded)),
+        )
 
     def look(
         self, settings: Settings, uses: Sequence[PolicyUse], journal: Journal, services: Sequence[Service] = ()

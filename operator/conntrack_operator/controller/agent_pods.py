@@ -58,30 +58,36 @@ class AgentPods:
     """The agents' pods by node, of the operator's `namespace`. Safe for threads."""
 
     def __init__(self, namespace: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._namespace = namespace
         self._clock = clock
         self._lock = threading.Lock()
         self._read = functools.partial(agent_pod_in, namespace=namespace)
         self._shelf: Shelf[AgentPod] = Shelf(self._read)
         self._on: dict[str, dict[str, AgentPod]] = {}
-        self._crashed: dict[str, tuple[float, Ailment]] = {}
-        """For a pod that crashed and runs again: until when that counts, and what it was."""
+        self._ill: dict[str, AgentPod] = {}
+        self._crashed: dict[str, tuple[float, AgentPod]] = {}
+        """For a pod that crashed and runs again: until when that counts, and the pod with what it was."""
 
     def put(self, document: dict[str, Any], *, deleted: bool = False) -> set[str]:
         """Take in one sight of any pod; return the nodes of which something else is known now."""
+        if not self._may_be_ours(document):
+            return set()
         with self._lock:
             change = self._shelf.put(document, deleted=deleted)
             return self._take_in([change] if change else [])
 
     def replace(self, listing: Listing) -> set[str]:
         """Take in a full list of pods, those of others included; return the nodes as `put` does."""
+        ours = Listing(listing.resource_version, tuple(filter(self._may_be_ours, listing.items)))
         with self._lock:
-            return self._take_in(self._shelf.replace(listing))
+            return self._take_in(self._shelf.replace(ours))
 
     def clear(self) -> None:
         """Forget everything: pods may not be looked at any more."""
         with self._lock:
             self._shelf = Shelf(self._read)
             self._on.clear()
+            self._ill.clear()
             self._crashed.clear()
 
     def ready(self, node: str) -> bool | None:
@@ -91,24 +97,24 @@ class AgentPods:
         yet counts as not ready only if the scheduler has said that it has no room for it.
         """
         with self._lock:
-            seen = [pod for pod in self._pods_on(node) if pod.is_bound or pod.ailment]
-            return any(pod.is_ready and not pod.is_ending and not pod.ailment for pod in seen) if seen else None
+            seen = {name: pod for name, pod in self._on.get(node, {}).items() if pod.is_bound or pod.ailment}
+            return any(self._is_well(name, pod) for name, pod in seen.items()) if seen else None
 
     def ailing(self) -> tuple[list[AgentPod], float]:
         """Return the pods that something ails, and in how many seconds there may be fewer; 0 when not foreseen."""
         with self._lock:
-            pods = [pod for node in self._on for pod in self._pods_on(node) if pod.ailment]
-            waits = [until - self._clock() for until, _ in self._crashed.values()]
-            return pods, max(0.0, min(waits, default=0.0))
+            now = self._clock()
+            held = [(until, pod) for until, pod in self._crashed.values() if until > now]
+            pods = [*self._ill.values(), *(pod for _, pod in held)]
+            return pods, min((until - now for until, _ in held), default=0.0)
 
-    def _pods_on(self, node: str) -> Iterable[AgentPod]:
-        now = self._clock()
-        for name, pod in self._on.get(node, {}).items():
-            until, was = self._crashed.get(name, (0.0, None))
-            if until > now and pod.ailment is None and not pod.is_ending:
-                yield replace(pod, ailment=was)
-            else:
-                yield pod
+    def _may_be_ours(self, document: dict[str, Any]) -> bool:
+        # The shelf keeps a note of everything it is shown, and other namespaces have tens of thousands of pods.
+        return bool(document["metadata"].get("namespace") == self._namespace)
+
+    def _is_well(self, name: str, pod: AgentPod) -> bool:
+        until, _ = self._crashed.get(name, (0.0, None))
+        return pod.is_ready and not pod.is_ending and not pod.ailment and until <= self._clock()
 
     def _take_in(self, changes: Iterable[Change[AgentPod]]) -> set[str]:
         nodes = set()
@@ -121,14 +127,18 @@ class AgentPods:
                 before = self._on[change.before.node].pop(change.name)
                 if not self._on[change.before.node]:
                     del self._on[change.before.node]
-            if after is None:
+            self._ill.pop(change.name, None)
+            if after is None or after.is_ending or after.ailment:
                 self._crashed.pop(change.name, None)
+            if after is None:
                 continue
             nodes.add(after.node)
             was = before.ailment if before else None
             if was and after.ailment == Ailment(was.kind):
                 after = replace(after, ailment=was)  # older kubelets say why only every other time
-            elif was and was.kind == "Crash" and after.ailment is None:
-                self._crashed[change.name] = (now + STEADY_SECONDS, was)
+            elif was and was.kind == "Crash" and after.ailment is None and not after.is_ending:
+                self._crashed[change.name] = (now + STEADY_SECONDS, replace(after, ailment=was))
+            if after.ailment is not None:
+                self._ill[change.name] = after
             self._on.setdefault(after.node, {})[change.name] = after
         return nodes

@@ -80,7 +80,7 @@ class Agents:
     def trouble_on(self, nodes: Collection[str]) -> str:
         """Return why agents do not run on some of `nodes`, as a sentence with the remedy; empty while they do."""
         lacks = self._lacking and any(self.pods.ready(node) is None for node in nodes)
-        return self._impossible or (self._lacking if lacks else "") or self._ailing(nodes)
+        return self._impossible or (self._lacking if lacks else "") or self._ailing(frozenset(nodes))
 
     def put_right(self, *, wanted: bool) -> float:
         """Create or repair the agents when they are `wanted`, else remove them. Raises Retry or Refused.
@@ -103,7 +103,7 @@ class Agents:
             self.trouble = self._impossible or self._lacking or self._ailing(None)
         return self._seconds_to_next() if wanted else 0.0
 
-    def _ailing(self, nodes: Collection[str] | None) -> str:
+    def _ailing(self, nodes: frozenset[str] | None) -> str:
         return trouble_of_pods(self.pods.ailing()[0], nodes, self.namespace, NAME)
 
     def _seconds_to_next(self) -> float:

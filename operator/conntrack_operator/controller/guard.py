@@ -6,7 +6,7 @@ Nothing here withdraws anything. Whoever does asks `confirmed` first.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from conntrack_operator.errors import ConntrackOperatorError
 from conntrack_operator.model.base import GROUP
 
 log = logging.getLogger(__name__)
+
+NONE: Mapping[str, str] = {}
 
 TROUBLE_SECONDS = 30.0
 """How long after a list that counted for nothing the next one should be taken: a full list of a large cluster is dear,
@@ -92,20 +94,26 @@ class Guard:
             self._retry_at = self._clock() + TROUBLE_SECONDS if trouble else float("inf")
             self._say(f"nothing is withdrawn from any node: {trouble}" if trouble else _about(lost))
 
-    def compare(self, losses: frozenset[Loss]) -> float:
+    def compare(self, losses: frozenset[Loss], created: Mapping[str, str] = NONE) -> float:
         """Take in all losses as they are seen live; return in how many seconds a full list should be taken.
+
+        `created` has the creation times of the policies that are there, by name.
 
         Losses that are none any more, the policy or the label being back, are forgotten, and do not count in the next
         list either, which may have been read before. It is 0 when there are some that no list has shown yet, and inf
         when a list would bring nothing.
         """
         with self._lock:
+            self._seen.update(created)
             refuted = self._absences.first_listed.keys() - losses
             self._contradicted.update(refuted)
             self._absences = self._absences.without(refuted)
+            self._held &= losses
             now = self._clock()
-            if self._retry_at < float("inf"):
-                return max(0.0, self._retry_at - now) if losses else float("inf")
+            if losses and self._retry_at < float("inf"):
+                return max(0.0, self._retry_at - now)
+            self._retry_at = float("inf")
+            self._say(_about(self._held))
             if losses - self._absences.first_listed.keys() - self._held:
                 return 0.0
             return self._absences.seconds_to_confirm(now)

@@ -215,8 +215,9 @@ class Leadership:
         return stored
 
     def _lose(self, why: str) -> None:
+        # Said before it is shut: whoever finds the fence closed asks why, and the first reason is the true one.
+        self._lost = self._lost or f"this controller leads no longer and ends: {why}"
         self.fence.shut()
-        self._lost = f"this controller leads no longer and ends: {why}"
 
     def _say(self, sentence: str) -> None:
         """Log what has not been said already."""

@@ -9,7 +9,7 @@ from conntrack_operator.cluster.events import Subject
 from conntrack_operator.cluster.objects import POLICIES, Objects
 from conntrack_operator.decide.blindness import blindness_of
 from conntrack_operator.decide.happenings import happenings_between
-from conntrack_operator.decide.standing import SILENT_AFTER, Share, share_of, standing_of, unknown_revision
+from conntrack_operator.decide.standing import SILENT_AFTER, Share, preview_for, share_of, standing_of, unknown_revision
 from conntrack_operator.decide.summary import Around, Sight, rejected, summary_of
 from conntrack_operator.decide.targeting import Node, policies_for, selects
 from conntrack_operator.model.node import NodeConntrack
@@ -64,6 +64,9 @@ class Policies:
             as_seen = {"/metadata/resourceVersion": policy.metadata.resource_version or ""}
             sights = self._sights(policy, now)
             after = summary_of(policy, sights, now, self._around(policy, sights))
+            # An agent that falls silent makes no noise.
+            if (seconds := self.store.hearing.next_silence()) is not None:
+                self.queue.add(Key("policy", name), seconds)
         if after == before:
             return
         stored = self.objects.replace_parts(
@@ -111,7 +114,8 @@ class Policies:
         if not share.has_it and (lost := self.rollouts.unknown_revision(policy.metadata.name, seen)):
             standing = replace(standing, failures=(*standing.failures, unknown_revision(node, lost)))
         status = seen.status if standing.state != "unknown" else None
-        return Sight(standing, status.usage if status else None, share.conflicts, status.preview if status else None)
+        preview = preview_for(share, existing) if status else None
+        return Sight(standing, status.usage if status else None, share.conflicts, preview)
 
     def _share(
         self, policy: ConntrackPolicy, node: Node, others: Sequence[ConntrackPolicy], existing: NodeConntrack | None

@@ -21,7 +21,7 @@ from conntrack_operator.cluster.objects import (
 )
 from conntrack_operator.decide.targeting import Node
 from conntrack_operator.decide.targets import Remove, Write, owner_of, step_for
-from conntrack_operator.errors import Refused
+from conntrack_operator.errors import LookAgain, Refused
 from conntrack_operator.model.node import NodeConntrack, NodeSpec
 
 from .agents import Agents
@@ -61,6 +61,20 @@ class Reconciler:
 
     def put_right(self, key: Key) -> None:
         """Do the work of `key`. Raises what the API server's answer means; the caller tries again later."""
+        try:
+            self._put_right(key)
+        except LookAgain:
+            self._look_again(key)
+            raise
+
+    def _look_again(self, key: Key) -> None:
+        """See the object of `key` as it is: the watches may be late, or have missed how it became so."""
+        kind = {"node": NODE_CONNTRACKS, "policy": POLICIES}.get(key.kind)
+        found = self.objects.get(kind, key.name) if kind else None
+        if kind and found is not None:
+            self.queue.add_all(self.store.puts[kind](found))
+
+    def _put_right(self, key: Key) -> None:
         match key.kind:
             case "node":
                 self._node(key.name)

@@ -17,6 +17,7 @@ from conntrack_operator.decide.holding import (
     GONE,
     Target,
     attempt_of,
+    held_by,
     holding_of,
     newcomers_share,
 )
@@ -42,7 +43,6 @@ PAUSE_SECONDS = 0.5
 LOOK_SECONDS = 60.0
 """How often the rollouts are judged when nothing happens: agents fall silent without a word."""
 
-
 LIST_SECONDS = 5.0
 """Between two full lists that are read because of something that nodes would lose."""
 
@@ -56,6 +56,8 @@ class Rollouts:
     book: Book
     guard: Guard
     _fleet: Fleet = field(default_factory=Fleet)
+    _judged: bool = False
+    """Whether anything has been: a process that has just started knows nothing of what is under way."""
     _away: frozenset[str] = frozenset()
     """Nodes that can be given nothing, as of the last look."""
     _listed_at: float = float("-inf")
@@ -70,9 +72,9 @@ class Rollouts:
         return fleet.verdicts.get(policy) if fleet.revisions.get(policy) == revision else None
 
     def leaving(self, policy: str) -> int:
-        """Return the number of nodes that still have `policy` and should not."""
+        """Return the number of nodes that still have `policy` and should not, and can be told so."""
         with self._lock:
-            return sum(loss.policy == policy for loss in self._fleet.losses)
+            return self._fleet.leaving.get(policy, 0)
 
     def seen(self, node: Node) -> Seen:
         """Return `node` with all that is known of it."""
@@ -81,7 +83,8 @@ class Rollouts:
         ready = self.store.agent_pods.ready(node.name)
         if existing is None:
             return Seen(node, agent_ready=ready)
-        hearing, status = self.store.hearing, existing.status
+        hearing, status, look = self.store.hearing, existing.status, self.book.lookup(())
+        held = held_by(node, existing.spec)
         return Seen(
             node,
             existing,
@@ -89,6 +92,7 @@ class Rollouts:
             told_at=hearing.told_at(node.name, existing.metadata.generation or 0),
             answered_at=hearing.answered_at(node.name, status) if status else None,
             agent_ready=ready,
+            unknown=frozenset(name for name, revision in held.items() if look(name, revision) is None),
         )
 
     def judge(self) -> None:
@@ -102,7 +106,7 @@ class Rollouts:
         before, seen = self._fleet, [self.seen(node) for node in self.store.nodes()]
         fleet = fleet_at(seen, targets, now, granted=before.grants, confirmed=self.guard.confirmed())
         with self._lock:
-            self._fleet = fleet
+            self._fleet, self._judged = fleet, True
         away = frozenset(each.node.name for each in seen if not each.is_able(now) and not each.is_awaited(now))
         if away != self._away:
             self.queue.add_all(Key("policy", target.name) for target in targets if target.policy is not None)
@@ -113,7 +117,7 @@ class Rollouts:
 
     def _carry_out(self, before: Fleet, fleet: Fleet, targets: Sequence[Target], now: datetime) -> None:
         self._say(before, fleet)
-        stale = self._nodes_with_stale_withdrawals(before.travelling - fleet.travelling)
+        stale = self._nodes_with_stale_withdrawals(fleet.travelling)
         needless = {loss.node for loss in fleet.losses if not loss.policy} if self.guard.confirmed() else set()
         self.queue.add_all(Key("node", name) for name in {*fleet.grants, *stale, *needless})
         self.queue.add_all(
@@ -121,7 +125,7 @@ class Rollouts:
             for name, verdict in fleet.verdicts.items()
             if _differs(before.verdicts.get(name), verdict)
         )
-        self._ask_for_lists(fleet.losses)
+        self._ask_for_lists(fleet.losses, targets)
         ends = [verdict.again_at for verdict in fleet.verdicts.values() if verdict.again_at is not None]
         waits = [max(0.1, (end - now).total_seconds()) for end in ends]
         self.queue.add(ROLLOUT, min([LOOK_SECONDS, *waits]))
@@ -143,7 +147,8 @@ class Rollouts:
         live = self.store.policies()
         lookup = self.book.lookup(live)
         with self._lock:
-            granted, travelling = dict(self._fleet.grants.get(node.name, {})), self._fleet.travelling
+            granted = dict(self._fleet.grants.get(node.name, {}))
+            travelling = self._fleet.travelling if self._judged else None
         told = existing.spec if existing is not None and existing.spec.node_uid == node.uid else None
         share = granted
         if told is None:
@@ -164,17 +169,17 @@ class Rollouts:
 
     def unknown_revision(self, policy: str, seen: Seen) -> str:
         """Return at which revision the node has `policy` when nobody knows it; empty when it is known or none."""
-        held = seen.held.get(policy, "")
-        return held if held and self.book.lookup(())(policy, held) is None else ""
+        return seen.held.get(policy, "") if policy in seen.unknown else ""
 
     def written(self, node: str, wish: Wish) -> None:
         """Take note that the node's spec says what it was granted."""
-        held = {policy.metadata.name for policy in wish.holding.policies}
+        has = wish.holding.revisions
         with self._lock:
+            # By its revision: what was granted meanwhile is not in what was written.
             left = {
                 name: revision
                 for name, revision in self._fleet.grants.get(node, {}).items()
-                if (revision == GONE) == (name in held)
+                if has.get(name, GONE) != revision
             }
             grants = {**self._fleet.grants, node: left}
             if not left:
@@ -219,19 +224,18 @@ class Rollouts:
             for name, policy in zip(names, live, strict=True)
         ]
 
-    def _nodes_with_stale_withdrawals(self, ended: Collection[tuple[str, str]]) -> set[str]:
-        """Return the nodes that still name a withdrawal that has `ended`."""
-        if not ended:
-            return set()
+    def _nodes_with_stale_withdrawals(self, travelling: Collection[tuple[str, str]]) -> set[str]:
+        """Return the nodes that still name a withdrawal that has ended: it is not `travelling` any more."""
         return {
             each.metadata.name
             for each in self.store.node_conntracks()
-            if any((one.name, one.revision) in ended for one in each.spec.withdrawn)
+            if any((one.name, one.revision) not in travelling for one in each.spec.withdrawn)
         }
 
-    def _ask_for_lists(self, losses: frozenset[Loss]) -> None:
+    def _ask_for_lists(self, losses: frozenset[Loss], targets: Iterable[Target]) -> None:
         """Have full lists taken while there is something to confirm; and forget what has turned out to be no loss."""
-        wait = self.guard.compare(losses)
+        created = {each.name: each.policy.metadata.creation_timestamp or "" for each in targets if each.policy}
+        wait = self.guard.compare(losses, created)
         if wait < float("inf"):
             # A node that gains and loses a label over and over must not have everything read each time.
             pace = self._listed_at + LIST_SECONDS - time.monotonic()

@@ -5,20 +5,17 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-import kopf
-
 from conntrack_operator.errors import ConntrackOperatorError, LookAgain, StandBack
 
 from .reconcile import Reconciler
 from .store import Store
 from .touched import Key
-from .watch import registry_for, settings_for_watching
+from .watch import Watches
 from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
 
 WORKERS = 4
-RESTART_SECONDS = 3.0
 
 
 @dataclass
@@ -32,17 +29,22 @@ class Work:
     _stop: threading.Event = field(default_factory=threading.Event)
     _workers: list[threading.Thread] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._watches = Watches(self.store, self.queue, self.kubeconfig)
+        self.reconciler.lookout.begin_watches_anew = self._watches.begin_anew
+
     def begin(self) -> None:
         """Start the watches, and the workers as soon as everything is read."""
-        threading.Thread(target=self._watch, name="watches", daemon=True).start()
+        threading.Thread(target=self._watches.run, name="watches", daemon=True).start()
         threading.Thread(target=self._begin, name="begin", daemon=True).start()
 
     def finish(self, seconds: float) -> None:
         """Begin no more work, stop watching, and wait for what is being worked on, `seconds` at most.
 
-        The watches may take longer to end: kopf gives them 5 s. They write nothing and hold nothing.
+        The watches may take longer to end.
         """
         self._stop.set()
+        self._watches.end()
         self.queue.close()
         end = time.monotonic() + seconds
         for worker in list(self._workers):
@@ -57,6 +59,7 @@ class Work:
             except ConntrackOperatorError as error:
                 delay = self.queue.failed(key)
                 log.warning("%s; again in %.1f s", error, delay)
+                self.reconciler.lookout.distrust()
             else:
                 break
         self.queue.done(key)
@@ -83,21 +86,3 @@ class Work:
                 log.debug("%s", key, exc_info=True)
             else:
                 self.queue.done(key)
-
-    def _watch(self) -> None:
-        """Run kopf until the end. When it ends by itself, begin anew: what it missed the next list brings."""
-        while not self._stop.is_set():
-            try:
-                kopf.run(
-                    registry=registry_for(self.store, self.queue, self.kubeconfig),
-                    settings=settings_for_watching(),
-                    standalone=True,
-                    clusterwide=True,
-                    stop_flag=self._stop,
-                )
-            except Exception as error:  # noqa: BLE001 - whatever ended the watches, they are needed
-                log.error(  # noqa: TRY400 - as above
-                    "the watches ended: %s: %s; again in %.0f s", type(error).__name__, error, RESTART_SECONDS
-                )
-            if not self._stop.wait(RESTART_SECONDS):
-                self.queue.add(Key("list"))

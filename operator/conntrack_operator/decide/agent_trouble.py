@@ -132,7 +132,11 @@ _WAITING: Mapping[str, Kind] = {
 """Reasons of a container that waits (pkg/kubelet/images/types.go, kuberuntime/kuberuntime_container.go). Any other,
 such as ContainerCreating, is a pod on its way."""
 
-_PULLING = re.compile(r'^Back-off pulling image "[^"]*"(: )?|^(Err)?Image\w+: ')
+_PULLING = re.compile(
+    r'^(?:Back-off pulling image "[^"]*"(?:: |$)|(?:Err)?Image\w+: |rpc error: code = \w+ desc = '
+    r'|failed to (?:pull and unpack image|resolve reference|pull image|copy|do request)(?: "[^"]*")?: )'
+)
+"""What kubelets and containerd say before they say why. A kubelet tries and waits in turn, in other words each time."""
 
 
 def _of_container(status: Mapping[str, Any]) -> Ailment | None:
@@ -141,8 +145,7 @@ def _of_container(status: Mapping[str, Any]) -> Ailment | None:
     if kind == "Crash":
         return Ailment(kind, _last_words(status)) if status.get("restartCount", 0) >= CRASHES_MIN else None
     if kind == "Image":
-        # The kubelet tries and waits in turn, and says the same of both in other words.
-        said = _PULLING.sub("", _PULLING.sub("", said))
+        said = _without(_PULLING, said)
     return Ailment(kind, said) if kind else None
 
 
@@ -156,21 +159,26 @@ def _last_words(status: Mapping[str, Any]) -> str:
     return ": ".join(filter(None, (", ".join(how), lines[-1] if lines else "")))
 
 
-_CREATING = re.compile(r'^\(combined from similar events\): |^Error creating: |\bpods "[^"]*" is forbidden: ')
+_CREATING = re.compile(r'^(?:\(combined from similar events\): |Error creating: |pods "[^"]*" is forbidden: )')
+_DETAILS = re.compile(r'(?<=violates PodSecurity ")([^"]*"): .*')
+"""What a namespace's level forbids: all of it is needed, so the level says enough."""
 
 
 def _plain(complaint: str) -> str:
     """Return it without the names of pods that were never made: they are others every time."""
-    plain = " ".join(complaint.split())
-    for _ in range(3):
-        plain = _CREATING.sub("", plain)
-    return plain
+    return _DETAILS.sub(r"\1", _without(_CREATING, " ".join(complaint.split())))
+
+
+def _without(beginnings: re.Pattern[str], text: str) -> str:
+    while (shorter := beginnings.sub("", text, count=1)) != text:
+        text = shorter
+    return text
 
 
 _REMEDIES: tuple[tuple[re.Pattern[str], str], ...] = (
     (
         re.compile("violates PodSecurity"),
-        "kubectl label --overwrite namespace {namespace} pod-security.kubernetes.io/enforce=privileged",
+        "run: kubectl label --overwrite namespace {namespace} pod-security.kubernetes.io/enforce=privileged",
     ),
     (
         re.compile("insufficient quota to match these scopes"),
@@ -178,16 +186,16 @@ _REMEDIES: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
     (
         re.compile("exceeded quota|failed quota"),
-        "raise or remove the ResourceQuota: kubectl get resourcequota -n {namespace}",
+        "raise or remove the ResourceQuota, see: kubectl get resourcequota -n {namespace}",
     ),
     (
         re.compile("(?i)service account|serviceaccount"),
         "the controller makes it anew within a minute; see who deletes it",
     ),
-    (re.compile("(?i)priority ?class"), "make the PriorityClass, kubectl get priorityclasses shows those there are"),
+    (re.compile("(?i)priority ?class"), "make the PriorityClass, see: kubectl get priorityclasses"),
     (
         re.compile("(?i)LimitRange|(minimum|maximum) .* usage per"),
-        "change the LimitRange: kubectl get limitrange -n {namespace}",
+        "change the LimitRange, see: kubectl get limitrange -n {namespace}",
     ),
     (
         re.compile("admission webhook|ValidatingAdmissionPolicy|failed calling webhook"),

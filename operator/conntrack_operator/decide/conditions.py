@@ -124,9 +124,12 @@ def _ready(picture: Picture) -> _Verdict:
         )
     if picture.failed:
         reason = "NodesRefused" if counts.refused else "NodesRolledBack"
-        return _Verdict(
-            "False", reason, f"{picture.failed} of {_nodes(counts.matched)} failed; {picture.first_failure}"
-        )
+        said = f"{picture.failed} of {_nodes(counts.matched)} failed"
+        if picture.policy.spec.mode == "Observe" and picture.preview is not None:
+            said = words_of(picture.preview, counts.matched)
+        halted = picture.verdict is not None and picture.verdict.stage == "Halted" and picture.waiting
+        spared = f"; {_nodes(picture.waiting)} spared, see Stalled" if halted else ""
+        return _Verdict("False", reason, f"{said}; {picture.first_failure}{spared}")
     if picture.is_held and (picture.waiting or picture.leaving):
         return _held(picture)
     if picture.moving:
@@ -140,8 +143,9 @@ def _settled(picture: Picture) -> _Verdict:
     if not counts.current:
         if picture.trouble:
             return _Verdict("False", AGENTS_NOT_RUNNING, picture.trouble)
-        what = AWAY if picture.absent else "nothing is known of them"
-        return _Verdict("Unknown", "NodesUnknown", f"of {_nodes(counts.matched)} none has answered: {what}")
+        ways = _counted(((counts.unknown, "not heard for 15 minutes"), (picture.absent, AWAY)))
+        whole = f"nobody can speak for any of {_nodes(counts.matched)}"
+        return _Verdict("Unknown", "NodesUnknown", ": ".join(filter(None, (whole, ", ".join(ways)))))
     if picture.policy.spec.mode == "Observe":
         return _Verdict("True", "Observed", words_of(picture.preview or PolicyPreview(), counts.matched))
     done = f"{counts.current} of {_nodes(counts.matched)} as the policy says"
@@ -149,7 +153,7 @@ def _settled(picture: Picture) -> _Verdict:
         done += f"; {picture.absent} {AWAY}, and get it when they are back"
     if picture.warned:
         first = picture.warned[0]
-        done += f", {len(picture.warned)} with warnings; {first.node}: {first.reason}: {first.message}"
+        done += f"; {len(picture.warned)} with warnings; {first.node}: {first.reason}: {first.message}"
     return _Verdict("True", "AllNodesCurrent", done)
 
 
@@ -189,7 +193,7 @@ def _reconciling(picture: Picture) -> _Verdict:
     if picture.is_held and (picture.waiting or picture.leaving):
         held = _held(picture)
         return _Verdict("False", held.reason, held.message)
-    return _Verdict("False", "Settled", "every node that can has answered")
+    return _Verdict("False", "Settled", "every node that can answer has answered")
 
 
 def _stalled(picture: Picture) -> _Verdict:

@@ -10,16 +10,20 @@ from typing import Literal
 
 from conntrack_operator.model.status import FAILURES_MAX, Condition, NodeFailure, PolicyStatus
 
+from .conditions import AGENTS_NOT_RUNNING
+from .rollout import CANARY_FAILED, CANARY_SILENT, TOO_MANY_FAILURES
 from .trial import ROLLED_BACK_BY
 
 ROLLED_BACK = "RolledBack"
 RECOVERED = "Recovered"
 RESUMED = "RolloutResumed"
-HALTS = frozenset({"CanaryFailed", "CanarySilent", "TooManyFailures"})
+HALTS = frozenset({CANARY_FAILED, CANARY_SILENT, TOO_MANY_FAILURES})
 """Reasons of Stalled while a rollout has stopped by itself."""
 TOLD_BY_NODES = "NodesFailed"
 """Reason of Stalled that is no news: every node it is about has an event of its own."""
-AGENTS_NOT_RUNNING = "AgentsNotRunning"
+AGENTS_START = "AgentsStart"
+_GRAVER = frozenset({AGENTS_NOT_RUNNING, "NodesFailed"})
+"""Reasons of Degraded with which agents may still not run."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ def happenings_between(before: PolicyStatus | None, after: PolicyStatus) -> Iter
     """
     old, new = _conditions(before), _conditions(after)
     yield from _of_policy(old, new)
+    yield from _of_rollout(old, new)
     failed = before.failures if before else []
     yield from _failing(failed, after.failures)
     if "Reconciling" in new and new["Reconciling"].status == "False":
@@ -47,7 +52,7 @@ def happenings_between(before: PolicyStatus | None, after: PolicyStatus) -> Iter
 
 
 def _of_policy(old: Mapping[str, Condition], new: Mapping[str, Condition]) -> Iterator[Happening]:
-    ready, stalled, degraded = (new.get(kind) for kind in ("Ready", "Stalled", "Degraded"))
+    ready, degraded = new.get("Ready"), new.get("Degraded")
     if ready and ready.reason != _reason(old, "Ready"):
         if ready.status == "True":
             yield Happening("Normal", ready.reason, ready.message)
@@ -58,11 +63,17 @@ def _of_policy(old: Mapping[str, Condition], new: Mapping[str, Condition]) -> It
             yield Happening("Warning", kind, new[kind].message)
     if degraded and degraded.reason == AGENTS_NOT_RUNNING != _reason(old, "Degraded"):
         yield Happening("Warning", AGENTS_NOT_RUNNING, degraded.message)
-    if not stalled or stalled.reason in (_reason(old, "Stalled"), TOLD_BY_NODES):
+    elif degraded and _reason(old, "Degraded") == AGENTS_NOT_RUNNING and degraded.reason not in _GRAVER:
+        yield Happening("Normal", AGENTS_START, "nothing keeps agents from running any more")
+
+
+def _of_rollout(old: Mapping[str, Condition], new: Mapping[str, Condition]) -> Iterator[Happening]:
+    stalled, ready, was = new.get("Stalled"), new.get("Ready"), _reason(old, "Stalled")
+    if not stalled or stalled.reason in (was, TOLD_BY_NODES):
         return
     if stalled.status == "True":
         yield Happening("Warning", stalled.reason, stalled.message)
-    elif _reason(old, "Stalled") in HALTS and ready and ready.status != "True":
+    elif was in HALTS and ready and ready.status != "True":
         yield Happening("Normal", RESUMED, f"the rollout goes on: {ready.message}")
 
 

@@ -89,18 +89,22 @@ def newcomers_share(node: Node, targets: Iterable[Target], lookup: Lookup) -> di
 
 
 def holding_of(
-    node: Node, existing: NodeConntrack | None, granted: Grants, travelling: Collection[tuple[str, str]], lookup: Lookup
+    node: Node,
+    existing: NodeConntrack | None,
+    granted: Grants,
+    travelling: Collection[tuple[str, str]] | None,
+    lookup: Lookup,
 ) -> Holding:
     """Return what `node` is to have: what it has, with what it was `granted`.
 
     `travelling` are the withdrawals under way, as policy and revision: only of those is it kept in mind who has given
-    the policy up already.
+    the policy up already. None while nobody has judged that: then all that is in mind stays.
     """
     spec = existing.spec if existing is not None else None
     held = {**held_by(node, spec), **{name: revision for name, revision in granted.items() if revision != GONE}}
     leaving = {name for name, revision in granted.items() if revision == GONE}
     up = given_up_by(node, spec)
-    for name, revision in travelling:
+    for name, revision in travelling or ():
         if name in leaving and name in held:
             up[name] = revision
     policies, unknown = [], []
@@ -115,7 +119,7 @@ def holding_of(
     withdrawn = tuple(
         Withdrawal(name=name, revision=revision)
         for name, revision in sorted(up.items())
-        if (name, revision) in travelling and (name in leaving or name not in held)
+        if travelling is None or ((name, revision) in travelling and (name in leaving or name not in held))
     )
     has = {name: revision for name, revision in held.items() if name not in leaving}
     # Only a policy that is there has a uid (revisions.policy_at).

@@ -1,6 +1,6 @@
 """When a node's status is worth a write: the API server gets little, at once what somebody waits for. Pure.
 
-An answer to a new spec and the end of a trial are written at once. What else changes is written at once too, until a
+An answer to a new spec and the end of an attempt are written at once. What else changes is written at once too, until a
 node has had much to say; then it is paced. Usage waits for a minute of silence, and where nothing changes a heartbeat
 says so.
 """
@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from conntrack_operator.model.node import NodeStatus
 
 from .drift import CONTENDED
-from .report import STALLED
+from .report import STALLED, holds
 from .usage import is_another_band
 
 HEARTBEAT_SECONDS = 300
@@ -65,10 +65,17 @@ def is_due(
 
 
 def _is_waited_for(reported: NodeStatus, fresh: NodeStatus) -> bool:
-    """Tell whether `fresh` answers what was asked since, speaks for another node or boot, or ends a trial."""
+    """Tell whether `fresh` answers what was asked since, speaks for another node or boot, or ends an attempt."""
     if fresh.preview and (not reported.preview or reported.preview.revision != fresh.preview.revision):
         return True
-    return _asked(reported) != _asked(fresh) or (reported.phase == "Trial" and fresh.phase != "Trial")
+    if _asked(reported) != _asked(fresh) or (reported.phase == "Trial" and fresh.phase != "Trial"):
+        return True
+    # The trials between may have been paced; that one went well at last, or none will, a rollout waits for.
+    return _goes_on(reported) and not _goes_on(fresh)
+
+
+def _goes_on(status: NodeStatus) -> bool:
+    return status.phase == "Trial" or (status.phase == "RolledBack" and not holds(status, STALLED))
 
 
 def _asked(status: NodeStatus) -> tuple[str, ...]:

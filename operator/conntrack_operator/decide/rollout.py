@@ -70,10 +70,11 @@ def verdict_on(members: Sequence[Member], rollout: Rollout | None, now: datetime
     if pace.paused:
         return Verdict("Paused" if waiting or _left(members) else "Done")
     able = sum(each.able for each in members)
-    canaries = _canaries(members, pace, able, now)
+    budget = max(1, number_of(pace.max_unavailable, able, up=True))
+    canaries = _canaries(members, pace, now)
     if canaries is not None:
-        return _canary_verdict(waiting, canaries, now)
-    return _wave_verdict(members, waiting, pace, able, now)
+        return _canary_verdict(waiting, canaries, budget, now)
+    return _wave_verdict(members, waiting, pace, budget, now)
 
 
 def number_of(value: int | str, total: int, *, up: bool) -> int:
@@ -137,9 +138,10 @@ class _Canaries:
     soak: timedelta
 
 
-def _canaries(members: Sequence[Member], pace: Pace, able: int, now: datetime) -> _Canaries | None:
+def _canaries(members: Sequence[Member], pace: Pace, now: datetime) -> _Canaries | None:
     """Return the canaries, None when enough nodes have proved the change, or none need to."""
-    soak, needed = pace.soak, min(pace.canary, able)
+    # One that refused proves nothing either way, so that a small fleet may have fewer than are asked for.
+    soak, needed = pace.soak, min(pace.canary, sum(each.able and each.state != "refused" for each in members))
     proved = [each for each in members if each.state == "done" and each.able and now - each.since >= soak]
     if len(proved) >= needed:
         return None
@@ -155,7 +157,7 @@ def _canaries(members: Sequence[Member], pace: Pace, able: int, now: datetime) -
     return _Canaries(begun, max(0, needed - len(begun)), soak)
 
 
-def _canary_verdict(waiting: Sequence[Member], canaries: _Canaries, now: datetime) -> Verdict:
+def _canary_verdict(waiting: Sequence[Member], canaries: _Canaries, budget: int, now: datetime) -> Verdict:
     begun = canaries.begun
     failed = [each.node for each in begun if each.state == "failed"]
     if failed:
@@ -173,27 +175,30 @@ def _canary_verdict(waiting: Sequence[Member], canaries: _Canaries, now: datetim
             message=f"canary {_named(silent)} was given the change and has not answered since; no other node was"
             " touched. Look at that node and at its agent; delete the Node if it is lost",
         )
-    release = tuple(each.node for each in waiting[: canaries.missing])
+    room = budget - sum(each.state in ("moving", "retrying") for each in begun)
+    release = tuple(each.node for each in waiting[: max(0, min(canaries.missing, room))])
     away = [each.node for each in begun if not each.able]
     on_the_way = [*release, *(each.node for each in begun if each.state != "done")]
     soaking = [each for each in begun if each.state == "done"]
-    ends = [each.since + canaries.soak for each in soaking if each.since + canaries.soak > now]
+    ends = [each.since + canaries.soak for each in soaking]
+    ends += [each.since + canaries.soak + timedelta(seconds=ANSWER_SECONDS) for each in soaking if not each.able]
     ends += [_deadline_of(each) for each in begun if each.state == "moving"]
-    again = min(ends, default=None)
+    again = min((end for end in ends if end > now), default=None)
     if away:
         message = f"canary {_named(away)} is not Ready, or has no working agent, since it was given the change"
         return Verdict("Canary", release, "CanaryAway", message, again)
     if on_the_way:
         return Verdict("Canary", release, "Canary", f"canary {_named(on_the_way)} goes first", again)
-    if not soaking:
-        return Verdict("Waves", reason="NodesAway", message="no node can take the change now", again_at=again)
-    until = max(each.since for each in soaking) + canaries.soak
+    until = max((each.since for each in soaking), default=now) + canaries.soak
+    if not soaking or until <= now:
+        message = "the next canary has to end what it was given by another policy first"
+        return Verdict("Canary", reason="CanaryBusy", message=message, again_at=again)
     message = f"canary {_named([each.node for each in soaking])} must stay current until {until:%H:%M:%S} UTC"
     return Verdict("Soak", (), "Soak", message, again)
 
 
 def _wave_verdict(
-    members: Sequence[Member], waiting: Sequence[Member], pace: Pace, able: int, now: datetime
+    members: Sequence[Member], waiting: Sequence[Member], pace: Pace, budget: int, now: datetime
 ) -> Verdict:
     failing = [each.node for each in members if each.state in ("failed", "retrying")]
     allowed = number_of(pace.max_failures, len(members), up=False)
@@ -208,14 +213,14 @@ def _wave_verdict(
             f" {len(waiting)} more were spared. Edit the policy, or set another text in rollout.retry",
             again_at=again,
         )
-    room = max(1, number_of(pace.max_unavailable, able, up=True)) - len(holding)
     # What has not ended there is replaced by what was edited since: that takes no room that it did not have.
     replaced = [each.node for each in waiting if each.busy and each.touched and not each.is_overdue(now)]
     others = [each.node for each in waiting if each.node not in replaced]
-    release = (*replaced, *others[: max(0, room)])
-    if waiting or any(each.able and not each.busy for each in holding):
+    release = (*replaced, *others[: max(0, budget - len(holding))])
+    if waiting or any(each.able for each in holding):
         return Verdict("Waves", release, "Waves", "", again)
-    done = any(each.state == "done" for each in members)
+    # A node that is away now speaks for nobody: with all of them away, nothing has ended well.
+    done = any(each.state == "done" and each.able for each in members)
     return Verdict("Done", again_at=again, is_good=done and len(failing) <= allowed)
 
 

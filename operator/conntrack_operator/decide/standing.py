@@ -10,11 +10,12 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from conntrack_operator.model import catalogue
-from conntrack_operator.model.node import NodeConntrack, NodeSpec, NodeStatus, PreviewRefusal, Result, Warned
+from conntrack_operator.model.node import NodeConntrack, NodeSpec, NodeStatus, Preview, PreviewRefusal, Result, Warned
 from conntrack_operator.model.status import NodeFailure
 
 from .merge import Conflict
 from .outcome import APPLIED, NODE, in_words
+from .previewed import answers, part_of
 from .report import STALLED, holds
 from .targeting import Node
 
@@ -169,8 +170,19 @@ def _by_preview(node: Node, share: Share, existing: NodeConntrack, status: NodeS
         if status.phase == "Refused" and hopeless:
             return Standing(node.name, "refused", hopeless)
         return Standing(node.name, "pending")
+    if not answers(existing.spec, status):
+        return Standing(node.name, "pending")
     failures = _told(node, share, status.preview.refused)
     return Standing(node.name, "refused" if failures else "current", failures)
+
+
+def preview_for(share: Share, existing: NodeConntrack | None) -> Preview | None:
+    """Return what the node previews of one policy's settings; None while it has not answered what it is asked now."""
+    if existing is None or existing.status is None or existing.status.preview is None:
+        return None
+    if not answers(existing.spec, existing.status):
+        return None
+    return part_of(existing.status.preview, lambda setting: _concerns(setting, share))
 
 
 def _by_phase(node: Node, share: Share, status: NodeStatus) -> Standing:

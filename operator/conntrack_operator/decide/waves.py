@@ -4,6 +4,7 @@ Every policy is judged by itself (decide.rollout), one after the other, in the o
 has just released counts as on its way for those after it.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -33,6 +34,8 @@ class Seen:
     """Since when its answer is what it is."""
     agent_ready: bool | None = None
     """Whether the agent's pod on it is Ready; None where none can be seen."""
+    unknown: frozenset[str] = frozenset()
+    """Policies that it has at a revision nobody knows: until those are settled, nothing else can be added."""
 
     def is_able(self, now: datetime) -> bool:
         """Tell whether the node can be given something: Ready, with an agent that is well and heard of lately."""
@@ -101,6 +104,8 @@ class Fleet:
     """The withdrawals under way, as policy and revision."""
     losses: frozenset[Loss] = frozenset()
     """All that nodes would lose. Each is granted only when it has been confirmed."""
+    leaving: Mapping[str, int] = field(default_factory=dict)
+    """By policy, the nodes that still have it and should not, as far as they can be told so."""
 
 
 def fleet_at(
@@ -112,8 +117,8 @@ def fleet_at(
     confirmed: Collection[Loss],
 ) -> Fleet:
     """Return what is to happen at `now`. `granted` was released before and is not in the specs yet."""
-    grants = {each.node.name: _still_wanted(each, targets, granted.get(each.node.name, {})) for each in seen}
-    verdicts, travelling, losses = {}, set(), set()
+    grants = {each.node.name: _still_wanted(each, targets, granted.get(each.node.name, {}), confirmed) for each in seen}
+    verdicts, travelling, losses, leaving = {}, set(), set(), Counter[str]()
     scene = _Scene(grants, {target.name: target for target in targets}, now)
     for target in targets:
         members = []
@@ -126,6 +131,7 @@ def fleet_at(
                 losses.add(_loss(target.name, each))
                 if member.able:
                     travelling.add((target.name, target.revision))
+                    leaving[target.name] += 1
                 if Loss(target.name, each.node.name) not in confirmed:
                     member = replace(member, able=False)
             members.append(member)
@@ -142,17 +148,22 @@ def fleet_at(
         {target.name: target.revision for target in targets},
         frozenset(travelling),
         frozenset(losses),
+        leaving,
     )
 
 
-def _still_wanted(seen: Seen, targets: Sequence[Target], granted: Mapping[str, str]) -> dict[str, str]:
-    """Return what was granted and not overtaken by another edit."""
+def _still_wanted(
+    seen: Seen, targets: Sequence[Target], granted: Mapping[str, str], confirmed: Collection[Loss]
+) -> dict[str, str]:
+    """Return what was granted and not overtaken: by another edit, or because a loss turned out to be none."""
     if not granted:
         return {}
     return {
         target.name: granted[target.name]
         for target in targets
-        if target.name in granted and granted[target.name] == target.wanted_at(seen.node)
+        if target.name in granted
+        and granted[target.name] == target.wanted_at(seen.node)
+        and (granted[target.name] != GONE or Loss(target.name, seen.node.name) in confirmed)
     }
 
 
@@ -169,19 +180,19 @@ def _member(seen: Seen, target: Target, wanted: str, scene: _Scene) -> Member | 
     granted = scene.grants[seen.node.name]
     if wanted == GONE and held is None and given_up_by(seen.node, seen.spec).get(name) != target.revision:
         return None
-    able, patience = seen.is_able(now), _patience(seen.spec)
+    able, patience = seen.is_able(now) and not seen.unknown - {name}, _patience(seen.spec)
     if granted.get(name) == wanted:
         return Member(seen.node.name, "moving", now, able=able, patience_seconds=patience)
     has_it = held == wanted if wanted != GONE else held is None
     if not has_it or _is_asked_again(seen, scene.targets):
-        failed = seen.status is not None and seen.status.phase == "RolledBack"
+        # What went well here before is not touched by another policy's failure.
         unproven = held is not None and (target.good is None or held != target.good.name)
         return Member(
             seen.node.name,
             "waiting",
             seen.since(now),
             able=able,
-            touched=held is not None and (failed or unproven),
+            touched=unproven,
             busy=seen.is_moving or bool(granted),
             patience_seconds=patience,
         )

@@ -73,7 +73,7 @@ class Result(Reported):
     """What became of one setting."""
 
     setting: str
-    """A sysctl's full dotted name, notrack/<rule>, tracking, rollout, or node: what concerns the node as a whole."""
+    """A sysctl's full dotted name, notrack/<rule>, tracking, or node: what concerns the node as a whole."""
     wanted: str
     """The value the settings ask for."""
     observed: str

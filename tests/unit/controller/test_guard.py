@@ -121,3 +121,20 @@ def test_refuted_while_a_list_is_read() -> None:
     assert scene.list(LOSS, after=10.0) == {LOSS}
     scene.guard.compare(frozenset())
     assert not scene.guard.confirmed()
+
+
+def test_a_trouble_ends_with_what_it_was_about() -> None:
+    """A policy that is back, as seen live, is no trouble any more; deleted then, it counts like any other."""
+    scene = Scene()
+    held = Loss("web", "n1", told="2026-01-01T00:00:00Z")
+    scene.list(held)
+    assert "nothing is withdrawn for web:" in scene.guard.trouble
+    scene.guard.compare(frozenset(), {"web": "2026-03-01T00:00:00Z"})
+    assert scene.guard.trouble == ""
+    scene.list(held)
+    assert scene.list(held, after=10.0) == {held}
+    scene.answers.error = Retry("it hangs")
+    scene.list(held)
+    assert scene.guard.compare(frozenset({held})) == TROUBLE_SECONDS
+    assert scene.guard.compare(frozenset()) == float("inf")
+    assert scene.guard.trouble == ""

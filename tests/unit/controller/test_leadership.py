@@ -435,6 +435,34 @@ def test_the_threads_of_it(monkeypatch: pytest.MonkeyPatch, leases: Leases, cloc
     assert second.keep(stop).startswith("this controller leads no longer and ends: ")
 
 
+def test_a_renewal_that_hangs_for_ever_does_not_keep_it_from_ending(
+    monkeypatch: pytest.MonkeyPatch, leases: Leases, clock: Clock
+) -> None:
+    """A name server that never answers, say: no timeout covers it, and the deadline is watched all the same."""
+    monkeypatch.setattr(leadership, "RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(leadership, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(leadership, "GIVE_UP_SECONDS", 0.1)
+    hangs, go_on, stop = threading.Event(), threading.Event(), threading.Event()
+    first = candidate(leases, "a")
+    assert first.attempt() is None
+
+    def hang(*_: object, **__: object) -> None:
+        hangs.set()
+        go_on.wait(30)
+        raise Retry("at last")
+
+    monkeypatch.setattr(leases, "replace_parts", hang)
+    renewing = threading.Thread(target=first._renew_on)
+    renewing.start()
+    assert hangs.wait(10)
+    clock.now += 15
+    assert "ran out" in first.keep(stop)
+    first.resign(1)
+    assert leases.holder() == "a", "nor is it given up while its renewal is on its way"
+    go_on.set()
+    renewing.join(10)
+
+
 def test_somebody_says_stop_before_it_leads(leases: Leases) -> None:
     """Then it never leads."""
     leader(leases, "a")

@@ -17,7 +17,7 @@ SECURITY = (
     'Error creating: pods "conntrack-operator-agent-x8v5c" is forbidden: violates PodSecurity "restricted:latest":'
     ' host namespaces (hostNetwork=true), hostPath volumes (volumes "sysctls", "state")'
 )
-LABEL = "kubectl label --overwrite namespace ns pod-security.kubernetes.io/enforce=privileged"
+LABEL = "run: kubectl label --overwrite namespace ns pod-security.kubernetes.io/enforce=privileged"
 
 
 def pod(node: str, kind: Kind | None = None, said: str = "") -> AgentPod:
@@ -110,6 +110,15 @@ def test_long_words_are_cut() -> None:
             id="the same while it waits",
         ),
         pytest.param(container("ImagePullBackOff", 'Back-off pulling image "i:1"'), Ailment("Image"), id="old kubelet"),
+        pytest.param(
+            container(
+                "ErrImagePull",
+                'rpc error: code = NotFound desc = failed to pull and unpack image "reg/i:1":'
+                ' failed to resolve reference "reg/i:1": reg/i:1: not found',
+            ),
+            Ailment("Image", "reg/i:1: not found"),
+            id="as containerd says it",
+        ),
         pytest.param(container("InvalidImageName", "bad"), Ailment("ImageName", "bad"), id="no name"),
         pytest.param(
             container("CreateContainerConfigError", 'secret "x" not found'),
@@ -155,7 +164,7 @@ def test_a_pod_without_a_node(phase: str, status: str, reason: str, *, ails: boo
         (SECURITY, LABEL),
         (
             'Error creating: pods "a-1" is forbidden: exceeded quota: none, requested: pods=1, used: pods=0',
-            "raise or remove the ResourceQuota: kubectl get resourcequota -n ns",
+            "raise or remove the ResourceQuota, see: kubectl get resourcequota -n ns",
         ),
         (
             "Error creating: insufficient quota to match these scopes: [{PriorityClass In [system-node-critical]}]",
@@ -167,7 +176,7 @@ def test_a_pod_without_a_node(phase: str, status: str, reason: str, *, ails: boo
         ),
         (
             'Error creating: pods "a-1" is forbidden: no PriorityClass with name system-node-critical was found',
-            "make the PriorityClass, kubectl get priorityclasses shows those there are",
+            "make the PriorityClass, see: kubectl get priorityclasses",
         ),
         (
             'Error creating: admission webhook "v.example" denied the request: no',
@@ -186,6 +195,13 @@ def test_pods_that_are_not_created(complaint: str, remedy: str) -> None:
     assert told.endswith(f"; {remedy}")
     assert "Error creating" not in told
     assert 'pods "' not in told
+
+
+def test_pod_security_is_told_in_one_line() -> None:
+    """With the level, and without all that it forbids; also when events were put together."""
+    sentence = f'the agents cannot be created on 5 of 5 nodes: violates PodSecurity "restricted:latest"; {LABEL}'
+    assert trouble_of_set(5, 0, [SECURITY], "ns") == sentence
+    assert trouble_of_set(5, 0, [f"(combined from similar events): {SECURITY}"], "ns") == sentence
 
 
 def test_a_set_that_has_all_its_pods_is_well() -> None:

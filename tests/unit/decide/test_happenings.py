@@ -157,15 +157,21 @@ def test_nodes_that_refuse_are_not_told_twice() -> None:
     assert [each.reason for each in told] == ["BelowUse"]
 
 
+def degraded(reason: str) -> PolicyStatus:
+    """Return the status of a policy on its way that is degraded for this reason."""
+    way = status("False", "Progressing", moving=True)
+    told = Condition(type="Degraded", status="True", reason=reason, message="no image", last_transition_time="t")
+    return way.model_copy(update={"conditions": [*way.conditions, told]})
+
+
 def test_agents_that_do_not_run_are_told() -> None:
-    """When it begins, in the sentence that holds the remedy."""
-    ill = status("False", "Progressing", moving=True)
-    told = Condition(
-        type="Degraded", status="True", reason="AgentsNotRunning", message="no image", last_transition_time="t"
-    )
-    ill = ill.model_copy(update={"conditions": [*ill.conditions, told]})
+    """When it begins, in the sentence that holds the remedy, and when it is over, but not when something is worse."""
+    ill = degraded("AgentsNotRunning")
     assert list(happenings_between(None, ill)) == [Happening("Warning", "AgentsNotRunning", "no image")]
     assert list(happenings_between(ill, ill)) == []
+    assert [each.reason for each in happenings_between(ill, degraded("NodesAway"))] == ["AgentsStart"]
+    assert list(happenings_between(ill, degraded("NodesFailed"))) == []
+    assert list(happenings_between(degraded("NodesAway"), degraded("NodesFailed"))) == []
 
 
 def test_a_policy_that_cannot_be_read_is_told() -> None:

@@ -78,6 +78,16 @@ def test_the_end_of_a_trial_never_waits(phase):
     assert due(trial, status(trial, phase=phase), seconds=0, has_room=False)
 
 
+@pytest.mark.parametrize(
+    "change", [{"phase": "RolledBack", "parked": True}, {"phase": "Current"}, {"phase": "Refused"}]
+)
+def test_the_end_of_an_attempt_never_waits(change):
+    """Even where the trials between were not told: that it works now, or was given up."""
+    trying = status(phase="RolledBack", results=(BAD,))
+    assert due(trying, status(trying, **{"results": (BAD,), **change}), seconds=0, has_room=False)
+    assert not due(trying, status(trying, phase="Trial", results=(BAD,)), seconds=0, has_room=False)
+
+
 @pytest.mark.parametrize("change", NEWS)
 def test_news_waits_only_where_much_was_said(change):
     """Phase, results, warnings and preview are news: at once, or with the next heartbeat at the latest."""

@@ -1,11 +1,14 @@
 """Previews: what an Observe policy would do to all its nodes, and how it is said."""
 
 import itertools
+from typing import Any
 
 import pytest
 
 from conntrack_operator.decide.previewed import answers, part_of, preview_of, preview_revision, words_of
-from conntrack_operator.model.node import NodeSpec, NodeStatus, Preview
+from conntrack_operator.decide.standing import Share, preview_for, standing_of
+from conntrack_operator.decide.targeting import Node
+from conntrack_operator.model.node import NodeConntrack, NodeSpec, NodeStatus, Preview
 from conntrack_operator.model.policy import Settings
 from conntrack_operator.model.status import PREVIEWED_MAX, PolicyPreview
 
@@ -140,3 +143,36 @@ def test_a_preview_of_what_was_asked_before_is_no_answer() -> None:
     assert not answers(spec, status(preview_revision(Settings.model_validate({"timeouts": {"icmp": 11}}))))
     assert not answers(spec, NodeStatus(observed_revision="r"))
     assert not answers(spec.model_copy(update={"preview": None}), status(""))
+
+
+def report(asked: dict[str, Any], preview: dict[str, Any]) -> NodeConntrack:
+    """Return the object of a node that is asked for a preview, and has made one."""
+    spec = {"revision": "s1", "mode": "Hold", "nodeUID": "uid-1", "preview": asked}
+    said = {"observedRevision": "s1", "nodeUID": "uid-1", "phase": "Current", "heartbeatTime": "2026-01-31T11:59:00Z"}
+    document = {"metadata": {"name": "n1"}, "spec": spec, "status": said | {"preview": preview}}
+    return NodeConntrack.model_validate(document)
+
+
+def test_a_preview_of_the_policy_before_its_edit_is_no_answer() -> None:
+    """An Observe policy that is edited waits for a preview of what it says now, and shows no other meanwhile."""
+    asked = {"timeouts": {"icmp": 10}}
+    made_for = preview_revision(Settings.model_validate(asked))
+    share = Share(fields=frozenset({"timeouts.icmp"}), all_fields=frozenset({"timeouts.icmp"}), observes=True)
+    change = {"setting": "net.netfilter.nf_conntrack_icmp_timeout", "from": "30", "to": "10"}
+    for revision, state in ((made_for, "current"), ("of before", "pending")):
+        existing = report(asked, {"changes": [change], "revision": revision})
+        assert standing_of(Node("n1", "uid-1", {}), share, existing).state == state
+        assert (preview_for(share, existing) is not None) == (state == "current")
+
+
+def test_the_preview_of_another_policy() -> None:
+    """What other Observe policies would change is theirs to tell."""
+    share = Share(
+        fields=frozenset({"table.size"}), all_fields=frozenset({"table.size", "timeouts.icmp"}), observes=True
+    )
+    changes = [
+        {"setting": setting, "from": "1", "to": "2"} for setting in (MAX, "net.netfilter.nf_conntrack_icmp_timeout")
+    ]
+    found = preview_for(share, report({}, {"changes": changes}))
+    assert found is not None
+    assert [change.setting for change in found.changes] == [MAX]

@@ -1,16 +1,20 @@
-"""What a preview does not know, since finding out would load a kernel module or write something. Pure."""
+"""What a preview says beside the plan: accept rules in firewalls, and what it does not know. Pure.
+
+It does not know what could be found out only by loading a kernel module or writing something.
+"""
 
 from collections.abc import Collection, Iterator
 
 from conntrack_operator.model.journal import Journal
 from conntrack_operator.model.policy import Settings
 
-from .plan import Change, Plan
+from .accept_standing import Standing
+from .plan import ABSENT, Change, Plan
 from .refusal import Refusal
 from .tracking import SETTING as TRACKING
 
 NOT_LOADED, NOT_TESTED = "NotLoaded", "NotTested"
-_RULES = "notrack.rules"
+_RULES, _ACCEPTS = "notrack.rules", "notrack.acceptUntracked"
 
 
 def unseen_of(settings: Settings, journal: Journal, plan: Plan, unloaded: Collection[str]) -> Iterator[Refusal]:
@@ -44,6 +48,20 @@ def unseen_of(settings: Settings, journal: Journal, plan: Plan, unloaded: Collec
             "whether timed elements of nftables sets expire on this kernel is tested before the first rule is"
             " installed; where they do not, rules are refused (Unsupported)",
         )
+
+
+def accepts_change(standing: Standing, wanted: Standing) -> Change:
+    """Return the change of our accept rules in other people's firewalls: how many there are, and in which tables."""
+    now, then = _accepts(standing), _accepts(wanted)
+    return Change(_ACCEPTS, now, then if then != now else f"{then}, others than now", "notrack.rules")
+
+
+def _accepts(standing: Standing) -> str:
+    parts = []
+    for table in standing.tables:
+        number = sum(len(rules) for rules in standing.within(table).chains.values())
+        parts.append(f"{number} accept {'rule' if number == 1 else 'rules'} in {table.place}")
+    return "; ".join(parts) or ABSENT
 
 
 def plan_to_load() -> Plan:
