@@ -296,7 +296,7 @@ def test_an_old_status_under_a_new_name(fleet: Fleet) -> None:
     fleet.api.request("PATCH", f"{GROUP}/nodeconntracks/node-003/status", {"status": old["status"]}, MERGE)
     time.sleep(REFILL_SECONDS + 1)
     assert counts(fleet) == {"matched": 6, "current": 5, "pending": 1}
-    apply(fleet, FIXED, {**QUICK, "canary": 0})
+    apply(fleet, FIXED, AT_ONCE)
     fleet_without = [node for node in fleet if node.name != "node-003"]
     until(fleet, lambda: all(node.kernel.sysctls[ICMP] == FIXED for node in fleet_without), "the others follow")
     fleet.start(["node-003"])
