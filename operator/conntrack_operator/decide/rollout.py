@@ -72,7 +72,7 @@ def verdict_on(members: Sequence[Member], rollout: Rollout | None, now: datetime
     pace = Pace.of(rollout)
     waiting = sorted(
         (each for each in members if each.state == "waiting" and each.able and _is_free(each, now)),
-        key=lambda each: (not each.touched, each.node),
+        key=lambda each: (not each.touched, not each.busy, each.node),
     )
     if pace.paused:
         return Verdict("Paused" if waiting or _left(members) else "Done")
