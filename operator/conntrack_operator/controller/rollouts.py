@@ -119,7 +119,8 @@ class Rollouts:
         self._say(before, fleet)
         stale = self._nodes_with_stale_withdrawals(fleet.travelling)
         needless = {loss.node for loss in fleet.losses if not loss.policy} if self.guard.confirmed() else set()
-        self.queue.add_all(Key("node", name) for name in {*fleet.grants, *stale, *needless})
+        # In the order of their names, so that a controller that ends meanwhile is followed by one that goes on there.
+        self.queue.add_all(Key("node", name) for name in sorted({*fleet.grants, *stale, *needless}))
         self.queue.add_all(
             Key("policy", name)
             for name, verdict in fleet.verdicts.items()
