@@ -6,7 +6,7 @@ the node is asked to put its originals back (mode Restore), and only when it has
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from conntrack_operator.model.node import NodeConntrack, NodeSpec, PolicyUse
@@ -14,7 +14,7 @@ from conntrack_operator.model.policy import ConntrackPolicy, NotrackRule, Settin
 from conntrack_operator.model.surroundings import Service
 
 from .hashing import hash_of
-from .holding import Holding
+from .holding import Grants, Holding
 from .merge import Merge, merged
 from .pods import HostPod, resolved
 from .targeting import Node
@@ -140,6 +140,8 @@ class Wish:
     """Whether any policy means it, or may: one that cannot be read."""
     may_restore: bool = False
     """Whether it has been confirmed that no policy means a node that never had anything."""
+    granted: Grants = field(default_factory=dict)
+    """What of it was granted and is not in its spec yet."""
 
 
 def step_for(
