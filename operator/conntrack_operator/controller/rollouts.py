@@ -111,6 +111,7 @@ class Rollouts:
         if away != self._away:
             self.queue.add_all(Key("policy", target.name) for target in targets if target.policy is not None)
         self._away = away
+        self.store.note_away(away)
         self._carry_out(before, fleet, targets, now)
         self._ended = time.monotonic()
         self._took = self._ended - began

@@ -130,7 +130,6 @@ def fleet_at(
             if wanted == GONE and target.name in each.held:
                 losses.add(_loss(target.name, each))
                 if member.able:
-                    travelling.add((target.name, target.revision))
                     leaving[target.name] += 1
                 if Loss(target.name, each.node.name) not in confirmed:
                     member = replace(member, able=False)
@@ -138,6 +137,8 @@ def fleet_at(
         verdict = verdict_on(members, _rollout_of(target, seen, members), now)
         verdicts[target.name] = verdict
         _grant(target, verdict, seen, grants)
+        if any(_stays(each, target, grants, now) for each in seen):
+            travelling.add((target.name, target.revision))
     losses |= {_loss("", each) for each in seen if _is_needless(each, targets)}
     return Fleet(
         {node: each for node, each in grants.items() if each},
@@ -146,6 +147,16 @@ def fleet_at(
         frozenset(travelling),
         frozenset(losses),
         leaving,
+    )
+
+
+def _stays(seen: Seen, target: Target, grants: Mapping[str, Mapping[str, str]], now: datetime) -> bool:
+    """Tell whether the node still has what it should not, can be told so, and its turn has not come."""
+    return (
+        target.name in seen.held
+        and target.wanted_at(seen.node) == GONE
+        and grants[seen.node.name].get(target.name) != GONE
+        and seen.is_able(now)
     )
 
 
