@@ -23,9 +23,10 @@ from conntrack_operator.decide.holding import (
 )
 from conntrack_operator.decide.merge import precedence
 from conntrack_operator.decide.rollout import Verdict
+from conntrack_operator.decide.seen import Seen
 from conntrack_operator.decide.targeting import Node, selects
 from conntrack_operator.decide.targets import Wish
-from conntrack_operator.decide.waves import Fleet, Seen, fleet_at
+from conntrack_operator.decide.waves import Fleet, fleet_at
 from conntrack_operator.model.node import NodeConntrack
 from conntrack_operator.model.policy import ConntrackPolicy
 
