@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.lab import cluster as lab
+from tests.lab import halves
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,6 +43,13 @@ def crds(cluster: lab.Cluster) -> Path:
     """Have the committed CRDs served by the control plane; return their folder."""
     cluster.apply_crds(ROOT / "crds")
     return ROOT / "crds"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Keep tests that run beside the others from touching this machine's kernel."""
+    with halves.at_work(item.nodeid, item.path):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.lab.halves import touch_the_kernel
 from tests.lab.namespaces import Namespace
 
 LOCK = Path("/run/lock/conntrack-operator-tests.lock")
@@ -67,6 +68,7 @@ class Host(Namespace):
 
     def __enter__(self) -> Self:
         """Take the lock, waiting for whoever has it, and note how the machine is."""
+        touch_the_kernel()
         self._lock = LOCK.open("a")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         if NOTED.exists():

@@ -1,0 +1,150 @@
+"""Run both halves of the suite at once, and tell of both as of one run. This is what `make test` does.
+
+Lines of progress come as they are printed, each names its file. What a half has to say of failures comes in one piece
+when it ends; the last lines are the closing line of each half and the sum of both. The exit code is 0 when both halves
+passed. Ctrl-C, SIGTERM and SIGHUP end both, each in order, so that nothing is left of what tests made.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from tests.lab.halves import BESIDE, ROOT
+
+_COUNT = re.compile(r"(\d+) (passed|failed|skipped|deselected|xfailed|xpassed|warning|error)s?\b")
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
+_ORDER = ("failed", "passed", "skipped", "deselected", "xfailed", "xpassed", "warning", "error")  # pytest's own
+INTERRUPTED = 130
+"""What a shell says of a program that Ctrl-C ended."""
+
+
+def pytest_command(*arguments: str) -> list[str]:
+    """Return the command of one half."""
+    colour = ["--color=yes"] if sys.stdout.isatty() else []
+    return [sys.executable, "-m", "pytest", *colour, *arguments]
+
+
+def in_a_namespace(command: Sequence[str]) -> list[str]:
+    """Return the command with a network namespace of its own around it: loopback, and sizes that nobody can write.
+
+    Without root there is none, and nobody who could write them either.
+    """
+    if os.geteuid() != 0:
+        return list(command)
+    return ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *command]
+
+
+class Half:
+    """One half at work: its progress is printed as it comes, the rest in one piece at its end."""
+
+    def __init__(self, name: str, command: Sequence[str], speaking: threading.Lock) -> None:
+        self.name = name
+        self._speaking = speaking
+        self._closing = ""
+        self.process = subprocess.Popen(
+            # Should this process be killed, the half ends as by Ctrl-C. setpriv replaces itself by the program.
+            ["setpriv", "--pdeathsig", "INT", *command],
+            cwd=ROOT, env=os.environ | {"COLUMNS": str(shutil.get_terminal_size().columns)},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            start_new_session=True,  # the terminal's Ctrl-C comes by way of us: twice would end it out of order
+        )  # fmt: skip
+        self._thread = threading.Thread(target=self._pass_on)
+        self._thread.start()
+
+    def _pass_on(self) -> None:
+        headings, rest = 0, []
+        assert self.process.stdout
+        for line in self.process.stdout:
+            plain = _COLOUR.sub("", line)
+            headings += plain.startswith("=====")
+            if headings < 2:  # the first one begins the run, the second one ends its progress
+                self._say(line)
+            else:
+                rest.append(line)
+                if plain.startswith("=") and _COUNT.search(plain):
+                    self._closing = plain.strip("= \n")
+        self.process.wait()
+        self._say(f"\n--- {self.name} ---\n", *rest)
+
+    def _say(self, *lines: str) -> None:
+        with self._speaking:
+            sys.stdout.write("".join(lines))
+            sys.stdout.flush()
+
+    def wait(self) -> int:
+        """Wait until it has ended and everything is printed; return its exit code."""
+        while self._thread.is_alive():  # a wait without end would let no signal through
+            self._thread.join(0.2)
+        return self.process.wait()
+
+    def interrupt(self) -> None:
+        """End it, as Ctrl-C does."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+
+    @property
+    def closing(self) -> str:
+        """What pytest said at the end: counts and time."""
+        return self._closing or f"ended without a result, exit code {self.process.returncode}"
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many tests passed, failed and so on."""
+        return Counter({word: int(number) for number, word in _COUNT.findall(self._closing)})
+
+
+def in_words(counts: Counter[str]) -> str:
+    """Return counts in pytest's words and order."""
+    plural = {word: word + "s" * (word in {"warning", "error"} and counts[word] != 1) for word in _ORDER}
+    return ", ".join(f"{counts[word]} {plural[word]}" for word in _ORDER if counts[word]) or "no tests ran"
+
+
+def run(commands: dict[str, Sequence[str]]) -> int:
+    """Run these halves, by name; return the exit code of all."""
+    began = time.monotonic()
+    speaking = threading.Lock()
+    halves: list[Half] = []
+    ended_by: list[int] = []
+
+    def end(number: int, _frame: object) -> None:
+        ended_by.append(number)
+        for half in halves:
+            half.interrupt()
+
+    # Before the first half: what a program finds ignored it does not hear, what is handled here it hears as ever.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    for name, command in commands.items():
+        if not ended_by:
+            halves.append(Half(name, command, speaking))
+    codes = [half.wait() for half in halves]
+    print()
+    for half in halves:
+        print(f"{half.name}: {half.closing}")
+    total = sum((half.counts for half in halves), Counter[str]())
+    print(f" {in_words(total)} in {time.monotonic() - began:.2f}s ".center(80, "="), flush=True)
+    if ended_by:
+        return INTERRUPTED
+    return max(abs(code) for code in codes)
+
+
+def main() -> int:
+    """Run the suite."""
+    ignored = [f"--ignore={folder}" for folder in BESIDE]
+    return run(
+        {
+            "the machine's kernel": pytest_command(*ignored),
+            "beside it": in_a_namespace(pytest_command(*BESIDE)),
+        }
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
