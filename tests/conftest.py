@@ -14,6 +14,7 @@ EXPECTED_SKIPS: dict[str, str] = {}
 """Skips that CI may show: the start of a test's id, and the start of the reason. Any other skip fails the run in CI."""
 
 _cluster = pytest.StashKey[lab.Cluster]()
+_turn = pytest.StashKey[halves.Turn]()
 _unexpected = pytest.StashKey[list[str]]()
 
 
@@ -46,10 +47,18 @@ def crds(cluster: lab.Cluster) -> Path:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Keep tests that run beside the others from touching this machine's kernel."""
-    with halves.at_work(item.nodeid, item.path):
-        return (yield)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Keep a test from touching what its kind may not (tests/lab/halves.py), and the table's sizes steady for it."""
+    stash = item.config.stash
+    if halves.kind_of(item) is halves.Kind.NAMESPACES and _turn not in stash and os.geteuid() == 0:
+        stash[_turn] = halves.Turn(alone=False)
+    try:
+        with halves.at_work(item):
+            return (yield)
+    finally:
+        if _turn in stash and (nextitem is None or nextitem.path != item.path):
+            stash[_turn].end()
+            del stash[_turn]
 
 
 @pytest.hookimpl(wrapper=True)

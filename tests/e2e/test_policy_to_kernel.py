@@ -14,6 +14,8 @@ from tests.lab.host import Host, Writes, sysctls
 from tests.lab.operator import AGENT, NAMESPACE, NODE, Operator
 from tests.lab.programs import wait_until
 
+pytestmark = pytest.mark.tunes_this_machine
+
 EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 WEB, TIMEOUTS = EXAMPLES / "web.yaml", EXAMPLES / "timeouts.yaml"
 SECONDS_TO_KERNEL = 5

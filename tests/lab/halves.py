@@ -1,38 +1,99 @@
-"""The two halves of the suite that `make test` runs side by side, and what keeps the one from disturbing the other.
+"""What a test may touch of this machine, by its folder and its mark, and what keeps tests from disturbing each other.
 
-The limit and the hash table of conntrack are one for all network namespaces of a machine. Tests that tune them, fill a
-table or look at one run one after the other, in one process. The others, in the folders BESIDE, touch no conntrack at
-all: decisions, models, and what happens between API objects. `make test` gives them a network namespace of their own,
-in which the kernel refuses to change sizes; and here, also in a run of everything in one process, they cannot make a
-namespace or tune the machine.
+The limit and the hash table of conntrack are one for all network namespaces of a machine. So there are three kinds:
+
+- BESIDE, by folder: unit tests and what happens between API objects. They touch no conntrack at all.
+- MACHINE, by the mark `tunes_this_machine` on the module: they tune it, fill its table or look at all of it. Only tests
+  of the first kind may run meanwhile.
+- NAMESPACES, all others: in network namespaces of their own, where sizes cannot be written. Two can run at a time.
+
+In every run, also of everything in one process, a test that does what its kind may not do fails and says so; a module
+of the third kind holds a lock that a test of the second kind waits for, in this process or another.
 """
 
 import contextlib
+import enum
+import fcntl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
-BESIDE = ("tests/unit", "tests/control_plane")
-"""Folders whose tests touch no conntrack. Whatever lies elsewhere, belongs to the other half."""
+FOLDERS_BESIDE = ("tests/unit", "tests/control_plane")
+MARK = "tunes_this_machine"
+LOCK = Path("/run/lock/conntrack-operator-tests.lock")
+TURN = LOCK.with_suffix(".turn")
+"""Held by whoever waits to tune the machine, so that others do not go on taking turns before it."""
 
-_beside = ""
+
+class Kind(enum.Enum):
+    """What a test may touch."""
+
+    BESIDE = "beside"
+    MACHINE = "machine"
+    NAMESPACES = "namespaces"
+
+
+def kind_of(item: pytest.Item) -> Kind:
+    """Return the kind of a test."""
+    if any(item.path.is_relative_to(ROOT / folder) for folder in FOLDERS_BESIDE):
+        return Kind.BESIDE
+    return Kind.MACHINE if item.get_closest_marker(MARK) else Kind.NAMESPACES
+
+
+_at_work: tuple[Kind, str] | None = None
+
+
+def may_make_namespaces() -> None:
+    """Fail in a test that may not; called before one is made."""
+    if _at_work and _at_work[0] is Kind.BESIDE:
+        raise AssertionError(
+            f"{_at_work[1]} runs beside tests that tune this machine, and may make no network namespace: move it to"
+            " tests/kernel, or to tests/e2e if it needs the control plane"
+        )
+
+
+def may_tune_the_machine() -> None:
+    """Fail in a test that may not; called before the machine is locked."""
+    if _at_work and _at_work[0] is not Kind.MACHINE:
+        raise AssertionError(
+            f"{_at_work[1]} may not tune this machine, others run meanwhile: give its module, in tests/kernel or"
+            f" tests/e2e, the line pytestmark = pytest.mark.{MARK}"
+        )
 
 
 @contextlib.contextmanager
-def at_work(test: str, path: Path) -> Iterator[None]:
-    """Note that this test, of the file `path`, is at work."""
-    global _beside  # noqa: PLW0603 - one test at a time
-    _beside = test if any(path.is_relative_to(ROOT / folder) for folder in BESIDE) else ""
+def at_work(item: pytest.Item) -> Iterator[None]:
+    """Note which test is at work."""
+    global _at_work  # noqa: PLW0603 - one test at a time
+    _at_work = kind_of(item), item.nodeid
     try:
         yield
     finally:
-        _beside = ""
+        _at_work = None
 
 
-def touch_the_kernel() -> None:
-    """Fail in a test that runs beside those which tune this machine. Called by whatever is about to touch it."""
-    if _beside:
-        raise AssertionError(
-            f"{_beside} runs beside tests that tune this machine, so that it may make no network namespace and tune"
-            " nothing: move it to tests/kernel, or to tests/e2e when it needs the control plane"
-        )
+class Turn:
+    """A lock on the sizes of this machine's table: shared by those who need them steady, or of one who changes them."""
+
+    def __init__(self, *, alone: bool) -> None:
+        self._held: TextIO | None = None
+        how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+        with contextlib.ExitStack() as stack:
+            turn = stack.enter_context(TURN.open("a"))
+            fcntl.flock(turn, how)
+            held = LOCK.open("a")
+            try:
+                fcntl.flock(held, how)
+            except BaseException:
+                held.close()
+                raise
+            self._held = held
+
+    def end(self) -> None:
+        """Let others in."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None

@@ -1,8 +1,11 @@
-"""Run both halves of the suite at once, and tell of both as of one run. This is what `make test` does.
+"""Run the suite in two processes at once, and tell of both as of one run. This is what `make test` does.
 
-Lines of progress come as they are printed, each names its file. What a half has to say of failures comes in one piece
-when it ends; the last lines are the closing line of each half and the sum of both. The exit code is 0 when both halves
-passed. Ctrl-C, SIGTERM and SIGHUP end both, each in order, so that nothing is left of what tests made.
+One begins with the tests that tune this machine, the other with those that touch no conntrack; then both share the rest
+(tests/lab/sharing.py). The second runs in a network namespace of its own, in which the kernel refuses to change sizes.
+
+Lines of progress come as they are printed, each names its file. What a process says of failures comes in one piece when
+it ends; the last lines are the closing line of each and the sum of both. The exit code is 0 when both passed and every
+test was run by one of them. Ctrl-C, SIGTERM and SIGHUP end both, each in order: nothing is left of what tests made.
 """
 
 import os
@@ -11,16 +14,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
-from tests.lab.halves import BESIDE, ROOT
+from tests.lab.halves import ROOT, Kind
+from tests.lab.sharing import left_out
 
 _COUNT = re.compile(r"(\d+) (passed|failed|skipped|deselected|xfailed|xpassed|warning|error)s?\b")
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _ORDER = ("failed", "passed", "skipped", "deselected", "xfailed", "xpassed", "warning", "error")  # pytest's own
+SHARING = ("-p", "tests.lab.sharing", "-o", "console_output_style=classic")
 INTERRUPTED = 130
 """What a shell says of a program that Ctrl-C ended."""
 
@@ -106,8 +113,8 @@ def in_words(counts: Counter[str]) -> str:
     return ", ".join(f"{counts[word]} {plural[word]}" for word in _ORDER if counts[word]) or "no tests ran"
 
 
-def run(commands: dict[str, Sequence[str]]) -> int:
-    """Run these halves, by name; return the exit code of all."""
+def run(commands: dict[str, Sequence[str]], folder: Path) -> int:
+    """Run these halves, by name, who tell in `folder` what they ran; return the exit code of all."""
     began = time.monotonic()
     speaking = threading.Lock()
     halves: list[Half] = []
@@ -125,25 +132,26 @@ def run(commands: dict[str, Sequence[str]]) -> int:
         if not ended_by:
             halves.append(Half(name, command, speaking))
     codes = [half.wait() for half in halves]
-    print()
+    missing = [] if ended_by else left_out(folder)
+    print(*(f"FAILED: not run, or run twice: {test}" for test in missing), sep="\n")
     for half in halves:
         print(f"{half.name}: {half.closing}")
     total = sum((half.counts for half in halves), Counter[str]())
     print(f" {in_words(total)} in {time.monotonic() - began:.2f}s ".center(80, "="), flush=True)
     if ended_by:
         return INTERRUPTED
-    return max(abs(code) for code in codes)
+    return max(int(bool(missing)), *(abs(code) for code in codes))
 
 
 def main() -> int:
     """Run the suite."""
-    ignored = [f"--ignore={folder}" for folder in BESIDE]
-    return run(
-        {
-            "the machine's kernel": pytest_command(*ignored),
-            "beside it": in_a_namespace(pytest_command(*BESIDE)),
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        own = {
+            kind: pytest_command(*SHARING, f"--own={kind.value}", f"--share={folder}")
+            for kind in (Kind.MACHINE, Kind.BESIDE)
         }
-    )
+        return run({"first": own[Kind.MACHINE], "second": in_a_namespace(own[Kind.BESIDE])}, folder)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""The two halves of the suite: neither can disturb the other, and together they tell what one run would."""
+"""The two processes of `make test`: neither can disturb the other, and together they run and tell what one would."""
 
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from tests.lab import side_by_side
-from tests.lab.halves import BESIDE, ROOT
+from tests.lab.halves import FOLDERS_BESIDE, ROOT, Turn
 from tests.lab.host import Host
 from tests.lab.namespaces import Lab
 from tests.lab.programs import wait_until
@@ -28,19 +30,60 @@ def test_wait(tmp_path):
     finally:
         place.unlink()
 """
-RUNNER = "import sys; from tests.lab.side_by_side import pytest_command as c, run;"
+RUNNER = (
+    "import sys; from pathlib import Path; from tests.lab.side_by_side import pytest_command as c, run, SHARING as S;"
+)
+OWN = ("machine", "beside")
 
 
-def test_nothing_in_this_half_touches_the_kernel() -> None:
+def test_nothing_in_this_folder_touches_the_kernel() -> None:
     """Also in a run of everything in one process, where the kernel would let it."""
-    for touch in (lambda: Lab().namespace(), lambda: Host().__enter__()):
-        with pytest.raises(AssertionError, match="move it to tests/kernel"):
-            touch()
+    with pytest.raises(AssertionError, match="move it to tests/kernel"):
+        Lab().namespace()
+    with pytest.raises(AssertionError, match=r"pytest\.mark\.tunes_this_machine"):
+        Host().__enter__()
 
 
-def test_every_test_is_in_one_half() -> None:
-    """The folders beside exist, so that none is left out by a slip of the pen; all others are the other half's."""
-    assert all(list((ROOT / folder).rglob("test_*.py")) for folder in BESIDE)
+def test_the_folders_beside_are_there() -> None:
+    """A folder that is renamed would make its tests wait for others, unseen."""
+    assert all(list((ROOT / folder).rglob("test_*.py")) for folder in FOLDERS_BESIDE)
+
+
+@pytest.fixture
+def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have locks that no other run holds."""
+    for name in ("LOCK", "TURN"):
+        monkeypatch.setattr(f"tests.lab.halves.{name}", tmp_path / name)
+
+
+@pytest.mark.usefixtures("own_locks")
+def test_who_tunes_the_machine_is_alone_and_does_not_wait_for_ever() -> None:
+    """Two share; who wants to be alone waits for both, and who comes after that waits behind it."""
+    order: list[str] = []
+
+    def take(name: str, *, alone: bool) -> threading.Thread:
+        def work() -> None:
+            turn = Turn(alone=alone)
+            order.append(name)
+            time.sleep(0.2)
+            order.append(f"{name} ends")
+            turn.end()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        return thread
+
+    one, two = Turn(alone=False), Turn(alone=False)
+    alone = take("alone", alone=True)
+    time.sleep(0.2)
+    late = take("late", alone=False)
+    one.end()
+    time.sleep(0.2)
+    assert order == []
+    two.end()
+    for thread in (alone, late):
+        thread.join(30)
+    assert order == ["alone", "alone ends", "late", "late ends"]
 
 
 def test_the_namespace_around_this_half_has_a_loopback_alone(tmp_path: Path) -> None:
@@ -62,17 +105,49 @@ def test_the_namespace_around_this_half_has_a_loopback_alone(tmp_path: Path) -> 
     assert mode.strip() in {"444", "False"}
 
 
-def run_both(tmp_path: Path, **texts: str) -> "subprocess.Popen[str]":
-    """Start the runner on one file of tests for each name."""
+def run_both(tmp_path: Path, *folders: str, **texts: str) -> "subprocess.Popen[str]":
+    """Start the runner on one file of tests for each name, or on these folders, shared."""
     for name, text in texts.items():
         (tmp_path / f"test_{name}.py").write_text(text.replace("NAME", name))
-    command = f"c('-p', 'no:cacheprovider', '-c', {os.devnull!r}, '--rootdir', {str(tmp_path)!r}, "
-    halves = ", ".join(f"{name!r}: {command}{str(tmp_path / f'test_{name}.py')!r})" for name in texts)
+    options = (
+        f"'-p', 'no:cacheprovider', '--import-mode=importlib', '-c', {os.devnull!r}, '--rootdir', {str(tmp_path)!r}"
+    )
+    halves = ", ".join(f"{name!r}: c({options}, {str(tmp_path / f'test_{name}.py')!r})" for name in texts)
+    share = f"'--share', {str(tmp_path)!r}"
+    halves += ", ".join(f"{own!r}: c({options}, *S, '--own', {own!r}, {share}, *{folders!r})" for own in OWN if folders)
     return subprocess.Popen(
-        [sys.executable, "-c", f"{RUNNER} sys.exit(run({{{halves}}}))"],
+        [sys.executable, "-c", f"{RUNNER} sys.exit(run({{{halves}}}, Path({str(tmp_path)!r})))"],
         cwd=ROOT, env=os.environ | {"PLACE": str(tmp_path)},
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+
+
+def test_what_is_shared_is_run_once(tmp_path: Path) -> None:
+    """Each module is run by one of the two, all of them by both together."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for number in range(4):
+            text = f"import time\n\ndef test_one():\n    time.sleep(0.3)\n\ndef test_{folder}{number}():\n    pass\n"
+            (tmp_path / folder / f"test_{number}.py").write_text(text)
+    process = run_both(tmp_path, str(tmp_path / "a"), str(tmp_path / "b"))
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+    first, second, total = out.splitlines()[-3:]
+    assert " 16 passed in" in total
+    counts = [int(re.search(r": (\d+) passed", line)[1]) for line in (first, second)]  # type: ignore[index]
+    assert sum(counts) == 16
+    assert min(counts) >= 4, "one did all the work"
+
+
+def test_what_nobody_ran_fails_the_run(tmp_path: Path) -> None:
+    """Were a test claimed by a process that never came to it, the run would say so."""
+    (tmp_path / "test_lost.py").write_text(PASSES)
+    (tmp_path / "test_found.py").write_text(PASSES)
+    (tmp_path / f"{tmp_path.name}-test_lost.py").touch()
+    process = run_both(tmp_path, str(tmp_path))
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "FAILED: not run, or run twice: test_lost.py::test_it" in out
 
 
 def test_both_are_told_as_one(tmp_path: Path) -> None:
