@@ -20,6 +20,7 @@ EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 WEB, TIMEOUTS = EXAMPLES / "web.yaml", EXAMPLES / "timeouts.yaml"
 SECONDS_TO_KERNEL = 5
 STARTS = 50
+QUICK = {"timeoutSeconds": 20, "soakSeconds": 0}
 
 
 def example(path: Path) -> dict[str, Any]:
@@ -162,7 +163,7 @@ def test_of_two_policies_the_loser_names_field_winner_and_node(operator: Operato
             "apply", "-f", "-",
             input={
                 "apiVersion": "conntrack-operator.io/v1alpha1", "kind": "ConntrackPolicy", "metadata": {"name": name},
-                "spec": {"mode": "Enforce", "nodeSelector": selector, **policies[name]},
+                "spec": {"mode": "Enforce", "nodeSelector": selector, "trial": QUICK, **policies[name]},
             },
         )  # fmt: skip
         operator.wait_ready(name)
