@@ -7,8 +7,8 @@ The limit and the hash table of conntrack are one for all network namespaces of 
   of the first kind may run meanwhile.
 - NAMESPACES, all others: in network namespaces of their own, where sizes cannot be written. Two can run at a time.
 
-In every run, also of everything in one process, a test that does what its kind may not do fails and says so; a module
-of the third kind holds a lock that a test of the second kind waits for, in this process or another.
+In every run, also of everything in one process, a test that does what its kind may not do fails and says so. Where two
+processes share a run, a module of the third kind holds a lock that a test of the second kind waits for.
 """
 
 import contextlib
@@ -23,9 +23,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS_BESIDE = ("tests/unit", "tests/control_plane")
 MARK = "tunes_this_machine"
-LOCK = Path("/run/lock/conntrack-operator-tests.lock")
-TURN = LOCK.with_suffix(".turn")
-"""Held by whoever waits to tune the machine, so that others do not go on taking turns before it."""
 
 
 class Kind(enum.Enum):
@@ -75,16 +72,22 @@ def at_work(item: pytest.Item) -> Iterator[None]:
         _at_work = None
 
 
+run_folder: Path | None = None
+"""What the processes of one run share; None where one process runs everything."""
+
+
 class Turn:
-    """A lock on the sizes of this machine's table: shared by those who need them steady, or of one who changes them."""
+    """A lock among the processes of this run: shared by those who need the table's sizes steady, or of one alone."""
 
     def __init__(self, *, alone: bool) -> None:
         self._held: TextIO | None = None
+        if run_folder is None:
+            return
         how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
-        with contextlib.ExitStack() as stack:
-            turn = stack.enter_context(TURN.open("a"))
+        # Who waits to be alone holds the turn, so that the others do not go on taking turns before it.
+        with (run_folder / "turn").open("a") as turn:
             fcntl.flock(turn, how)
-            held = LOCK.open("a")
+            held = (run_folder / "lock").open("a")
             try:
                 fcntl.flock(held, how)
             except BaseException:

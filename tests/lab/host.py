@@ -6,6 +6,7 @@ machine do not tune it at once, and its end restores every conntrack sysctl and 
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import shutil
@@ -16,9 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.lab.halves import LOCK, Turn, may_tune_the_machine
+from tests.lab.halves import Turn, may_tune_the_machine
 from tests.lab.namespaces import Namespace
 
+LOCK = Path("/run/lock/conntrack-operator-tests.lock")
 NOTED = LOCK.with_suffix(".json")
 """How the machine was, while a run tunes it: if that run is killed, the next one puts it back. A boot clears it."""
 SYSCTLS = Path("/proc/sys/net/netfilter")
@@ -67,6 +69,8 @@ class Host(Namespace):
     def __enter__(self) -> Self:
         """Take the lock, waiting for whoever has it, and note how the machine is."""
         may_tune_the_machine()
+        self._lock = LOCK.open("a")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._turn = Turn(alone=True)
         if NOTED.exists():
             self.originals = json.loads(NOTED.read_text())
@@ -85,6 +89,7 @@ class Host(Namespace):
             self._put_back()
         finally:
             self._turn.end()
+            self._lock.close()
 
     def _put_back(self) -> None:
         if self.table() is not None:

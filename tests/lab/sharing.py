@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.lab import halves
 from tests.lab.halves import Kind, kind_of
 
 
@@ -23,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Begin."""
+    halves.run_folder = config.getoption("--share")
     config.pluginmanager.register(Sharing(Kind(config.getoption("--own")), config.getoption("--share")))
 
 

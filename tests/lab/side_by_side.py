@@ -136,6 +136,8 @@ def run(commands: dict[str, Sequence[str]], folder: Path) -> int:
     print(*(f"FAILED: not run, or run twice: {test}" for test in missing), sep="\n")
     for half in halves:
         print(f"{half.name}: {half.closing}")
+    if ended_by:
+        print(f"ended by {signal.Signals(ended_by[0]).name}")
     total = sum((half.counts for half in halves), Counter[str]())
     print(f" {in_words(total)} in {time.monotonic() - began:.2f}s ".center(80, "="), flush=True)
     if ended_by:

@@ -51,9 +51,8 @@ def test_the_folders_beside_are_there() -> None:
 
 @pytest.fixture
 def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have locks that no other run holds."""
-    for name in ("LOCK", "TURN"):
-        monkeypatch.setattr(f"tests.lab.halves.{name}", tmp_path / name)
+    """Have locks that nobody else holds."""
+    monkeypatch.setattr("tests.lab.halves.run_folder", tmp_path)
 
 
 @pytest.mark.usefixtures("own_locks")
