@@ -44,6 +44,14 @@ class Retry(ConntrackOperatorError):
     """The world did not answer this time (API server, netlink, a locked file). Try again later."""
 
 
+class LookAgain(Retry):
+    """The object is no longer what the decision was made about; nothing was written. Look at it and decide anew."""
+
+
+class StandBack(Retry):
+    """We may not lead any more by the time this would be written, so it was not. Write only once we surely lead."""
+
+
 class Unsupported(ConntrackOperatorError):
     """The machine lacks what is needed (root, a kernel module, a program, a writable /proc/sys)."""
 

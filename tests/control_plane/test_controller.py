@@ -1,4 +1,8 @@
-"""The controller as a process against a real control plane; the tests play the agents by writing node statuses."""
+"""The controller as a process against a real control plane; the tests play the agents by writing node statuses.
+
+What asks for nothing is answered for them (tests.lab.answering), and policies reach all their nodes at once: waves have
+files of their own.
+"""
 
 import json
 import signal
@@ -10,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.lab.answering import Answering, answer_to, answering
 from tests.lab.cluster import Cluster
 from tests.lab.programs import Program, wait_until
 
@@ -19,6 +24,8 @@ from conntrack_operator.cluster.own_node import OwnNode
 NAMESPACE = "conntrack-system"
 IMAGE = "registry.example/conntrack-operator:test"
 KINDS = ("conntrackpolicies", "nodeconntracks")
+AT_ONCE = {"canary": 0, "maxUnavailable": "100%"}
+"""The rollout of a policy that reaches every node at once."""
 
 
 def started(cluster: Cluster, folder: Path) -> Program:
@@ -45,18 +52,27 @@ def controller(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFa
     cluster.clear()
 
 
+@pytest.fixture(scope="module")
+def heard(cluster: Cluster, controller: Program) -> Iterator[Answering]:
+    """Have every node heard."""
+    del controller
+    with answering(cluster) as made:
+        yield made
+
+
 @pytest.fixture(autouse=True)
-def tidy(controller: Program, cluster: Cluster) -> Iterator[None]:
+def tidy(controller: Program, heard: Answering, cluster: Cluster) -> Iterator[None]:
     """Have each test find a controller that runs and nothing of another test."""
     if not controller.running:
         controller.start()
     yield
+    heard.mute, heard.everything = frozenset(), False
     if not controller.running:
         controller.start()
-    for kind in (*KINDS, "nodes"):
+    for kind in (*KINDS, "nodes"):  # and nobody waits for nodes to give anything up
         cluster.kubectl("delete", kind, "--all", "--wait=true")
     cluster.kubectl("delete", "events", "--all")
-    wait_until(lambda: not agents(cluster), 60, "the agents are gone")
+    wait_until(lambda: not agents(cluster) and not revisions(cluster), 60, "the agents are gone")
 
 
 def agents(cluster: Cluster) -> list[str]:
@@ -68,10 +84,19 @@ def agents(cluster: Cluster) -> list[str]:
     return found
 
 
+def revisions(cluster: Cluster, policy: str = "") -> list[dict[str, Any]]:
+    """Return the revisions that are kept of a policy, or of all."""
+    labels = "app.kubernetes.io/name=conntrack-operator,app.kubernetes.io/component=revision"
+    found = cluster.items("controllerrevisions", "-n", NAMESPACE, "-l", labels)
+    owner = "conntrack-operator.io/policy"
+    return [each for each in found if policy in ("", each["metadata"]["annotations"][owner])]
+
+
 def apply(cluster: Cluster, name: str, **spec: Any) -> None:
-    """Apply a policy for the nodes with role=web, of 500,000 entries unless the spec says otherwise."""
+    """Apply a policy for the nodes with role=web, of 500,000 entries and at once, unless the spec says otherwise."""
     fields = {
         "mode": "Enforce",
+        "rollout": AT_ONCE,
         "nodeSelector": {"matchLabels": {"role": "web"}},
         "table": {"size": {"maxEntries": 500_000}},
         **spec,
@@ -90,19 +115,14 @@ def spec_of(cluster: Cluster, node: str) -> dict[str, Any]:
     return (cluster.get("nodeconntrack", node) or {}).get("spec", {})
 
 
+def are_told(cluster: Cluster, *nodes: str) -> bool:
+    """Tell whether all these nodes are asked for something."""
+    return all(spec_of(cluster, node).get("mode") == "Apply" for node in nodes)
+
+
 def answer(cluster: Cluster, node: str, phase: str = "Current", **changes: Any) -> None:
     """Write a node's status as its agent would, having done what its spec asks."""
-    spec = spec_of(cluster, node)
-    status = {
-        "observedRevision": spec["revision"],
-        "observedAttempt": spec.get("attempt", ""),
-        "nodeUID": spec["nodeUID"],
-        "phase": phase,
-        "heartbeatTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "usage": {"entries": 400, "maxEntries": 1000, "percent": 40},
-        **changes,
-    }
-    patch = json.dumps({"status": status})
+    patch = json.dumps({"status": answer_to(spec_of(cluster, node), phase, **changes)})
     cluster.kubectl("patch", "nodeconntrack", node, "--subresource=status", "--type=merge", "-p", patch)
 
 
@@ -167,7 +187,7 @@ def test_from_apply_to_ready(cluster: Cluster) -> None:
     uids = {name: cluster.add_node(name, role="web") for name in ("n1", "n2")}
     cluster.add_node("other", role="db")
     apply(cluster, "web")
-    soon(lambda: spec_of(cluster, "n1") and spec_of(cluster, "n2"), "both nodes are told")
+    soon(lambda: are_told(cluster, "n1", "n2"), "both nodes are told")
     found = cluster.get("nodeconntrack", "n1")
     assert found
     assert found["spec"]["mode"] == "Apply"
@@ -189,25 +209,37 @@ def test_from_apply_to_ready(cluster: Cluster) -> None:
     assert line[:6] == ["web", "Enforce", "2", "2", "87", "n2"]
 
 
-def test_a_label_moves_a_node_in_and_out(cluster: Cluster) -> None:
-    """A node that gains the label is told; one that loses it is asked to restore, and let go when it has."""
+def test_what_is_given_up_is_withdrawn(cluster: Cluster, heard: Answering) -> None:
+    """A node that gains the label is told; one that loses it restores and is let go; a deleted policy's share goes."""
     cluster.add_node("n1", role="db")
     apply(cluster, "web")
     soon(lambda: condition(cluster, "web", "Ready").get("reason") == "NoNodeMatches", "the policy says so")
     cluster.kubectl("label", "node", "n1", "role=web", "--overwrite")
-    soon(lambda: spec_of(cluster, "n1").get("mode") == "Apply", "the node is told")
+    soon(lambda: are_told(cluster, "n1"), "the node is told")
     answer(cluster, "n1")
     cluster.kubectl("wait", "--for=condition=Ready", "--timeout=10s", "ctp/web")
+    heard.everything = True
+    cluster.add_node("n2", role="cache")
+    for name, size in (("base", 600_000), ("team", 7)):
+        selector = {"matchLabels": {"role": "cache"}}
+        apply(cluster, name, nodeSelector=selector, priority=size, table={"size": {"maxEntries": size}})
+    soon(lambda: len(spec_of(cluster, "n2").get("policies", [])) == 2, "the other node is told")
+    heard.everything = False
+    began = time.monotonic()
     cluster.kubectl("label", "node", "n1", "role=db", "--overwrite")
+    cluster.kubectl("delete", "ctp", "base")
     soon(lambda: spec_of(cluster, "n1").get("mode") == "Restore", "the node is asked to restore")
+    assert time.monotonic() - began > 10, "withdrawn without a second look"
+    soon(lambda: spec_of(cluster, "n2")["settings"] == {"table": {"size": {"maxEntries": 7}}}, "team decides")
     assert not spec_of(cluster, "n1").get("settings")
     answer(cluster, "n1", "Restored")
     soon(lambda: cluster.get("nodeconntrack", "n1") is None, "the object is gone")
     soon(lambda: condition(cluster, "web", "Ready").get("reason") == "NoNodeMatches", "the policy has no node")
 
 
-def test_two_policies_and_a_conflict(cluster: Cluster) -> None:
+def test_two_policies_and_a_conflict(cluster: Cluster, heard: Answering) -> None:
     """Fields merge by priority; the loser reads which field, whose it is, and where; an event tells it once."""
+    heard.everything = True
     cluster.add_node("n1", role="web")
     apply(cluster, "base", priority=10, timeouts={"icmp": "10s"})
     apply(cluster, "team", table={"size": {"maxEntries": 7}}, timeouts={"generic": "1m"}, tcp={"loose": False})
@@ -220,13 +252,11 @@ def test_two_policies_and_a_conflict(cluster: Cluster) -> None:
     soon(lambda: condition(cluster, "team", "Conflicted").get("status") == "True", "the loser says so")
     assert condition(cluster, "team", "Conflicted")["message"] == "table.size is decided by policy base on n1"
     assert condition(cluster, "base", "Conflicted")["status"] == "False"
-    answer(cluster, "n1")
     for name in ("base", "team"):
         cluster.kubectl("wait", "--for=condition=Ready", "--timeout=10s", f"ctp/{name}")
     events = [each for each in cluster.items("events", "-n", "default") if each["reason"] == "Conflicted"]
     assert [(each["involvedObject"]["name"], each["count"]) for each in events] == [("team", 1)]
     cluster.kubectl("delete", "ctp", "base")
-    soon(lambda: spec_of(cluster, "n1").get("settings", {}).get("table") == {"size": {"maxEntries": 7}}, "team decides")
     soon(lambda: condition(cluster, "team", "Conflicted").get("status") == "False", "the conflict is over")
 
 
@@ -234,7 +264,7 @@ def test_a_changed_policy_is_a_new_revision(cluster: Cluster) -> None:
     """An edit reaches the node with a new revision, and until it is answered the policy is not Ready."""
     cluster.add_node("n1", role="web")
     apply(cluster, "web")
-    soon(lambda: spec_of(cluster, "n1"), "the node is told")
+    soon(lambda: are_told(cluster, "n1"), "the node is told")
     answer(cluster, "n1")
     cluster.kubectl("wait", "--for=condition=Ready", "--timeout=10s", "ctp/web")
     before = spec_of(cluster, "n1")["revision"]
@@ -246,12 +276,16 @@ def test_a_changed_policy_is_a_new_revision(cluster: Cluster) -> None:
     cluster.kubectl("wait", "--for=condition=Ready", "--timeout=10s", "ctp/web")
 
 
-def test_a_refusal_is_told(cluster: Cluster) -> None:
+def test_a_refusal_is_told(cluster: Cluster, heard: Answering) -> None:
     """A node that refuses is counted, named with reason and remedy, and told by one event on policy and node each."""
+    heard.everything = True
     cluster.add_node("n1", role="web")
     apply(cluster, "web")
     apply(cluster, "quiet", table=None, tcp={"loose": True})
     soon(lambda: len(spec_of(cluster, "n1").get("policies", [])) == 2, "the node is told")
+    for name in ("web", "quiet"):
+        cluster.kubectl("wait", "--for=condition=Ready", "--timeout=10s", f"ctp/{name}")
+    heard.everything = False
     answer(cluster, "n1", "Refused", results=[refusal("net.netfilter.nf_conntrack_max")])
     soon(lambda: condition(cluster, "web", "Ready").get("reason") == "NodesRefused", "the policy says so")
     status = (cluster.get("ctp", "web") or {})["status"]
@@ -274,35 +308,43 @@ def test_a_refusal_is_told(cluster: Cluster) -> None:
     answer(cluster, "n1")
     cluster.kubectl("wait", "--for=condition=Ready", "--timeout=20s", "ctp/web")
     answer(cluster, "n1", "Refused", results=[refusal("net.netfilter.nf_conntrack_max")])
-    soon(lambda: told() == [("ConntrackPolicy", 2), ("Node", 2)], "the same event counts up")
+    soon(lambda: condition(cluster, "web", "Ready").get("reason") == "NodesRefused", "the policy says so again")
+    time.sleep(1)
+    assert told() == [("ConntrackPolicy", 1), ("Node", 1)], "what comes and goes is told once"
 
 
 def test_an_observe_policy_previews(cluster: Cluster) -> None:
-    """An Observe policy changes no settings; it is Ready when the node has planned it."""
+    """An Observe policy asks for nothing but a preview; it is Ready when the node has planned it."""
     cluster.add_node("n1", role="web")
     apply(cluster, "later", mode="Observe")
-    soon(lambda: spec_of(cluster, "n1"), "the node is told")
+    soon(lambda: spec_of(cluster, "n1").get("preview"), "the node is told")
     spec = spec_of(cluster, "n1")
+    assert spec["mode"] == "Hold"
     assert not spec.get("settings")
     assert spec["preview"] == {"table": {"size": {"maxEntries": 500_000}}}
     answer(cluster, "n1", preview={"changes": [{"setting": "s", "from": "1", "to": "2"}]})
     soon(lambda: condition(cluster, "later", "Ready").get("reason") == "Observed", "it is observed")
 
 
-def test_a_silent_agent_and_a_former_node(cluster: Cluster) -> None:
-    """A report of 20 minutes ago counts as unknown; one of another node's uid as pending."""
+def test_a_silent_agent_and_a_former_node(cluster: Cluster, controller: Program, heard: Answering) -> None:
+    """A report of 20 minutes ago counts as unknown, when nobody saw it come; one of another node's uid as pending."""
+    heard.mute = frozenset({"n2"})
     for name in ("n1", "n2"):
         cluster.add_node(name, role="web")
     apply(cluster, "web")
-    soon(lambda: spec_of(cluster, "n1") and spec_of(cluster, "n2"), "the nodes are told")
+    soon(lambda: are_told(cluster, "n1") and spec_of(cluster, "n2"), "the nodes are told")
+    controller.stop()
     long_ago = (datetime.now(UTC) - timedelta(minutes=20)).strftime("%Y-%m-%dT%H:%M:%SZ")
     answer(cluster, "n1", heartbeatTime=long_ago)
     answer(cluster, "n2", nodeUID="a-former-node")
+    controller.start()
 
-    def counts() -> dict[str, int]:
-        return (cluster.get("ctp", "web") or {}).get("status", {}).get("nodes", {})
+    def counts() -> tuple[int, int, int]:
+        found = (cluster.get("ctp", "web") or {}).get("status", {}).get("nodes") or {}
+        return found.get("matched", 0), found.get("unknown", 0), found.get("pending", 0)
 
-    soon(lambda: (counts().get("unknown"), counts().get("pending")) == (1, 1), "both are counted so")
+    soon(lambda: counts() == (2, 1, 1), "both are counted so")
+    assert spec_of(cluster, "n2")["mode"] == "Hold"
 
 
 def test_deleting_the_last_policy_takes_everything_away(cluster: Cluster) -> None:
@@ -325,7 +367,7 @@ def test_nothing_ever_has_a_finalizer(cluster: Cluster) -> None:
     """No finalizer and no annotation of the watch framework is on anything we own or watch."""
     cluster.add_node("n1", role="web")
     apply(cluster, "web")
-    soon(lambda: spec_of(cluster, "n1") and len(agents(cluster)) == 4, "all is there")
+    soon(lambda: are_told(cluster, "n1") and len(agents(cluster)) == 4, "all is there")
     answer(cluster, "n1")
     cluster.kubectl("wait", "--for=condition=Ready", "--timeout=10s", "ctp/web")
     kinds = [*KINDS, "nodes", "daemonsets", "serviceaccounts", "clusterroles", "clusterrolebindings"]
@@ -341,7 +383,7 @@ def test_a_deleted_node_takes_its_object_along(cluster: Cluster) -> None:
     for name in ("n1", "n2"):
         cluster.add_node(name, role="web")
     apply(cluster, "web")
-    soon(lambda: spec_of(cluster, "n1") and spec_of(cluster, "n2"), "the nodes are told")
+    soon(lambda: are_told(cluster, "n1", "n2"), "the nodes are told")
     cluster.kubectl("delete", "node", "n1")
     soon(lambda: cluster.get("nodeconntrack", "n1") is None, "its object is gone")
     soon(lambda: (cluster.get("ctp", "web") or {})["status"]["nodes"]["matched"] == 1, "one node is left")
@@ -351,17 +393,17 @@ def test_a_node_made_anew_is_told_anew(cluster: Cluster) -> None:
     """A node that comes back under its old name with a new uid gets an object of its own."""
     cluster.add_node("n1", role="web")
     apply(cluster, "web")
-    soon(lambda: spec_of(cluster, "n1"), "the node is told")
+    soon(lambda: are_told(cluster, "n1"), "the node is told")
     cluster.kubectl("delete", "node", "n1")
     uid = cluster.add_node("n1", role="web")
-    soon(lambda: spec_of(cluster, "n1").get("nodeUID") == uid, "the new node is told")
+    soon(lambda: spec_of(cluster, "n1").get("nodeUID") == uid and are_told(cluster, "n1"), "the new node is told")
 
 
 def test_an_edit_by_hand_is_put_right(cluster: Cluster) -> None:
     """Only the controller writes node specs: what somebody else wrote or deleted is written again."""
     cluster.add_node("n1", role="web")
     apply(cluster, "web")
-    soon(lambda: spec_of(cluster, "n1"), "the node is told")
+    soon(lambda: are_told(cluster, "n1"), "the node is told")
     right = spec_of(cluster, "n1")
     patch = {"spec": {"settings": {"table": {"size": {"maxEntries": 1}}, "tcp": {"loose": False}}}}
     cluster.kubectl("patch", "nct", "n1", "--type=merge", "-p", json.dumps(patch))
@@ -376,7 +418,7 @@ def test_the_api_server_goes_and_comes_back(cluster: Cluster, controller: Progra
     """The controller outlives the API server and goes on with what changed, deletions included."""
     cluster.add_node("n1", role="web")
     apply(cluster, "web")
-    soon(lambda: spec_of(cluster, "n1"), "the node is told")
+    soon(lambda: are_told(cluster, "n1"), "the node is told")
     pid = controller.process and controller.process.pid
     cluster.stop_apiserver()
     time.sleep(3)
@@ -390,14 +432,16 @@ def test_the_api_server_goes_and_comes_back(cluster: Cluster, controller: Progra
     assert (controller.process and controller.process.pid) == pid
 
 
-def test_a_restart_misses_nothing_and_changes_nothing(cluster: Cluster, controller: Program) -> None:
+def test_a_restart_misses_nothing_and_changes_nothing(cluster: Cluster, controller: Program, heard: Answering) -> None:
     """It ends by SIGTERM with 0; down, nothing changes; started again, it finds what happened and repeats no write."""
+    heard.everything = True
     for name in ("n1", "n2"):
         cluster.add_node(name, role="web")
     apply(cluster, "web")
     apply(cluster, "gone", nodeSelector={"matchLabels": {"kubernetes.io/hostname": "n2"}})
-    soon(lambda: spec_of(cluster, "n1") and len(spec_of(cluster, "n2").get("policies", [])) == 2, "they are told")
-    answer(cluster, "n1")
+    soon(lambda: are_told(cluster, "n1") and len(spec_of(cluster, "n2").get("policies", [])) == 2, "they are told")
+    for name in ("web", "gone"):
+        cluster.kubectl("wait", "--for=condition=Ready", "--timeout=10s", f"ctp/{name}")
     time.sleep(1)
     assert controller.process
     controller.send(signal.SIGTERM)
@@ -415,7 +459,7 @@ def test_what_an_agent_may_do(cluster: Cluster) -> None:
     """An agent's token reads NodeConntracks and writes their statuses, and can do nothing else."""
     cluster.add_node("n1", role="web")
     apply(cluster, "web")
-    soon(lambda: spec_of(cluster, "n1") and len(agents(cluster)) == 4, "all is there")
+    soon(lambda: are_told(cluster, "n1") and len(agents(cluster)) == 4, "all is there")
     agent = cluster.kubeconfig_for(cluster.token("conntrack-operator-agent", NAMESPACE))
 
     def allowed(*arguments: str) -> bool:
@@ -441,7 +485,7 @@ def test_what_an_agent_may_do(cluster: Cluster) -> None:
 
 
 def test_a_missing_namespace_is_said_and_healed(cluster: Cluster, controller: Program, tmp_path: Path) -> None:
-    """Without its namespace the controller tells nodes all the same, says what to do, and goes on when that is done."""
+    """Without its namespace there is nobody to tell nodes anything: it says what to do, and goes on when it is done."""
     controller.stop()
     other = "conntrack-elsewhere"
     program = Program(
@@ -451,11 +495,13 @@ def test_a_missing_namespace_is_said_and_healed(cluster: Cluster, controller: Pr
     try:
         cluster.add_node("n1", role="web")
         apply(cluster, "web")
-        soon(lambda: spec_of(cluster, "n1"), "the node is told")
-        soon(lambda: condition(cluster, "web", "Reconciling").get("reason") == "AgentsNotRunning", "it is said")
-        assert f"kubectl create namespace {other}" in condition(cluster, "web", "Ready")["message"]
+        program.wait_until(lambda: f"kubectl create namespace {other}" in program.tail(), 20, "it says what to do")
+        status = (cluster.get("ctp", "web") or {})["status"]
+        assert "is it running?" in status["conditions"][0]["message"]
+        assert not spec_of(cluster, "n1")
         cluster.kubectl("create", "namespace", other)
         soon(lambda: cluster.items("daemonset", "-n", other), "the agents are there")
+        soon(lambda: are_told(cluster, "n1"), "the node is told")
         soon(lambda: condition(cluster, "web", "Reconciling").get("reason") == "Progressing", "no trouble any more")
         cluster.kubectl("delete", "nodes,ctp,nct", "--all")  # no agent is there to restore a node
         soon(lambda: not cluster.items("daemonset", "-n", other), "the agents are gone")

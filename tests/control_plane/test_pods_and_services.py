@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.control_plane.test_controller import IMAGE, NAMESPACE, apply, condition, soon, spec_of, started
+from tests.control_plane.test_controller import IMAGE, NAMESPACE, apply, are_told, condition, soon, spec_of, started
+from tests.lab.answering import answering
 from tests.lab.cluster import Cluster
 from tests.lab.programs import Program, wait_until
 
@@ -31,7 +32,8 @@ def controller(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFa
     account = lambda: cluster.get("serviceaccount", "default", "-n", APPS)  # noqa: E731 - a pod needs one
     wait_until(account, 30, "the namespace's ServiceAccount")
     program = started(cluster, tmp_path_factory.mktemp("controller"))
-    yield program
+    with answering(cluster, everything=True):
+        yield program
     program.stop()
     cluster.clear()
     cluster.kubectl("delete", "namespace", APPS, "--wait=true")
@@ -105,7 +107,7 @@ def test_ports_follow_pods(cluster: Cluster, node: str) -> None:
     """A pod brings its ports to its node alone within seconds, with a new revision; when it has gone, they go too."""
     cluster.add_node("other", role="web")
     apply(cluster, "web", notrack=rule(pods={**PODS, "portNames": ["http", "admin"]}))
-    soon(lambda: spec_of(cluster, node) and spec_of(cluster, "other"), "the nodes are told")
+    soon(lambda: are_told(cluster, node, "other"), "the nodes are told")
     assert "notrack" not in spec_of(cluster, node)["settings"]
     before = spec_of(cluster, node)["revision"]
     make_pod(cluster, node, "envoy-1", port(8443, "other"), port(8081, "admin"), port(8080, "http"))
@@ -185,6 +187,7 @@ def test_a_restart_repeats_no_write(cluster: Cluster, node: str, controller: Pro
     make_pod(cluster, node, "envoy", port(30070))
     make_service(cluster, "shop", type="NodePort", ports=[{"port": 80, "nodePort": 30070}])
     soon(lambda: ports_at(cluster, node) == [30070] and services_at(cluster, node), "the node is told")
+    cluster.kubectl("wait", "--for=condition=Ready", "--timeout=20s", "ctp/web")
     before = cluster.get("nct", node)
     controller.send(signal.SIGTERM)
     assert controller.process
@@ -207,7 +210,11 @@ RULES = [
     {"apiGroups": ["conntrack-operator.io"], "resources": ["nodeconntracks/status"], "verbs": ["patch"]},
     {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]},
     {"apiGroups": [""], "resources": ["events", "serviceaccounts"], "verbs": ["get", "create", "patch", "delete"]},
+    {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]},
+    {"apiGroups": ["apiextensions.k8s.io"], "resources": ["customresourcedefinitions"], "verbs": ["get"]},
+    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "patch"]},
     {"apiGroups": ["apps"], "resources": ["daemonsets"], "verbs": ["get", "create", "patch", "delete"]},
+    {"apiGroups": ["apps"], "resources": ["controllerrevisions"], "verbs": ["list", "create", "patch", "delete"]},
     {
         "apiGroups": ["rbac.authorization.k8s.io"],
         "resources": ["clusterroles", "clusterrolebindings"],

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.control_plane.test_controller import NAMESPACE, apply, condition, soon, spec_of, started
+from tests.control_plane.test_controller import AT_ONCE, NAMESPACE, apply, condition, soon, spec_of, started
+from tests.lab.answering import answering
 from tests.lab.cluster import Cluster
 
 from conntrack_operator.decide.outcome import NODE
@@ -33,7 +34,8 @@ def controller(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFa
     cluster.kubectl("create", "namespace", NAMESPACE)
     program = started(cluster, tmp_path_factory.mktemp("controller"))
     cluster.add_node("n1", role="web")
-    yield
+    with answering(cluster):
+        yield
     program.stop()
     cluster.clear()
 
@@ -119,7 +121,7 @@ def test_rolled_back_tried_again_parked_and_asked_to_retry(cluster: Cluster, pol
         {"node": "n1", "reason": "ProbeFailed", "message": "DNS did not answer; rollout.retry"}
     ]
     soon(lambda: told(cluster) == [("NodesParked", 1), ("RolledBack", 1)], "both events, once each")
-    apply(cluster, policy, rollout={"retry": "once more"})
+    apply(cluster, policy, rollout={**AT_ONCE, "retry": "once more"})
     shows(cluster, "Progressing", "Reconciling")
     soon(lambda: spec_of(cluster, "n1").get("attempt"), "the node is asked to try again")
     report(cluster, "Current")
@@ -158,7 +160,7 @@ def test_warnings_are_in_the_sentence_of_a_ready_policy(cluster: Cluster, policy
     report(cluster, "Current", warnings=(Refusal(MAX, "Odd", "is far above what this node needs"),))
     shows(cluster, "AllNodesCurrent", "Ready")
     assert condition(cluster, policy, "Ready")["message"] == (
-        f"1 of 1 node as the policy says, 1 with warnings; n1: Odd: {MAX}: is far above what this node needs"
+        f"1 of 1 node as the policy says; 1 with warnings; n1: Odd: {MAX}: is far above what this node needs"
     )
 
 

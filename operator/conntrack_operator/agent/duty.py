@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from conntrack_operator.decide.drift import CONTENDED
 from conntrack_operator.decide.outcome import APPLIED, NODE
-from conntrack_operator.decide.plan import BUCKETS, Plan
+from conntrack_operator.decide.plan import BUCKETS
 from conntrack_operator.decide.report import Deed
 from conntrack_operator.decide.trial import (
     Wishing,
@@ -21,11 +21,13 @@ from conntrack_operator.decide.trial import (
     why_again,
     why_not_now,
 )
-from conntrack_operator.errors import FAILURES, ConntrackOperatorError, Refused, Retry
+from conntrack_operator.errors import FAILURES, ConntrackOperatorError, Retry
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec, Result
+from conntrack_operator.model.policy import Settings
 
+from .foresight import Foresight, reason_of
 from .machine import Machine, Outcome
 from .mending import Mender
 from .probes import Probe
@@ -67,6 +69,7 @@ class Duty:
 
     def __post_init__(self) -> None:
         self._mender = Mender(self.machine)
+        self._foresight = Foresight(self.machine)
 
     def start(self) -> None:
         """Take back what another agent left unfinished. Call it before anything else."""
@@ -78,14 +81,16 @@ class Duty:
     def resume(self) -> None:
         """Put the settings kept on this node in force: without its object the node stays as it was confirmed."""
         try:
-            changes, revision = self._put_confirmed_in_force()
+            outcome = self._put_confirmed_in_force()
         except FAILURES as error:
             log.warning("%s; it is tried again", error)
             self._due = time.monotonic() + RETRY_SECONDS
             return
-        if revision:
+        if outcome is not None and self._confirmed is not None:
             log.warning(
-                "no word from the API server; revision %s kept on this node is in force, %d changes", revision, changes
+                "no word from the API server; revision %s kept on this node is in force, %d changes",
+                self._confirmed.revision,
+                len(outcome.changes),
             )
 
     def wish(self, spec: NodeSpec | None) -> None:
@@ -125,14 +130,27 @@ class Duty:
         if time.monotonic() >= self._due:
             self._act()
             return True
-        return time.monotonic() >= self._mend_at and self._mended()
+        if time.monotonic() >= self._mend_at and self._mended():
+            return True
+        if time.monotonic() < self._foresight.due:
+            return False
+        foreseen = self._foresight.again(self.spec, self.deed)
+        self.deed = foreseen or self.deed
+        return foreseen is not None
 
     @property
     def seconds_to_step(self) -> float:
         """Seconds until there is something to do; infinity when there is nothing."""
         if self._trial:
             return self._trial.seconds_to_tick
-        return max(0.0, min(self._due, self._mend_at) - time.monotonic())
+        return max(0.0, min(self._due, self._mend_at, self._foresight.due) - time.monotonic())
+
+    @property
+    def acts(self) -> bool:
+        """Whether this node is told to change anything, or has; else not even a kernel module is to be loaded."""
+        spec = self.spec
+        asked = spec is not None and spec.mode == "Apply" and spec.settings != Settings()
+        return asked or self._confirmed is not None
 
     def end(self, error: BaseException | None = None) -> None:
         """Take back a trial under way; what is confirmed stays in force.
@@ -175,6 +193,7 @@ class Duty:
             outcome.results,
             self._observed(outcome.facts.sysctls),
             self.deed.preview,
+            self.deed.previewed,
             (*outcome.warnings, *mended.with_earlier(self.deed.warnings)),
         )
         return True
@@ -215,8 +234,9 @@ class Duty:
         log.log(level, "revision %s, %s: %s, %d changes in %.0f ms", *said[:1], *said[2:], self._changes, took)
 
     def _failed(self, spec: NodeSpec, error: Exception) -> None:
-        reason = error.reason if isinstance(error, Refused) else type(error).__name__
-        result = Result(setting=NODE, wanted="", observed="", reason=reason, message=str(error) or repr(error))
+        result = Result(
+            setting=NODE, wanted="", observed="", reason=reason_of(error), message=str(error) or repr(error)
+        )
         self._finish(spec, Deed("Refused", (result,)), RECOVER_SECONDS if self._is_unfinished() else RETRY_SECONDS)
 
     def _is_unfinished(self) -> bool:
@@ -231,6 +251,8 @@ class Duty:
             self._finish(spec, Deed(undone.phase, undone.results), RETRY_SECONDS)
         elif spec.mode == "Restore":
             self._ended(spec, self.machine.restore(self.state, spec.policies))
+        elif spec.mode == "Hold":
+            self._hold(spec)
         elif not self._is_waiting(spec) and not self._is_at_war(spec):
             try:
                 begun = begin(self.machine, self.state, spec, self.find_probes)
@@ -243,6 +265,18 @@ class Duty:
                 self._trial, self._changes = begun, begun.changes
                 results = (*self._failed_before(spec), *begun.results)
                 self._finish(spec, Deed("Trial", results, self._observed(begun.facts.sysctls)), float("inf"))
+
+    def _hold(self, spec: NodeSpec) -> None:
+        """Change nothing. What was confirmed here is kept, and put right, as without an API server."""
+        if self._confirmed is not None:
+            self._mended()  # first: what is put right now would not be counted
+        outcome = None if self._mender.left else self._put_confirmed_in_force()
+        if outcome is not None:
+            self._ended(spec, outcome)
+            return
+        # Without nf_conntrack a node that does nothing is as asked, too.
+        observed = self._observed(self.machine.facts(tracking_needed=False).sysctls)
+        self._finish(spec, Deed("Current", (), observed, self._foresight.of(spec)), float("inf"))
 
     def _failed_before(self, spec: NodeSpec) -> tuple[Result, ...]:
         """Return why `spec`, which is tried now, was rolled back the last time; empty when it never was."""
@@ -259,7 +293,7 @@ class Duty:
         result = Result(
             setting=NODE, wanted="", observed="", reason=failures.reason, message=f"{failures.message}; {error}"
         )
-        self._finish(spec, Deed("RolledBack", (result,), preview=self._preview(spec)), AGAIN_SECONDS)
+        self._finish(spec, Deed("RolledBack", (result,), preview=self._foresight.of(spec)), AGAIN_SECONDS)
 
     def _is_at_war(self, spec: NodeSpec) -> bool:
         """Tell whether nothing is to be done for `spec` but what is left to whoever keeps changing it."""
@@ -274,7 +308,8 @@ class Duty:
         # Nothing is written but what the journal says of onDelete.
         self.machine.settle(replace(sight, plan=replace(sight.plan, changes=())), journal, self.state, spec.policies)
         refused = any(result.reason not in {APPLIED, CONTENDED} for result in self.deed.results)
-        self._finish(spec, self.deed, RETRY_SECONDS if refused else float("inf"))
+        deed = replace(self.deed, preview=self._foresight.of(spec))
+        self._finish(spec, deed, RETRY_SECONDS if refused else float("inf"))
         return True
 
     def _is_waiting(self, spec: NodeSpec) -> bool:
@@ -289,12 +324,9 @@ class Duty:
             setting=NODE, wanted="", observed="", reason=failures.reason, message=why_not_now(failures, seconds)
         )
         pause = RETRY_SECONDS if seconds is None else min(seconds, RETRY_SECONDS)
-        deed = Deed("RolledBack", (result,), preview=self._preview(spec), parked=seconds is None)
+        deed = Deed("RolledBack", (result,), preview=self._foresight.of(spec), parked=seconds is None)
         self._finish(spec, deed, pause)
         return True
-
-    def _preview(self, spec: NodeSpec) -> Plan | None:
-        return self.machine.plan(spec.preview, services=spec.services) if spec.preview is not None else None
 
     def _ended(self, spec: NodeSpec, outcome: Outcome) -> None:
         if outcome.phase == "RolledBack":
@@ -304,14 +336,15 @@ class Duty:
             return
         self._changes = len(outcome.changes)
         self._watch(outcome)
-        observed, preview = self._observed(outcome.facts.sysctls), self._preview(spec)
-        deed = Deed(outcome.phase, outcome.results, observed, preview, outcome.warnings)
+        observed, preview = self._observed(outcome.facts.sysctls), self._foresight.of(spec)
+        deed = Deed(outcome.phase, outcome.results, observed, preview, warnings=outcome.warnings)
         self._refusals = self._refusals + 1 if outcome.phase == "Refused" and outcome.changes else 0
         pause = min(RETRY_SECONDS * 2 ** max(0, self._refusals - 1), LONGEST_RETRY_SECONDS)
         self._finish(spec, deed, pause if outcome.phase == "Refused" else float("inf"))
 
     def _finish(self, spec: NodeSpec, deed: Deed, pause: float) -> None:
-        self.deed, self._done, self._due = deed, _key(spec), time.monotonic() + pause
+        self.deed, self._done = self._foresight.told(spec, deed), _key(spec)
+        self._due = time.monotonic() + pause
         if self.spec is not None and _key(self.spec) != self._done and self._trial is None:
             self._due = 0  # something was changed meanwhile that a trial need not be broken off for
 
@@ -319,11 +352,11 @@ class Duty:
     def _observed(sysctls: "dict[str, int]") -> dict[str, int]:
         return {"buckets": sysctls[BUCKETS]} if BUCKETS in sysctls else {}
 
-    def _put_confirmed_in_force(self) -> tuple[int, str]:
-        """Repair what was confirmed here, if need be; return the number of changes and the revision."""
+    def _put_confirmed_in_force(self) -> Outcome | None:
+        """Repair what was confirmed here, if need be; return what came of it, None when nothing is confirmed."""
         confirmed = self.machine.read_confirmed(self.state)
         if confirmed is None:
-            return 0, ""
+            return None
         journal = self.machine.journal(self.state)
         services = self.spec.services if self.spec else ()
         sight = self.machine.look(confirmed.settings, confirmed.uses, journal, services)
@@ -331,7 +364,7 @@ class Duty:
         sight = replace(sight, plan=plan)
         outcome = self.machine.settle(sight, journal, self.state, confirmed.uses)
         self._watch(outcome)
-        return len(plan.changes), confirmed.revision
+        return outcome
 
 
 def _key(spec: NodeSpec) -> str:

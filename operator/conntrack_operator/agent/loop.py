@@ -7,18 +7,18 @@ fails is a result, and is tried again.
 import logging
 import random
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 
-from conntrack_operator.decide.report import Moment, is_due, status_for
-from conntrack_operator.decide.usage import Reading, is_another_band, usage_from
+from conntrack_operator.decide.news import Allowance, is_due
+from conntrack_operator.decide.report import Moment, status_for
+from conntrack_operator.decide.usage import Reading, usage_from
 from conntrack_operator.errors import FAILURES
 from conntrack_operator.kernel.facts import read_boot_id
 from conntrack_operator.model.node import NodeStatus, Talker
 
+from .clock import Clock
 from .duty import Duty
 from .mailbox import Delivery, Mailbox
 from .meter import Meter
@@ -44,6 +44,8 @@ class Agent:
     write_status: Callable[[NodeStatus], None]
     top_talkers: Callable[[int], list[Talker]]
     """Names who holds most entries of a table with that many."""
+    clock: Clock = field(default_factory=Clock)
+    """The same as the mailbox's."""
     _uid: str = ""
     _reported: NodeStatus | None = None
     _composed: NodeStatus | None = None
@@ -51,7 +53,7 @@ class Agent:
     _readings: deque[Reading] = field(default_factory=lambda: deque(maxlen=12))
     _blind: str = ""
     _writing: threading.Thread | None = None
-    _usage_written: float = float("-inf")
+    _allowance: Allowance = field(default_factory=Allowance)
     _unheard: str = ""
     _write_at: float = float("-inf")
     _write_pause: float = FIRST_PAUSE_SECONDS
@@ -65,19 +67,21 @@ class Agent:
         self._look()
         if delivery is None or delivery.spec is None:
             self.duty.resume()
-        next_look = time.monotonic() + SAMPLE_SECONDS
+        next_look = self.clock.monotonic() + SAMPLE_SECONDS
         try:
             while not self.mailbox.stopped:
                 before = self.duty.deed
                 if delivery is not None:
                     self._obey(delivery)
+                    if self.duty.deed is not before:
+                        self._look()  # a size that was restored at once is in the report already
                     self._report()
                 self.duty.step()
-                if self.duty.deed is not before or time.monotonic() >= next_look:
+                if self.duty.deed is not before or self.clock.monotonic() >= next_look:
                     self._look()
-                    next_look = time.monotonic() + SAMPLE_SECONDS
+                    next_look = self.clock.monotonic() + SAMPLE_SECONDS
                 self._report()
-                delivery = self.mailbox.take(min(next_look - time.monotonic(), self.duty.seconds_to_step))
+                delivery = self.mailbox.take(min(next_look - self.clock.monotonic(), self.duty.seconds_to_step))
         except BaseException as error:
             self.duty.end(error)
             raise
@@ -104,18 +108,15 @@ class Agent:
         deed, spec = self.duty.deed, self.duty.spec
         if deed is None or spec is None:
             return
-        now = datetime.now(UTC)
+        now = self.clock.utc()
         usage = usage_from(self._readings) if self._readings else None
         moment = Moment(now, self._boot_id, usage)
         fresh = self._composed = status_for(spec, self._composed, deed, moment)
-        if time.monotonic() < self._write_at or (self._writing is not None and self._writing.is_alive()):
+        if self.clock.monotonic() < self._write_at or (self._writing is not None and self._writing.is_alive()):
             return
-        since_usage = time.monotonic() - self._usage_written
-        if not is_due(self._reported, fresh, now, since_usage, self._jitter):
+        has_room = self._allowance.has_room(self.clock.monotonic())
+        if not is_due(self._reported, fresh, now, self._jitter, has_room=has_room):
             return
-        before = self._reported
-        if before and before.phase == fresh.phase and usage and is_another_band(before.usage, usage):
-            self._usage_written = time.monotonic()
         moment = replace(moment, talkers=self._talkers())
         fresh = status_for(spec, self._composed, deed, moment)
         # An API server that hangs must not hold up a trial, whose deadline does not wait.
@@ -130,10 +131,11 @@ class Agent:
                 log.warning("%s; the report waits", error)
             self._unheard = str(error)
             # Spread over half the pause, so that a fleet does not return in step.
-            self._write_at = time.monotonic() + self._write_pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreading
+            self._write_at = self.clock.monotonic() + self._write_pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreading
             self._write_pause = min(2 * self._write_pause, REPORT_PAUSE_SECONDS)
         else:
             self._reported, self._unheard, self._write_pause = status, "", FIRST_PAUSE_SECONDS
+            self._allowance = self._allowance.spent(self.clock.monotonic())
         finally:
             self.mailbox.wake()
 

@@ -5,12 +5,14 @@ How it is looked at is `agent.sight`'s, the writes themselves are `agent.writing
 is `agent.trial`'s. Nothing is decided here.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from conntrack_operator.decide.accepts import accept_mode
+from conntrack_operator.decide.foresight import accepts_change, plan_to_load, unseen_of
 from conntrack_operator.decide.outcome import NODE, phase_of, results_for
 from conntrack_operator.decide.plan import Change, Plan, plan_for
 from conntrack_operator.decide.refusal import Refusal
@@ -34,6 +36,7 @@ from conntrack_operator.decide.trial import (
 )
 from conntrack_operator.errors import ConntrackOperatorError
 from conntrack_operator.kernel import accepts, modules
+from conntrack_operator.kernel.autoload import loading_nothing
 from conntrack_operator.kernel.clock import read_boottime
 from conntrack_operator.kernel.facts import read_boot_id, read_facts
 from conntrack_operator.kernel.journal import StateDirectory
@@ -103,6 +106,28 @@ class Machine:
             return plan_for(settings, facts, uses=uses)
         return self.look(settings, uses, self.journal(), services).plan
 
+    def preview(self, settings: Settings, services: Sequence[Service] = ()) -> Plan:
+        """Return what `settings` would change here, without loading a kernel module or writing anything for it.
+
+        What is not known for that reason is said in the plan's warnings. Raises as `look` does.
+        """
+        journal = self.journal()
+        if journal.unloaded and settings.tracking != "Disabled":
+            return plan_to_load()
+        # Rules are these settings' own, as they will be when some policy has them; onDelete is about those of nobody.
+        rules = (settings.notrack and settings.notrack.rules) or ()
+        use = PolicyUse(name="", revision="", fields=[f"notrack.rules[{rule.name}]" for rule in rules])
+        with loading_nothing(self.roots) as unloaded:
+            sight = self.look(settings, (use,), journal, services)
+            accepts_too = sight.accepts if sight.accepts_differ else None
+            changes = [accepts_change(accepts.read_accepts(), accepts_too.standing)] if accepts_too else []
+        plan = sight.plan
+        return replace(
+            plan,
+            changes=(*plan.changes, *changes),
+            warnings=(*plan.warnings, *unseen_of(settings, journal, plan, unloaded)),
+        )
+
     def look(
         self, settings: Settings, uses: Sequence[PolicyUse], journal: Journal, services: Sequence[Service] = ()
     ) -> Sight:
@@ -167,6 +192,21 @@ class Machine:
         """
         self.recover(state)
         self.load_again(Settings(), state)
+        with self.asking_for(Settings(), state):
+            return self._restored(state, uses, kept_too=kept_too)
+
+    def asking_for(self, settings: Settings, state: StateDirectory) -> contextlib.AbstractContextManager[object]:
+        """Return the context in which to look: one that loads no kernel module where there is nothing to do.
+
+        That is so where `settings` ask for nothing and nothing was changed here. Raises as `journal` does.
+        """
+        journal = self.journal(state)
+        changed = journal.originals or journal.applied_rules or journal.trial or journal.unloaded
+        if settings != Settings() or changed or self.read_confirmed(state) is not None:
+            return contextlib.nullcontext()
+        return loading_nothing(self.roots)
+
+    def _restored(self, state: StateDirectory, uses: Sequence[PolicyUse], *, kept_too: bool) -> Outcome:
         journal = judged_anew(self.journal(state), uses)
         if kept_too:
             journal = without_keeps(journal)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from conntrack_operator.model.node import NodeSpec, NodeStatus
 
+from .clock import Clock
+
 
 @dataclass(frozen=True)
 class Delivery:
@@ -18,7 +20,8 @@ class Delivery:
 class Mailbox:
     """Hands deliveries from the thread that watches to the loop that acts."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
         self._changed = threading.Condition()
         self._delivery: Delivery | None = None
         self._stopped = False
@@ -33,7 +36,7 @@ class Mailbox:
     def take(self, seconds: float) -> Delivery | None:
         """Wait at most `seconds` for a delivery; None when none came, when woken, or when stopped."""
         with self._changed:
-            self._changed.wait_for(lambda: self._delivery is not None or self._stopped or self._woken, max(seconds, 0))
+            self._clock.wait(self._changed, lambda: self._delivery is not None or self._stopped or self._woken, seconds)
             delivery, self._delivery = self._delivery, None
             self._woken = False
             return delivery

@@ -17,7 +17,7 @@ from .duty import Duty
 from .loop import Agent
 from .machine import Machine
 from .mailbox import Mailbox
-from .meter import Meter, read_talkers
+from .meter import Meter
 from .probes import Probe, address_of, cluster_probes, gateway_probes
 from .sources import watch_file, watch_object
 
@@ -103,12 +103,14 @@ def _run(
         # What was imported stays; the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        duty = Duty(machine, state, find_probes)
+        meter.may_load = lambda: duty.acts
         agent = Agent(
-            duty=Duty(machine, state, find_probes),
+            duty=duty,
             mailbox=mailbox,
             meter=meter,
             write_status=write,
-            top_talkers=lambda entries: read_talkers(top_talkers, entries),
+            top_talkers=lambda entries: meter.talkers(top_talkers, entries),
         )
         agent.run()
         pause.set()

@@ -72,7 +72,8 @@ def begin(
     """
     machine.load_again(spec.settings, state)
     journal = machine.journal(state)
-    sight = machine.look(spec.settings, spec.policies, journal, spec.services)
+    with machine.asking_for(spec.settings, state):
+        sight = machine.look(spec.settings, spec.policies, journal, spec.services)
     confirmed = machine.read_confirmed(state)
     # Accepts that somebody removed are put back at once; others than were confirmed are tried.
     same_accepts = confirmed is not None and accept_mode(confirmed.settings.notrack) == accept_mode(

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from conntrack_operator.agent.machine import Machine, Outcome
 from conntrack_operator.agent.probes import Probe, gateway_probes
 from conntrack_operator.agent.trial import Trial, begin
-from conntrack_operator.decide.merge import Merge, merged, revision_of
+from conntrack_operator.decide.hashing import hash_of
+from conntrack_operator.decide.merge import Merge, merged
 from conntrack_operator.errors import Invalid, Problem, Refused
 from conntrack_operator.kernel.clock import read_boottime
 from conntrack_operator.kernel.journal import StateDirectory
@@ -99,7 +100,7 @@ def _with_terms(settings: Settings, timeout: int | None, soak: int | None) -> Se
 
 def _wish(settings: Settings, merge: Merge) -> NodeSpec:
     return NodeSpec(
-        revision=revision_of({"mode": "Apply", "settings": settings.document()}),
+        revision=hash_of({"mode": "Apply", "settings": settings.document()}),
         # Whoever types it wants it tried, however often it failed before.
         attempt=f"typed at {read_boottime():.3f}",
         mode="Apply",

@@ -16,7 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kubeconfig", metavar="FILE", help="the cluster (default: the pod's service account, else $KUBECONFIG)"
     )
     parser.add_argument(
-        "--namespace", default=NAMESPACE, metavar="NS", help="where the agents run (default: %(default)s)"
+        "--namespace",
+        default=NAMESPACE,
+        metavar="NS",
+        help="where the agents run, and where the controller's lease is (default: %(default)s)",
     )
     parser.add_argument(
         "--agent-image", default=IMAGE, metavar="IMAGE", help="the agents' container image (default: %(default)s)"
@@ -25,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the controller until SIGTERM and return its exit code."""
+    """Run the controller; it ends the process itself."""
     refuse_metrics(arguments.metrics_address)
     from conntrack_operator.controller import run as controller  # noqa: PLC0415 - kopf takes a second to import
 

@@ -9,13 +9,14 @@ import re
 import sys
 from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import ValidationError
 
-from conntrack_operator.decide.merge import Merge, merged, revision_of
-from conntrack_operator.decide.targets import attempt_of
+from conntrack_operator.decide.hashing import hash_of
+from conntrack_operator.decide.holding import attempt_of
+from conntrack_operator.decide.merge import Merge, merged
 from conntrack_operator.errors import Invalid, Problem
 from conntrack_operator.model.catalogue import PREFIX
 from conntrack_operator.model.facts import Facts
@@ -92,15 +93,16 @@ def merge_in(file: str) -> Merge:
 def node_spec_in(path: Path) -> NodeSpec:
     """Return what the policies in `path` ask of this machine, as a controller would write it. Raises as `policies_in`.
 
-    Those that observe are in the preview alone.
+    Those that observe are in the preview alone; where all of them do, what was there before is put back.
     """
     policies = policies_in(str(path))
     enforcing = [policy for policy in policies if policy.spec.mode == "Enforce"]
     enforced = merged(enforcing)
+    mode: Literal["Apply", "Restore"] = "Apply" if enforcing else "Restore"
     return NodeSpec(
-        revision=revision_of({"mode": "Apply", "settings": enforced.settings.document()}),
+        revision=hash_of({"mode": mode, "settings": enforced.settings.document()}),
         attempt=attempt_of(policies),
-        mode="Apply",
+        mode=mode,
         node_uid="",
         policies=list(enforced.uses),
         settings=enforced.settings,

@@ -5,26 +5,31 @@ connections alone; objects travel as plain JSON, since a list of thousands of no
 that the client's own models take.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import urllib3
 import yaml
 from kubernetes import client, config
 
-from conntrack_operator.errors import Refused, Retry, Unsupported
+from conntrack_operator.errors import LookAgain, Refused, Retry, Unsupported
 
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 15.0
 """A hanging API server must not hold a worker for longer; a full list of 5,000 nodes takes about a second a page."""
+LEAD_SECONDS = 0.5
+"""How long before its fence closes a write must have been answered, or is given up."""
 
-_TRY_AGAIN = frozenset({401, 408, 409, 429})
-"""Answers that are worth another try: a token may have rotated, a write may have crossed another."""
+_TRY_AGAIN = frozenset({401, 408, 410, 429})
+"""Answers that are worth another try: a token may have rotated, a long list may have been compacted before its last
+page, the API server may be busy."""
 
+JSON_PATCH = "application/json-patch+json"
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
@@ -85,12 +90,34 @@ def read_credentials(kubeconfig: str | None) -> Credentials:
     )
 
 
-class Connection:
-    """Requests to one API server. Safe to use from several threads."""
+class Fence(Protocol):
+    """Says whether writes may be sent, and for how long."""
 
-    def __init__(self, kubeconfig: str | None) -> None:
+    def writing(self) -> contextlib.AbstractContextManager[None]:
+        """Enter for the time of one write. Raises StandBack when none may begin."""
+
+    def open_seconds(self) -> float:
+        """Return how long writes may still take. Raises StandBack when that is too short for one."""
+
+
+class Connection:
+    """Requests to one API server, each step of them within its time. Safe to use from several threads.
+
+    With a `fence`, whatever is not a GET is sent only while that is open, and not waited for longer.
+    """
+
+    def __init__(
+        self,
+        kubeconfig: str | None,
+        fence: Fence | None = None,
+        *,
+        connect_seconds: float = CONNECT_SECONDS,
+        read_seconds: float = READ_SECONDS,
+    ) -> None:
         self._api = client.ApiClient(read_configuration(kubeconfig))
         self._api.user_agent = "conntrack-operator/controller"
+        self._fence = fence
+        self._connect_seconds, self._read_seconds = connect_seconds, read_seconds
 
     def request(
         self,
@@ -103,42 +130,80 @@ class Connection:
     ) -> dict[str, Any] | None:
         """Return the API server's answer as JSON, None when there is no such thing (404).
 
-        Raises Retry when it did not answer or asked for patience, Refused with the answer's reason when it will not.
+        Raises Retry when it did not answer or asked for patience, LookAgain when the object is not as it was thought to
+        be, StandBack when the fence is closed, Refused with the answer's reason when it will not.
         """
         headers = {"Accept": "application/json"}
+        content = None
         if body is not None:
-            headers["Content-Type"] = content_type
+            content = json.dumps(body).encode()
+            headers |= {"Content-Type": content_type, "Content-Length": str(len(content))}
+        fence = None if method == "GET" else self._fence
         try:
-            parts = self._api.param_serialize(
+            _, url, headers, *_ = self._api.param_serialize(
                 method,
                 path,
                 query_params=list((query or {}).items()),
                 header_params=headers,
-                body=body,
                 auth_settings=["BearerToken"],
             )
-            answer = self._api.call_api(*parts, _request_timeout=(CONNECT_SECONDS, READ_SECONDS))
-            data = answer.read()  # type: ignore[no-untyped-call]
+            with fence.writing() if fence else contextlib.nullcontext():
+                # The client's own pool: its request() takes no content that can still be withheld.
+                answer = self._api.rest_client.pool_manager.request(
+                    method,
+                    url,
+                    body=None if content is None else _withheld(content, fence),
+                    headers=headers,
+                    timeout=self._timeout(fence),
+                    redirect=content is None,  # content is given out once
+                )
         except (urllib3.exceptions.HTTPError, client.ApiException, OSError) as error:
+            # What lies idle in the pool goes the same way as this line, and would cost as long to find out, one by one.
+            self._api.rest_client.pool_manager.clear()
             raise Retry(f"the API server does not answer {method} {path}: {_one_line(error)}") from error
         if answer.status == 404:
             return None
         if answer.status >= 300:
-            raise _complaint(method, path, answer.status, data)
+            raise _complaint(method, path, answer.status, answer.data, content_type)
         try:
-            document: dict[str, Any] = json.loads(data)
+            document: dict[str, Any] = json.loads(answer.data)
         except ValueError as error:
             raise Retry(f"the API server's answer to {method} {path} is not JSON") from error
         return document
 
+    def _timeout(self, fence: Fence | None) -> urllib3.Timeout:
+        total = self._connect_seconds + self._read_seconds
+        if fence is not None:
+            total = min(total, fence.open_seconds() - LEAD_SECONDS)
+        return urllib3.Timeout(total=total, connect=self._connect_seconds, read=self._read_seconds)
 
-def _complaint(method: str, path: str, status: int, data: bytes) -> Retry | Refused:
+
+def _withheld(content: bytes, fence: Fence | None) -> Iterator[bytes]:
+    """Yield the content, unless the fence has closed: asked for once the connection stands and the headers are sent.
+
+    Between that and the first look at the fence the process may have been frozen, or the handshake been slow. Of a
+    request whose content does not come the API server does nothing.
+    """
+    if fence is not None:
+        fence.open_seconds()
+    yield content
+
+
+def _complaint(method: str, path: str, status: int, data: bytes, content_type: str = "") -> Retry | Refused:
+    details: Any = None
     try:
         said = json.loads(data)
-        reason, message = said.get("reason") or str(status), said.get("message") or ""
+        reason, message, details = said.get("reason") or str(status), said.get("message") or "", said.get("details")
     except (ValueError, AttributeError):
         reason, message = str(status), data[:300].decode(errors="replace")
     sentence = f"the API server said {reason} to {method} {path}: {message}"
+    if status == 409:
+        return LookAgain(sentence)
+    if status == 422 and content_type == JSON_PATCH and not (details or {}).get("kind"):
+        # An invalid object is named in the details; of a patch that does not fit the object nothing is said (tried on
+        # 1.37; NewGenericServerResponse in apimachinery's errors.go). Our patches replace parts that every object has,
+        # so what did not fit was a test.
+        return LookAgain(f"the object has changed meanwhile: {method} {path}")
     return Retry(sentence) if status in _TRY_AGAIN or status >= 500 else Refused(reason, sentence)
 
 

@@ -32,16 +32,21 @@ class Subject:
         return {"apiVersion": self.kind.api_version, "kind": self.kind.kind, "name": self.name, "uid": self.uid}
 
 
-def post_event(objects: Objects, subject: Subject, happening: Happening, now: datetime) -> None:
-    """Post the event, or raise the count of the one that says the same. Raises Retry or Refused."""
+def post_event(objects: Objects, subject: Subject, happening: Happening, now: datetime, more: str = "") -> None:
+    """Post the event, or raise the count of the one that says the same. Raises Retry or Refused.
+
+    `more` is added to what it says and makes no other event of it.
+    """
     name = event_name(subject, happening)
     moment = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     known = objects.get(EVENTS, name, NAMESPACE)
     if known is not None:
         parts = {"/count": int(known.get("count") or 1) + 1, "/lastTimestamp": moment}
+        if more:
+            parts["/message"] = _message(happening, more)
         objects.replace_parts(EVENTS, name, parts, namespace=NAMESPACE)
         return
-    objects.create(EVENTS, _document(name, subject, happening, moment), NAMESPACE)
+    objects.create(EVENTS, _document(name, subject, happening, moment, more), NAMESPACE)
 
 
 def event_name(subject: Subject, happening: Happening) -> str:
@@ -50,14 +55,19 @@ def event_name(subject: Subject, happening: Happening) -> str:
     return f"{subject.name[:200].rstrip('.-')}.{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _document(name: str, subject: Subject, happening: Happening, moment: str) -> dict[str, Any]:
+def _message(happening: Happening, more: str) -> str:
+    room = MESSAGE_MAX - len(more)
     message = happening.message
+    return (message if len(message) <= room else message[: room - 3] + "...") + more
+
+
+def _document(name: str, subject: Subject, happening: Happening, moment: str, more: str = "") -> dict[str, Any]:
     return {
         "metadata": {"name": name, "namespace": NAMESPACE},
         "involvedObject": subject.reference(),
         "type": happening.type,
         "reason": happening.reason,
-        "message": message if len(message) <= MESSAGE_MAX else message[: MESSAGE_MAX - 3] + "...",
+        "message": _message(happening, more),
         "source": {"component": COMPONENT},
         "reportingComponent": COMPONENT,
         "firstTimestamp": moment,

@@ -1,13 +1,13 @@
 """The kinds of object the controller reads and writes, and the few verbs it needs for them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from conntrack_operator.errors import Retry
 from conntrack_operator.model.base import GROUP, VERSION
 
-from .connection import Connection
+from .connection import JSON_PATCH, Connection
 
 FIELD_MANAGER = "conntrack-operator-controller"
 PAGE_OBJECTS = 500
@@ -47,6 +47,9 @@ SERVICE_ACCOUNTS = Kind("ServiceAccount", "v1", "serviceaccounts", namespaced=Tr
 DAEMON_SETS = Kind("DaemonSet", "apps/v1", "daemonsets", namespaced=True)
 CLUSTER_ROLES = Kind("ClusterRole", "rbac.authorization.k8s.io/v1", "clusterroles")
 CLUSTER_ROLE_BINDINGS = Kind("ClusterRoleBinding", "rbac.authorization.k8s.io/v1", "clusterrolebindings")
+LEASES = Kind("Lease", "coordination.k8s.io/v1", "leases", namespaced=True)
+CRDS = Kind("CustomResourceDefinition", "apiextensions.k8s.io/v1", "customresourcedefinitions")
+CONTROLLER_REVISIONS = Kind("ControllerRevision", "apps/v1", "controllerrevisions", namespaced=True)
 
 BY_KIND = {kind.kind: kind for kind in (SERVICE_ACCOUNTS, DAEMON_SETS, CLUSTER_ROLES, CLUSTER_ROLE_BINDINGS)}
 """The kinds the agents are made of."""
@@ -66,29 +69,34 @@ class Objects:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def list(self, kind: Kind, slim: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> Listing:
-        """Return all objects of a kind, in every namespace. A kind that is not there (404) is a Retry: never "none".
+    def list(
+        self,
+        kind: Kind,
+        slim: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        *,
+        namespace: str = "",
+        label_selector: str = "",
+    ) -> Listing:
+        """Return all objects of a kind. A kind that is not there (404) is a Retry: never "none".
 
-        `slim` makes each document smaller as soon as its page is read.
+        They come from every namespace, or from `namespace` alone, and are those that `label_selector` picks. `slim`
+        makes each document smaller as soon as its page is read.
         """
         version = ""
         items: list[dict[str, Any]] = []
-        for page in self._pages(kind):
+        for page in self._pages(kind, namespace, label_selector):
             # All pages show the moment of the first one.
             version = version or page["metadata"]["resourceVersion"]
             items.extend(map(slim, page["items"]) if slim else page["items"])
         return Listing(int(version), tuple(items))
 
-    def _pages(self, kind: Kind) -> Iterator[dict[str, Any]]:
-        query = {"limit": str(PAGE_OBJECTS)}
-        if kind.field_selector:
-            query["fieldSelector"] = kind.field_selector
+    def _pages(self, kind: Kind, namespace: str, label_selector: str) -> Iterator[dict[str, Any]]:
+        wanted = {"fieldSelector": kind.field_selector, "labelSelector": label_selector}
+        query = {"limit": str(PAGE_OBJECTS), **{key: value for key, value in wanted.items() if value}}
         while True:
-            page = self._connection.request("GET", kind.path(), query=query)
+            page = self._connection.request("GET", kind.path(namespace), query=query)
             if page is None:
-                raise Retry(
-                    f"the API server has no {kind.plural}; install them: conntrack-operator crds | kubectl apply -f -"
-                )
+                raise Retry(_missing(kind))
             yield page
             more = page["metadata"].get("continue")
             if not more:
@@ -107,23 +115,35 @@ class Objects:
             body={"apiVersion": kind.api_version, "kind": kind.kind, **document},
             query={"fieldManager": FIELD_MANAGER},
         )
+        if stored is None and namespace:
+            raise Retry(f"namespace {namespace} does not exist; kubectl create namespace {namespace}")
         if stored is None:
-            raise Retry(f"there is no place for {kind.plural} {namespace}: its namespace or CRD is missing")
+            raise Retry(_missing(kind))
         return stored
 
-    def replace_parts(
-        self, kind: Kind, name: str, parts: dict[str, Any], *, subresource: str = "", namespace: str = ""
+    def replace_parts(  # noqa: PLR0913 - each is one thing that a patch says
+        self,
+        kind: Kind,
+        name: str,
+        parts: Mapping[str, Any],
+        *,
+        subresource: str = "",
+        namespace: str = "",
+        only_if: Mapping[str, Any] | None = None,
     ) -> dict[str, Any] | None:
         """Replace whole parts of an object (`/spec`, `/status`) and return it, None when it is gone.
 
-        A JSON patch: a merge patch would leave behind what the new part no longer has.
+        A JSON patch: a merge patch would leave behind what the new part no longer has. Raises LookAgain, and nothing
+        is written, unless each path in `only_if` has its value there (`{"/metadata/generation": 3}`): so a request that
+        is carried out late does no harm to what others have written since.
         """
+        tests = [{"op": "test", "path": path, "value": value} for path, value in (only_if or {}).items()]
         return self._connection.request(
             "PATCH",
             kind.path(namespace, name, subresource),
-            body=[{"op": "add", "path": path, "value": value} for path, value in parts.items()],
+            body=[*tests, *({"op": "add", "path": path, "value": value} for path, value in parts.items())],
             query={"fieldManager": FIELD_MANAGER},
-            content_type="application/json-patch+json",
+            content_type=JSON_PATCH,
         )
 
     def apply(self, kind: Kind, document: dict[str, Any], namespace: str = "") -> dict[str, Any] | None:
@@ -150,3 +170,7 @@ class Objects:
                 "preconditions": {key: value for key, value in conditions.items() if value},
             },
         )
+
+
+def _missing(kind: Kind) -> str:
+    return f"the API server has no {kind.plural}; install them: conntrack-operator crds | kubectl apply -f -"

@@ -8,6 +8,7 @@ from typing import Any
 
 NAME = "conntrack-operator-agent"
 MANAGED_BY = "conntrack-operator"
+CONTAINER = "agent"
 
 HOST_SYSCTLS = "/proc/sys/net"
 """On the host. A process sees there the sysctls of its own network namespace, hence hostNetwork."""
@@ -78,8 +79,10 @@ def _daemon_set_spec(image: str) -> dict[str, Any]:
 
 def _container(image: str) -> dict[str, Any]:
     return {
-        "name": "agent",
+        "name": CONTAINER,
         "image": image,
+        # Its last words, should it end by itself, are then seen in its pod, and told by the policies.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "args": ["agent", "--proc-root", PROC_ROOT, "--state-dir", STATE],
         "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
         "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},

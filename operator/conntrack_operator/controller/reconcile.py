@@ -4,12 +4,10 @@ Nothing is decided here. Every method can be repeated at any time; what is right
 """
 
 import logging
-import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+import time
+from dataclasses import dataclass
+from typing import Any
 
-from conntrack_operator.cluster.events import Subject, post_event
 from conntrack_operator.cluster.objects import (
     ENDPOINT_SLICES,
     HOST_PODS,
@@ -21,22 +19,20 @@ from conntrack_operator.cluster.objects import (
     Listing,
     Objects,
 )
-from conntrack_operator.decide.blindness import blindness_of
-from conntrack_operator.decide.happenings import happenings_between
-from conntrack_operator.decide.merge import Merge, merged
-from conntrack_operator.decide.standing import speaks_of, standing_of
-from conntrack_operator.decide.summary import Sight, rejected, summary_of
-from conntrack_operator.decide.targeting import Node, selects
-from conntrack_operator.decide.targets import Remove, Write, owner_of, share_of, step_for
-from conntrack_operator.errors import ConntrackOperatorError, Refused
+from conntrack_operator.decide.targeting import Node
+from conntrack_operator.decide.targets import Remove, Write, owner_of, step_for
+from conntrack_operator.errors import LookAgain, Refused
 from conntrack_operator.model.node import NodeConntrack, NodeSpec
-from conntrack_operator.model.policy import ConntrackPolicy
-from conntrack_operator.model.status import PolicyStatus
 
 from .agents import Agents
-from .pace import Pace
+from .lookout import LOOK_SECONDS, Lookout
+from .merges import Merges
+from .policies import Policies
+from .rollouts import Rollouts
 from .sights import Unreadable, slimmed
-from .store import Key, Lists, Store
+from .store import Lists, Store
+from .telling import Telling
+from .touched import Key
 from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -53,28 +49,55 @@ class Reconciler:
     store: Store
     queue: WorkQueue[Key]
     agents: Agents
-    pace: Pace = field(default_factory=Pace)
-    _merges: dict[frozenset[tuple[str | None, int | None]], Merge] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    rollouts: Rollouts
+    telling: Telling
+
+    def __post_init__(self) -> None:
+        self.lookout = Lookout(self.objects, self.store, self.queue)
+        self.merges = Merges()
+        self.policies = Policies(
+            self.objects, self.store, self.queue, self.rollouts, self.merges, self.agents, self.telling
+        )
 
     def put_right(self, key: Key) -> None:
         """Do the work of `key`. Raises what the API server's answer means; the caller tries again later."""
+        try:
+            self._put_right(key)
+        except LookAgain:
+            self._look_again(key)
+            raise
+
+    def _look_again(self, key: Key) -> None:
+        """See the object of `key` as it is: the watches may be late, or have missed how it became so."""
+        kind = {"node": NODE_CONNTRACKS, "policy": POLICIES}.get(key.kind)
+        found = self.objects.get(kind, key.name) if kind else None
+        if kind and found is not None:
+            self.queue.add_all(self.store.puts[kind](found))
+
+    def _put_right(self, key: Key) -> None:
         match key.kind:
             case "node":
                 self._node(key.name)
             case "policy":
-                self._policy(key.name)
+                self.policies.put_right(key.name)
+            case "rollout":
+                self.rollouts.judge()
             case "agents":
                 self._agents()
             case "list":
                 self.read_everything()
+            case "look":
+                self.lookout.look()
 
     def read_everything(self) -> None:
         """Replace all that is known by full lists, look at everything anew, and come again in five minutes."""
         refused: dict[str, str] = {}
+        began = time.monotonic()
+        self.rollouts.book.load()
+        policies = self.objects.list(POLICIES, slimmed)
         self.store.replace(
             Lists(
-                policies=self.objects.list(POLICIES, slimmed),
+                policies=policies,
                 nodes=self.objects.list(NODES, slimmed),
                 node_conntracks=self.objects.list(NODE_CONNTRACKS, slimmed),
                 services=self._list_if_allowed(SERVICES, refused),
@@ -83,8 +106,11 @@ class Reconciler:
                 refused=refused,
             )
         )
+        self.rollouts.take_in_list(policies.items, began)
+        self.rollouts.tidy()
         self.queue.add_all(self.store.every_key())
         self.queue.add(Key("list"), RELIST_SECONDS)
+        self.queue.add(Key("look"), LOOK_SECONDS)
 
     def _list_if_allowed(self, kind: Kind, refused: dict[str, str]) -> Listing | None:
         """Return the list, or None and say why in `refused`: sizes and timeouts need no look at Services and pods."""
@@ -97,36 +123,33 @@ class Reconciler:
             return None
 
     def _node(self, name: str) -> None:
-        node, existing = self.store.node(name), self.store.node_conntrack(name)
+        node, found = self.store.node(name), self.store.node_conntrack(name)
         if node is None:
-            if existing is not None:
+            if found is not None:
                 self._let_go_of_lost_node(name)
             return
-        policies, unreadable = self.store.policies(), self.store.unreadable_policies()
         local, seconds = self.store.local(node)
         if seconds:
             self.queue.add(Key("node", name), seconds)
-        if isinstance(existing, Unreadable):
-            # Somebody spoilt it by hand. Whether it named an unreadable policy cannot be told, so none may be about.
-            step = None if unreadable else step_for(node, policies, None, merging=self._merged, local=local)
-            if isinstance(step, Write):
-                self._write(node, step.spec, exists=True)
-            return
-        step = step_for(node, policies, existing, unreadable, merging=self._merged, local=local)
+        # One that somebody spoilt is written anew: asked for nothing, the node keeps what it has until it is released.
+        existing = found if isinstance(found, NodeConntrack) else None
+        wish = self.rollouts.wish_for(node, existing)
+        step = step_for(node, wish, existing, merging=self.merges.of, local=local)
         if isinstance(step, Write):
-            self._write(node, step.spec, exists=existing is not None)
+            self._write(node, step.spec, found)
         elif isinstance(step, Remove) and existing is not None:
             self._remove(existing, step.why)
+        self.rollouts.written(name, wish)
 
-    def _write(self, node: Node, spec: NodeSpec, *, exists: bool) -> None:
+    def _write(self, node: Node, spec: NodeSpec, found: NodeConntrack | Unreadable | None) -> None:
         stored = None
-        if exists:
+        if found is not None:
             parts = {"/spec": spec.document(), "/metadata/ownerReferences": [owner_of(node)]}
-            stored = self.objects.replace_parts(NODE_CONNTRACKS, node.name, parts)
+            stored = self.objects.replace_parts(NODE_CONNTRACKS, node.name, parts, only_if=_as_seen(found))
         if stored is None:
             metadata = {"name": node.name, "ownerReferences": [owner_of(node)]}
             stored = self.objects.create(NODE_CONNTRACKS, {"metadata": metadata, "spec": spec.document()})
-        names = ", ".join(use.name for use in spec.policies)
+        names = ", ".join(f"{use.name} {use.revision}" for use in spec.policies)
         log.info("node %s: %s revision %s of %s", node.name, spec.mode, spec.revision, names or "no policy")
         self.queue.add_all(self.store.put_node_conntrack(stored))
 
@@ -142,87 +165,23 @@ class Reconciler:
         """Delete the object of a node that is gone. Kubernetes does so by the owner too, if its collector runs."""
         found = self.objects.get(NODE_CONNTRACKS, name)
         if found is not None and self.objects.get(NODES, name) is None:
-            self.objects.delete(NODE_CONNTRACKS, name, uid=found["metadata"]["uid"])
+            meta = found["metadata"]
+            self.objects.delete(NODE_CONNTRACKS, name, uid=meta["uid"], resource_version=meta["resourceVersion"])
             log.info("node %s is gone, and its NodeConntrack", name)
-
-    def _policy(self, name: str) -> None:
-        policy = self.store.policy(name)
-        if policy is None:
-            self.pace.forget(name)
-            return
-        wait = self.pace.wait_seconds(name)
-        if wait > 0:
-            self.queue.add(Key("policy", name), wait)
-            return
-        now = datetime.now(UTC)
-        if isinstance(policy, Unreadable):
-            before, after, uid = None, rejected(policy.generation, policy.sentence, now), policy.uid
-            if self._says(name, after):
-                return
-        else:
-            before, uid = policy.status, policy.metadata.uid or ""
-            sights, blind = self._sights(policy, now), blindness_of(policy.spec, self.store.refused())
-            after = summary_of(policy, sights, now, self.agents.trouble, blind)
-        if after == before:
-            return
-        stored = self.objects.replace_parts(POLICIES, name, {"/status": after.document()}, subresource="status")
-        self.pace.spend(name)
-        if stored is not None:
-            self.queue.add_all(self.store.put_policy(stored))
-            self._tell(Subject(POLICIES, name, uid), before, after, now)
-
-    def _says(self, name: str, status: PolicyStatus) -> bool:
-        """Tell whether an unreadable policy says so already. Its stored status is not known, so it is asked for."""
-        found = self.objects.get(POLICIES, name) or {}
-        said = (found.get("status") or {}).get("conditions") or [{}]
-        return bool(said[0].get("message") == status.conditions[0].message)
-
-    def _sights(self, policy: ConntrackPolicy, now: datetime) -> list[Sight]:
-        others = self.store.policies()
-        return [
-            self._sight(policy, node, others, now)
-            for node in self.store.nodes()
-            if selects(policy.spec.node_selector, node.labels)
-        ]
-
-    def _sight(self, policy: ConntrackPolicy, node: Node, others: Sequence[ConntrackPolicy], now: datetime) -> Sight:
-        found = self.store.node_conntrack(node.name)
-        existing = found if isinstance(found, NodeConntrack) else None
-        share = share_of(policy, node, others, self._merged)
-        standing = standing_of(node, share, existing, now)
-        usage = None
-        if existing is not None and existing.status is not None and standing.state != "unknown":
-            usage = existing.status.usage if speaks_of(node, existing) else None
-        return Sight(standing, usage, share.conflicts)
-
-    def _tell(self, subject: Subject, before: PolicyStatus | None, after: PolicyStatus, now: datetime) -> None:
-        """Post what began. An event that cannot be posted is not worth repeating the work for."""
-        try:
-            for happening in happenings_between(before, after):
-                post_event(self.objects, subject, happening, now)
-                node = self.store.node(happening.node) if happening.node else None
-                if node is not None:
-                    post_event(self.objects, Subject(NODES, node.name, node.uid), happening, now)
-        except ConntrackOperatorError as error:
-            log.warning("an event about %s could not be posted: %s", subject.name, error)
 
     def _agents(self) -> None:
         trouble = self.agents.trouble
         try:
-            self.agents.put_right(wanted=self.store.has_work())
+            seconds = self.agents.put_right(wanted=self.store.has_work())
+            if seconds:
+                self.queue.add(Key("agents"), seconds)
         finally:
             if self.agents.trouble != trouble:
                 self.queue.add_all(key for key in self.store.every_key() if key.kind == "policy")
 
-    def _merged(self, policies: Sequence[ConntrackPolicy]) -> Merge:
-        """Merge once for all nodes that have the same policies."""
-        key = frozenset((policy.metadata.uid, policy.metadata.generation) for policy in policies)
-        with self._lock:
-            known = self._merges.get(key)
-        if known is None:
-            known = merged(policies)
-            with self._lock:
-                if len(self._merges) >= MERGES_KEPT:
-                    self._merges.clear()
-                self._merges[key] = known
-        return known
+
+def _as_seen(found: NodeConntrack | Unreadable) -> dict[str, Any]:
+    """Return what must still be true of a node's object for our writing over its spec: that nobody else has."""
+    if isinstance(found, Unreadable):
+        return {"/metadata/uid": found.uid, "/metadata/generation": found.generation}
+    return {"/metadata/uid": found.metadata.uid, "/metadata/generation": found.metadata.generation}

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from conntrack_operator.decide.pods import HostPod, PodPort
 from conntrack_operator.decide.services import Kind, Translation
+from conntrack_operator.decide.standing import time_in
 from conntrack_operator.decide.targeting import Node
 from conntrack_operator.model.node import NodeConntrack
 from conntrack_operator.model.policy import ConntrackPolicy
@@ -49,7 +50,16 @@ def node_in(document: dict[str, Any]) -> Node:
             if each.get("type") in ("InternalIP", "ExternalIP")
         }
     )
-    return Node(metadata["name"], metadata["uid"], metadata.get("labels") or {}, tuple(addresses))
+    conditions = (document.get("status") or {}).get("conditions") or ()
+    ready = [each.get("status") == "True" for each in conditions if each.get("type") == "Ready"]
+    return Node(
+        metadata["name"],
+        metadata["uid"],
+        metadata.get("labels") or {},
+        tuple(addresses),
+        ready=all(ready),
+        created=time_in(metadata.get("creationTimestamp") or ""),
+    )
 
 
 def pod_in(document: dict[str, Any]) -> HostPod | None:

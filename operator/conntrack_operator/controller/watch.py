@@ -1,10 +1,12 @@
 """The watches, which kopf runs: three handlers put what they see into the store, and what it touches into the queue.
 
 kopf does nothing else here: no finalizers, no annotations, no index, no posting, no peering. A handler that raised
-would be silent until the next full list, so the handlers do nothing that can fail; the work is done by our own workers.
+would be silent until the next full list, so the handlers do next to nothing, and what fails nonetheless is read anew by
+our own workers, which retry ever more rarely.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,10 +24,14 @@ from conntrack_operator.cluster.objects import (
 )
 from conntrack_operator.errors import ConntrackOperatorError
 
-from .store import Key, Store
+from .store import Store
+from .touched import Key
 from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
+
+RESTART_SECONDS = 3.0
+"""Between the end of all watches and their new beginning."""
 
 AFTER_RELIST_SECONDS = 1.0
 """How long after kopf has listed anew the store is replaced: a cut watch may have missed deletions."""
@@ -75,7 +81,12 @@ def registry_for(store: Store, queue: WorkQueue[Key], kubeconfig: str | None) ->
             document: Any = event["object"]
             if event["type"] is None:
                 queue.add(Key("list"), AFTER_RELIST_SECONDS)
-            queue.add_all(put(document, deleted=event["type"] == "DELETED"))
+            try:
+                queue.add_all(put(document, deleted=event["type"] == "DELETED"))
+            except Exception as error:  # noqa: BLE001 - kopf would swallow it, and the change with it
+                name = document["metadata"].get("name")
+                log.error("%s %s: %s: %s; everything is read anew", kind.kind, name, type(error).__name__, error)  # noqa: TRY400
+                queue.add(Key("list"), AFTER_RELIST_SECONDS)
 
         group, version = _group_and_version(kind)
         kopf.on.event(group, version, kind.plural, id=f"saw-{kind.plural}", registry=registry)(saw)
@@ -91,6 +102,45 @@ def registry_for(store: Store, queue: WorkQueue[Key], kubeconfig: str | None) ->
 
     kopf.on.login(id="log-in", registry=registry)(log_in)
     return registry
+
+
+class Watches:
+    """kopf at work, until the end, and begun anew in between when somebody asks for it."""
+
+    def __init__(self, store: Store, queue: WorkQueue[Key], kubeconfig: str | None) -> None:
+        self._store, self._queue, self._kubeconfig = store, queue, kubeconfig
+        self._ended = threading.Event()
+        self._run_ends = threading.Event()
+
+    def run(self) -> None:
+        """Run kopf until `end`. When it ends before, begin anew: what it missed the next list brings."""
+        while not self._ended.is_set():
+            self._run_ends = threading.Event()
+            if self._ended.is_set():
+                return
+            try:
+                kopf.run(
+                    registry=registry_for(self._store, self._queue, self._kubeconfig),
+                    settings=settings_for_watching(),
+                    standalone=True,
+                    clusterwide=True,
+                    stop_flag=self._run_ends,
+                )
+            except Exception as error:  # noqa: BLE001 - whatever ended the watches, they are needed
+                log.error(  # noqa: TRY400 - one line each time
+                    "the watches ended: %s: %s; again in %.0f s", type(error).__name__, error, RESTART_SECONDS
+                )
+            if not self._ended.wait(RESTART_SECONDS):
+                self._queue.add(Key("list"))
+
+    def begin_anew(self) -> None:
+        """End what is being watched and watch again, with a look at what there is to be watched."""
+        self._run_ends.set()
+
+    def end(self) -> None:
+        """Watch no more. kopf may take 5 s over it; the watches write nothing and hold nothing."""
+        self._ended.set()
+        self._run_ends.set()
 
 
 def _group_and_version(kind: Kind) -> tuple[str, str]:

@@ -22,12 +22,18 @@ class Asking:
     namespaces: frozenset[str]
 
     def touched_by(
-        self, changed: Sequence[Translation], nodes: Iterable[Node], pod_ports: Callable[[], Collection[PortKey]]
+        self,
+        changed: Sequence[Translation],
+        nodes: Iterable[Node],
+        pod_ports: Callable[[], Collection[PortKey]],
+        has: Callable[[str, str], bool],
     ) -> Iterator[str]:
         """Yield the names of those of `nodes` that have a rule which `changed` may meet.
 
-        `pod_ports` gives every port followed pods may have. An endpoint concerns the one node whose address it has,
-        unless a router is asked about it; anything else concerns every node of the policy.
+        `pod_ports` gives every port followed pods may have; `has` tells whether the node of that name has the policy of
+        that name at some revision, which it may although the policy does not mean it any more. An endpoint concerns the
+        one node whose address it has, unless a router is asked about it; anything else concerns every node of the
+        policy.
         """
         met = [
             (reach, each)
@@ -42,12 +48,12 @@ class Asking:
         for node in nodes:
             if at_home and addresses.isdisjoint(node.addresses):
                 continue
-            if policies_for(node.labels, [self.policy]):
+            if policies_for(node.labels, [self.policy]) or has(node.name, self.policy.metadata.name):
                 yield node.name
 
 
 def asking_of(policies: Iterable[ConntrackPolicy]) -> list[Asking]:
-    """Return those of `policies` that have NOTRACK rules."""
+    """Return those of `policies`, of today or at revisions that nodes may have, that have NOTRACK rules."""
     return [
         Asking(policy, tuple(reach_of(rule) for rule in rules), follows_pods(policy.spec))
         for policy in policies

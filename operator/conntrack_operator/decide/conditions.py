@@ -11,9 +11,11 @@ from datetime import datetime
 from typing import Literal
 
 from conntrack_operator.model.policy import ConntrackPolicy
-from conntrack_operator.model.status import Condition, FleetUsage, NodeCounts, NodeFailure
+from conntrack_operator.model.status import Condition, FleetUsage, NodeCounts, NodeFailure, PolicyPreview
 
 from .merge import Conflict
+from .previewed import words_of
+from .rollout import Verdict
 from .targeting import selector_text
 
 SATURATED_FROM_PERCENT = 90
@@ -22,6 +24,9 @@ SATURATED_UNTIL_PERCENT = 85
 
 PARKED = "NodesParked"
 """Reason of Stalled while some node has given up what it rolled back."""
+PAUSED = "Paused"
+AGENTS_NOT_RUNNING = "AgentsNotRunning"
+AWAY = "not Ready or without a working agent"
 CONFLICTS_NAMED = 5
 NODES_NAMED = 3
 
@@ -41,13 +46,27 @@ class Picture:
     """Nodes in a trial, of which something failed before or is refused."""
     warned: Sequence[NodeFailure] = ()
     """The first warning of every node that has one."""
+    waiting: int = 0
+    """Pending nodes that could be given the change and have not been yet."""
+    absent: int = 0
+    """Pending nodes that are not Ready or have no working agent: nobody waits for them."""
+    leaving: int = 0
+    """Nodes that still have the policy and should not."""
+    verdict: Verdict | None = None
+    preview: PolicyPreview | None = None
     trouble: str = ""
     blind: str = ""
 
     @property
+    def is_held(self) -> bool:
+        """Whether no further node is given the change."""
+        return self.verdict is not None and self.verdict.stage in ("Paused", "Halted")
+
+    @property
     def moving(self) -> int:
         """Nodes that are still on their way."""
-        return self.counts.pending + self.counts.updating + self.retrying
+        told = self.counts.pending - self.absent - self.waiting + self.counts.updating + self.retrying
+        return told if self.is_held else told + self.waiting + self.leaving
 
     @property
     def failed(self) -> int:
@@ -105,28 +124,63 @@ def _ready(picture: Picture) -> _Verdict:
         )
     if picture.failed:
         reason = "NodesRefused" if counts.refused else "NodesRolledBack"
-        return _Verdict(
-            "False", reason, f"{picture.failed} of {_nodes(counts.matched)} failed; {picture.first_failure}"
-        )
+        said = f"{picture.failed} of {_nodes(counts.matched)} failed"
+        if picture.policy.spec.mode == "Observe" and picture.preview is not None:
+            said = words_of(picture.preview, counts.matched)
+        halted = picture.verdict is not None and picture.verdict.stage == "Halted" and picture.waiting
+        spared = f"; {_nodes(picture.waiting)} spared, see Stalled" if halted else ""
+        return _Verdict("False", reason, f"{said}; {picture.first_failure}{spared}")
+    if picture.is_held and (picture.waiting or picture.leaving):
+        return _held(picture)
     if picture.moving:
         return _Verdict("False", "Progressing", _progress(picture))
+    return _settled(picture)
+
+
+def _settled(picture: Picture) -> _Verdict:
+    """Return what is said when nothing moves and nothing failed."""
+    counts = picture.counts
     if not counts.current:
-        return _Verdict("Unknown", "NodesUnknown", f"nothing is known of any of {_nodes(counts.matched)}")
+        if picture.trouble:
+            return _Verdict("False", AGENTS_NOT_RUNNING, picture.trouble)
+        ways = _counted(((counts.unknown, "not heard for 15 minutes"), (picture.absent, AWAY)))
+        whole = f"nobody can speak for any of {_nodes(counts.matched)}"
+        return _Verdict("Unknown", "NodesUnknown", ": ".join(filter(None, (whole, ", ".join(ways)))))
     if picture.policy.spec.mode == "Observe":
-        return _Verdict("True", "Observed", f"{_nodes(counts.current)} say what would change; nothing is changed")
+        return _Verdict("True", "Observed", words_of(picture.preview or PolicyPreview(), counts.matched))
     done = f"{counts.current} of {_nodes(counts.matched)} as the policy says"
+    if picture.absent:
+        done += f"; {picture.absent} {AWAY}, and get it when they are back"
     if picture.warned:
         first = picture.warned[0]
-        done += f", {len(picture.warned)} with warnings; {first.node}: {first.reason}: {first.message}"
+        done += f"; {len(picture.warned)} with warnings; {first.node}: {first.reason}: {first.message}"
     return _Verdict("True", "AllNodesCurrent", done)
 
 
-def _progress(picture: Picture) -> str:
+def _held(picture: Picture) -> _Verdict:
+    """Return why nobody else is given the change, of a rollout that is paused or has halted."""
+    if picture.verdict is not None and picture.verdict.stage == "Halted":
+        return _Verdict("False", picture.verdict.reason, f"{_numbers(picture)}; {picture.verdict.message}")
+    return _Verdict("False", PAUSED, f"{_numbers(picture)}; nothing more is released while rollout.paused is true")
+
+
+def _numbers(picture: Picture) -> str:
     counts = picture.counts
-    ways = ((counts.pending, "pending"), (counts.updating, "on trial"), (picture.retrying, "to be tried again"))
-    done = ", ".join((f"{counts.current} of {_nodes(counts.matched)} current", *_counted(ways)))
-    more = picture.trouble or (picture.first_failure if picture.retrying or picture.troubled else "")
-    return f"{done}; {more}" if more else done
+    ways = (
+        (counts.pending - picture.waiting - picture.absent, "yet to answer"),
+        (counts.updating, "on trial"),
+        (picture.retrying, "to be tried again"),
+        (picture.waiting, "waiting for their turn"),
+        (picture.absent, AWAY),
+        (picture.leaving, "still to give it up"),
+    )
+    return ", ".join((f"{counts.current} of {_nodes(counts.matched)} current", *_counted(ways)))
+
+
+def _progress(picture: Picture) -> str:
+    said = picture.verdict.message if picture.verdict is not None and picture.waiting else ""
+    failure = picture.first_failure if picture.retrying or picture.troubled else ""
+    return "; ".join(filter(None, (_numbers(picture), picture.trouble or failure or said)))
 
 
 def _counted(numbers: Iterable[tuple[int, str]]) -> list[str]:
@@ -135,11 +189,17 @@ def _counted(numbers: Iterable[tuple[int, str]]) -> list[str]:
 
 def _reconciling(picture: Picture) -> _Verdict:
     if picture.moving:
-        return _Verdict("True", "AgentsNotRunning" if picture.trouble else "Progressing", _progress(picture))
-    return _Verdict("False", "Settled", "every node has answered")
+        return _Verdict("True", AGENTS_NOT_RUNNING if picture.trouble else "Progressing", _progress(picture))
+    if picture.is_held and (picture.waiting or picture.leaving):
+        held = _held(picture)
+        return _Verdict("False", held.reason, held.message)
+    return _Verdict("False", "Settled", "every node that can answer has answered")
 
 
 def _stalled(picture: Picture) -> _Verdict:
+    verdict = picture.verdict
+    if verdict is not None and verdict.stage == "Halted" and not picture.moving:
+        return _Verdict("True", verdict.reason, verdict.message)
     if picture.failed and not picture.moving:
         return _Verdict("True", PARKED if picture.counts.rolled_back else "NodesFailed", picture.first_failure)
     return _Verdict("False", "NotStalled", "")
@@ -150,31 +210,45 @@ _NO_NODE_FAILED = _Verdict("False", "NoNodeFailed", "")
 
 def _degraded(picture: Picture) -> _Verdict:
     counts = picture.counts
-    bad = picture.failed + picture.troubled + counts.unknown
+    bad = picture.failed + picture.troubled + counts.unknown + picture.absent
+    if not bad and picture.trouble:
+        return _Verdict("True", AGENTS_NOT_RUNNING, picture.trouble)
     if not bad:
         return _Verdict("True", "ControllerMayNotSee", picture.blind) if picture.blind else _NO_NODE_FAILED
-    reason = "NodesFailed" if picture.failed or picture.troubled else "AgentsSilent"
+    reason = "NodesAway"
+    if picture.failed or picture.troubled:
+        reason = "NodesFailed"
+    elif counts.unknown or picture.trouble:
+        reason = AGENTS_NOT_RUNNING if picture.trouble else "AgentsSilent"
     ways = (
         (counts.refused, "refused"),
         (counts.rolled_back, "rolled back"),
         (picture.troubled, "on trial with failures"),
     )
-    parts = ", ".join(_counted((*ways, (counts.unknown, "unknown"))))
-    more = f"; {picture.blind}" if picture.blind else ""
-    return _Verdict("True", reason, f"of {_nodes(counts.matched)}: {parts}; {picture.first_failure}{more}")
+    parts = ", ".join(_counted((*ways, (counts.unknown, "unknown"), (picture.absent, AWAY))))
+    more = filter(None, (picture.first_failure, picture.trouble, picture.blind))
+    return _Verdict("True", reason, "; ".join((f"of {_nodes(counts.matched)}: {parts}", *more)))
 
 
 def _conflicted(picture: Picture) -> _Verdict:
     if not picture.conflicts:
         return _Verdict("False", "NoConflict", "")
-    named = [_told(conflict, _some(nodes)) for conflict, nodes in sorted(picture.conflicts.items())]
+    me = picture.policy.metadata.name
+    named = [_told(conflict, _some(nodes), me) for conflict, nodes in sorted(picture.conflicts.items())]
     more = f"; and {len(named) - CONFLICTS_NAMED} more fields" if len(named) > CONFLICTS_NAMED else ""
-    return _Verdict("True", "OtherPolicyWins", "; ".join(named[:CONFLICTS_NAMED]) + more)
+    lost = any(conflict.loser == me for conflict in picture.conflicts)
+    return _Verdict("True", "OtherPolicyWins" if lost else "SamePriority", "; ".join(named[:CONFLICTS_NAMED]) + more)
 
 
-def _told(conflict: Conflict, nodes: str) -> str:
+def _told(conflict: Conflict, nodes: str, me: str) -> str:
+    if conflict.loser != me:
+        return (
+            f"{conflict.field} is decided here on {nodes}, and policy {conflict.loser} of the same priority asks for"
+            " another value; give one of them a higher priority"
+        )
     if not conflict.why:
-        return f"{conflict.field} is decided by policy {conflict.winner} on {nodes}"
+        tie = " (of the same priority, and older or first by name)" if conflict.tied else ""
+        return f"{conflict.field} is decided by policy {conflict.winner}{tie} on {nodes}"
     if conflict.field.startswith("trial."):
         return f"{conflict.field} is {conflict.why} of policy {conflict.winner} on {nodes}"
     return f"{conflict.why}: {conflict.field} is left out on {nodes}, policy {conflict.winner} comes first"

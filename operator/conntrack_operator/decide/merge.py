@@ -9,8 +9,6 @@ Nothing is filled in here: what an absent field means is decided where the setti
 default in a spec would look like somebody's wish.
 """
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +20,12 @@ from conntrack_operator.model.policy import (
     TRIAL_SECONDS,
     ConntrackPolicy,
     NotrackRule,
+    Rollout,
     Settings,
 )
+
+from .hashing import hash_of
+from .revisions import revision_name
 
 RULES_MAX = 16
 """NOTRACK rules one node takes; the same bound as in one policy (model.policy.Notrack.rules)."""
@@ -45,6 +47,13 @@ class Conflict:
     field: str
     winner: str
     why: str = ""
+    tied: bool = False
+    """Whether both have the same priority, so that only their age or name decides."""
+
+    @property
+    def parties(self) -> tuple[str, ...]:
+        """Return the policies that should know: of a tie the winner too."""
+        return (self.loser, self.winner) if self.tied else (self.loser,)
 
 
 @dataclass(frozen=True)
@@ -54,12 +63,6 @@ class Merge:
     settings: Settings
     uses: tuple[PolicyUse, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
-
-
-def revision_of(document: Any) -> str:
-    """Return a short stable hash of JSON-ready data: equal data, equal hash, whatever the order of its keys."""
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def settings_of(policy: ConntrackPolicy) -> dict[str, Any]:
@@ -88,6 +91,7 @@ def merged(policies: Iterable[ConntrackPolicy]) -> Merge:
     """Return what `policies`, which all match one node, come to together. Their mode plays no part here."""
     ordered = sorted(policies, key=precedence)
     documents = {policy.metadata.name: settings_of(policy) for policy in ordered}
+    priorities = {policy.metadata.name: policy.spec.priority or 0 for policy in ordered}
     fields: dict[str, list[str]] = {name: [] for name in documents}
     values: dict[str, tuple[str, Any]] = {}
     conflicts: list[Conflict] = []
@@ -97,7 +101,7 @@ def merged(policies: Iterable[ConntrackPolicy]) -> Merge:
             if winner == name:
                 fields[name].append(path)
             elif kept != value:
-                conflicts.append(Conflict(name, path, winner))
+                conflicts.append(Conflict(name, path, winner, tied=priorities[name] == priorities[winner]))
     rules, crowded = _rules_of(ordered)
     for owner, rule in rules:
         fields[owner].append(f"{_RULES}[{rule.name}]")
@@ -108,14 +112,20 @@ def merged(policies: Iterable[ConntrackPolicy]) -> Merge:
     uses = tuple(
         PolicyUse(
             name=policy.metadata.name,
-            revision=revision_of(documents[policy.metadata.name]),
+            revision=revision_name(policy),
             fields=sorted(fields[policy.metadata.name]),
             on_delete=policy.spec.on_delete or "Restore",
-            rollout=policy.spec.rollout,
+            rollout=_lasting(policy.spec.rollout),
         )
         for policy in ordered
     )
     return Merge(Settings.model_validate(document), uses, tuple(sorted([*conflicts, *crowded])))
+
+
+def _lasting(rollout: Rollout | None) -> Rollout | None:
+    """Return what of a policy's rollout still counts when the policy is gone."""
+    lasting = rollout.model_copy(update={"paused": None, "retry": None}) if rollout is not None else None
+    return lasting if lasting is not None and lasting.document() else None
 
 
 def _with_room_to_soak(values: dict[str, tuple[str, Any]]) -> list[Conflict]:
@@ -171,5 +181,5 @@ def _unique_names(pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str
 
 
 def _hashed(text: str, pair: tuple[str, str]) -> str:
-    tail = revision_of(pair)
+    tail = hash_of(pair)
     return f"{text[: NAME_MAX - len(tail) - 1].rstrip('-')}-{tail}"

@@ -17,9 +17,9 @@ from conntrack_operator.model.surroundings import Surroundings
 
 from . import notrack
 from .accepts import Accepts, accept_mode, accepts_for
+from .cluster_only import refusals_of_cluster_fields
 from .draft import BUCKETS, MAX, RETURNED, Draft, put_back, want_sizes, want_values
 from .flow_matching import forward_withdrawal_problem, is_covered
-from .later import refusals_of_later_fields
 from .preflight import judge, sparing_blind
 from .refusal import Refusal
 from .timeouts import warnings_of
@@ -27,6 +27,7 @@ from .tracking import SETTING as TRACKING
 from .tracking_off import Off, judged, settings_while_off, warnings_while_off
 
 LOOSE = catalogue.PREFIX + "nf_conntrack_tcp_loose"
+LOW_THRESHOLD = catalogue.PREFIX + "nf_conntrack_frag6_low_thresh"
 WITHDRAWAL_BREAKS = "WithdrawalBreaks"
 ABSENT = "absent"
 """What a rule that is withdrawn changes to."""
@@ -104,7 +105,7 @@ def plan_for(  # noqa: PLR0913, PLR0917 - all that a plan is a function of
     refuses is not in force: one that is installed already is withdrawn by the plan.
     """
     draft = Draft(facts, surroundings)
-    draft.refused.extend(refusals_of_later_fields(settings, uses))
+    draft.refused.extend(refusals_of_cluster_fields(settings))
     off, refusals = judged(settings, facts, surroundings)
     draft.refused.extend(refusals)
     if off:
@@ -161,13 +162,18 @@ def _claimed(applied: Mapping[str, AppliedRule], uses: Sequence[PolicyUse]) -> M
 
 
 def ordered(changes: Iterable[Change]) -> list[Change]:
-    """Return changes of sysctls, harmless ones first: growing buckets, then max; what lowers last, max first."""
+    """Return changes of sysctls, harmless ones first: growing buckets, then max; what lowers last, max first.
+
+    The kernel refuses a frag6_low_thresh above frag6_high_thresh at any moment (nf_ct_net_init,
+    net/ipv6/netfilter/nf_conntrack_reasm.c; tried): raised from above, lowered from below.
+    """
 
     def rank(change: Change) -> tuple[int, str]:
         lowers = isinstance(change.from_, int) and isinstance(change.to, int) and change.to < change.from_
         first = {BUCKETS: 0, MAX: 1}.get(change.setting, 2)
         last = {MAX: 4, BUCKETS: 5}.get(change.setting, 3)
-        return (last if lowers else first, change.setting)
+        # Of the two thresholds the upper one comes first by its name, which is right for what grows.
+        return (last if lowers else first, "" if lowers and change.setting == LOW_THRESHOLD else change.setting)
 
     return sorted(changes, key=rank)
 

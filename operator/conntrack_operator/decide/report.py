@@ -1,9 +1,9 @@
-"""The status an agent writes, and whether it is worth writing. Pure; the API server gets little and only news."""
+"""The status an agent writes. Pure; whether it is worth writing is `decide.news`'."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from conntrack_operator.model.node import (
@@ -24,13 +24,9 @@ from conntrack_operator.model.status import Condition
 
 from .drift import CONTENDED
 from .outcome import APPLIED, NODE, in_words
-from .plan import Plan
+from .plan import ABSENT, Plan
 from .refusal import Refusal
-from .usage import is_another_band
 
-HEARTBEAT_SECONDS = 300
-USAGE_SECONDS = 60
-"""Usage alone makes a node write at most once in this time."""
 HISTORY = 10
 SATURATED_PERCENT = 90
 SATURATED_UNTIL_PERCENT = 85
@@ -50,14 +46,15 @@ def stamp(now: datetime) -> str:
 class Deed:
     """What was done for a spec and how it came out.
 
-    `observed` was read back, `preview` is what an Observe would do, `warnings` are the plan's. `parked` says of what
-    was rolled back that it is not tried again by itself.
+    `observed` was read back, `preview` is what an Observe would do, and `previewed` the hash of the settings it was
+    made for; `warnings` are the plan's. `parked` says of what was rolled back that it is not tried again by itself.
     """
 
     phase: Phase
     results: Sequence[Result]
     observed: dict[str, int] = field(default_factory=dict)
     preview: Plan | None = None
+    previewed: str = ""
     warnings: Sequence[Refusal] = ()
     parked: bool = False
 
@@ -94,33 +91,13 @@ def status_for(spec: NodeSpec, previous: NodeStatus | None, deed: Deed, moment: 
         observed=deed.observed,
         results=sorted(deed.results, key=lambda result: result.reason == APPLIED),
         warnings=[Warned(**warning.document()) for warning in deed.warnings],
-        preview=_preview(deed.preview) if deed.preview else None,
+        preview=_preview(deed.preview, deed.previewed) if deed.preview else None,
         usage=moment.usage,
         top_talkers=list(moment.talkers),
         history=history[-HISTORY:],
         heartbeat_time=time,
     )
     return fitted(status)
-
-
-def is_due(
-    reported: NodeStatus | None, fresh: NodeStatus, now: datetime, since_usage_seconds: float, jitter: float
-) -> bool:
-    """Tell whether `fresh` should be written over `reported`.
-
-    `since_usage_seconds` is the time since usage alone last caused a write, `jitter` a factor near 1 that spreads the
-    heartbeats of many nodes.
-    """
-    if reported is None or _news(reported) != _news(fresh):
-        return True
-    if (
-        fresh.usage is not None
-        and is_another_band(reported.usage, fresh.usage)
-        and since_usage_seconds >= USAGE_SECONDS
-    ):
-        return True
-    beat = datetime.fromisoformat(reported.heartbeat_time) if reported.heartbeat_time else None
-    return beat is None or not timedelta(0) <= now - beat < timedelta(seconds=HEARTBEAT_SECONDS * jitter)
 
 
 def _clipped(text: str, length: int) -> str:
@@ -130,9 +107,9 @@ def _clipped(text: str, length: int) -> str:
 def fitted(status: NodeStatus) -> NodeStatus:
     """Return `status` within 4 KB of JSON.
 
-    Talkers go first, then old history, long warnings, the preview's length, all warnings, the preview, and results that
-    are fine. What failed is said to the last: with shorter sentences first, then with none, and only where not even the
-    names have room, in one result for all the others.
+    Talkers go first, then old history, long warnings, the preview's length, all warnings, all but the first of the
+    preview, and results that are fine. What failed is said to the last: with shorter sentences first, then with none,
+    and only where not even the names have room, in one result for all the others.
     """
     failed = [result for result in status.results if result.reason != APPLIED]
     fine = [result for result in status.results if result.reason == APPLIED]
@@ -142,9 +119,9 @@ def fitted(status: NodeStatus) -> NodeStatus:
         {"top_talkers": []},
         {"history": status.history[-2:]},
         {"warnings": [_brief(warning) for warning in status.warnings[:4]]},
-        {"preview": status.preview and Preview(changes=status.preview.changes[:8], refused=status.preview.refused[:4])},
+        *({"preview": _shorter(status.preview, most)} for most in ((32, 8, 4), (16, 8, 0), (8, 4, 0))),
         {"warnings": []},
-        {"preview": None},
+        *({"preview": _shorter(status.preview, most)} for most in ((4, 2, 0), (1, 1, 0))),
         {"results": [*failed, *fine[: ROOM_FOR_FINE - len(failed)]] if len(failed) < ROOM_FOR_FINE else failed},
         {"results": failed},
         *({"results": [_short(result, length) for result in failed]} for length in (240, 160, 80)),
@@ -184,29 +161,6 @@ def _some(failed: Sequence[Result], number: int) -> list[Result]:
         others = f"{len(failed) - number} more settings failed; see the agent's log"
         named.append(Result(setting=NODE, wanted="", observed="", reason=failed[number].reason, message=others))
     return named
-
-
-def _news(status: NodeStatus) -> tuple[object, ...]:
-    """Return what a person would call a change: everything but usage, talkers and times.
-
-    Sentences are not news: they hold numbers and examples (entries in use, a live flow) that are others every time.
-    """
-    return (
-        status.observed_revision,
-        status.observed_attempt,
-        status.node_uid,
-        status.boot_id,
-        status.phase,
-        [
-            # What somebody else writes over and over is no news each time.
-            (result.setting, result.wanted, result.reason != CONTENDED and result.observed, result.reason)
-            for result in status.results
-        ],
-        [(kind.type, kind.status) for kind in status.conditions if kind.type == STALLED],
-        [(warning.setting, warning.reason) for warning in status.warnings],
-        status.preview and status.preview.changes,
-        status.preview and [(refusal.setting, refusal.reason) for refusal in status.preview.refused],
-    )
 
 
 def _verdicts(
@@ -250,11 +204,38 @@ def _conditions(
     return conditions
 
 
-def _preview(plan: Plan) -> Preview:
+def _preview(plan: Plan, revision: str) -> Preview:
     return Preview(
         changes=[
-            PreviewChange.model_validate({"setting": change.setting, "from": str(change.from_), "to": str(change.to)})
+            PreviewChange.model_validate({"setting": change.setting, "from": _said(change.from_), "to": str(change.to)})
             for change in plan.changes
         ],
         refused=[PreviewRefusal(**refusal.document()) for refusal in plan.refused],
+        warnings=[Warned(**warning.document()) for warning in plan.warnings],
+        revision=revision,
+    )
+
+
+def _said(value: int | str | None) -> str:
+    return ABSENT if value is None else str(value)
+
+
+def _shorter(preview: Preview | None, most: tuple[int, int, int]) -> Preview | None:
+    """Return `preview` with so many changes, refusals and warnings at most, refusals and warnings in brief.
+
+    One of each stays, so that a node that would change is never taken for one that would not.
+    """
+    if preview is None:
+        return None
+    changes, refused, warnings = most
+    left = max(0, len(preview.changes) - changes) + max(0, len(preview.refused) - refused)
+    return preview.model_copy(
+        update={
+            "changes": preview.changes[:changes],
+            "refused": [
+                each.model_copy(update={"message": _clipped(each.message, 160)}) for each in preview.refused[:refused]
+            ],
+            "warnings": [_brief(warning) for warning in preview.warnings[:warnings]],
+            "omitted": preview.omitted + left,
+        }
     )

@@ -10,12 +10,12 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from conntrack_operator.model import catalogue
-from conntrack_operator.model.node import NodeConntrack, NodeStatus, PreviewRefusal, Result, Warned
+from conntrack_operator.model.node import NodeConntrack, NodeSpec, NodeStatus, Preview, PreviewRefusal, Result, Warned
 from conntrack_operator.model.status import NodeFailure
 
-from .later import ROLLOUT
 from .merge import Conflict
 from .outcome import APPLIED, NODE, in_words
+from .previewed import answers, part_of
 from .report import STALLED, holds
 from .targeting import Node
 
@@ -27,14 +27,13 @@ State = Literal["current", "updating", "pending", "refused", "rolled_back", "unk
 
 @dataclass(frozen=True)
 class Share:
-    """One policy's part on one node: its revision, the fields it decided, and those that all policies together did."""
+    """One policy's part on one node: the fields it decides there, and those that all policies together do."""
 
-    revision: str
     fields: frozenset[str]
     all_fields: frozenset[str]
+    has_it: bool = True
+    """Whether the node has been given the policy as it is now. Observe policies need not be."""
     observes: bool = False
-    has_later_rollout: bool = False
-    """Whether the policy asks for a rollout, which every node refuses."""
     conflicts: tuple[Conflict, ...] = ()
 
 
@@ -49,36 +48,75 @@ class Standing:
     """What was done as asked and may surprise somebody."""
     retries: bool = False
     """Whether a node that rolled back tries again by itself."""
+    waits: bool = False
+    """Whether a pending node waits for its turn, and not for its own answer."""
+    absent: bool = False
+    """Whether a pending node can be given nothing: it is not Ready, or has no working agent."""
 
 
-def standing_of(node: Node, share: Share, existing: NodeConntrack | None, now: datetime) -> Standing:
-    """Return where `node` stands at `now` with the policy whose part is `share`."""
+def share_of(policy: str, revision: str, spec: NodeSpec | None, conflicts: Iterable[Conflict] = ()) -> Share:
+    """Return the part of an Enforce policy, whose revision of today is `revision`, on a node that was told `spec`."""
+    uses = {use.name: use for use in spec.policies} if spec is not None and spec.mode == "Apply" else {}
+    use = uses.get(policy)
+    return Share(
+        fields=frozenset(use.fields) if use else frozenset(),
+        all_fields=frozenset(field for each in uses.values() for field in each.fields),
+        has_it=use is not None and use.revision == revision,
+        conflicts=tuple(conflict for conflict in conflicts if policy in conflict.parties),
+    )
+
+
+def standing_of(
+    node: Node,
+    share: Share,
+    existing: NodeConntrack | None,
+    *,
+    silent: bool = False,
+    away: bool = False,
+) -> Standing:
+    """Return where `node` stands with the policy whose part is `share`.
+
+    `silent` says that its agent has not been heard for 15 minutes, `away` that the node can be given nothing: it is not
+    Ready, or has no working agent.
+    """
     status = existing.status if existing else None
-    if existing is None or status is None or not speaks_of(node, existing):
-        return Standing(node.name, "pending")
-    heard = time_in(status.heartbeat_time)
-    if heard is None:
-        return Standing(node.name, "pending")
-    if now - heard >= SILENT_AFTER:
-        return Standing(
-            node.name,
-            "unknown",
-            (
-                NodeFailure(
-                    node=node.name,
-                    reason="AgentSilent",
-                    message=f"its agent has not reported since {status.heartbeat_time}; see whether its pod runs",
-                ),
-            ),
+    if existing is None or status is None or not speaks_of(node, existing) or not status.heartbeat_time:
+        return Standing(node.name, "pending", waits=not share.has_it and not share.observes, absent=away)
+    if silent:
+        failure = NodeFailure(
+            node=node.name,
+            reason="AgentSilent",
+            message=f"its agent has not reported since {status.heartbeat_time}; see whether its pod runs",
         )
-    if not share.observes and (share.revision, "Apply") not in {
-        (use.revision, existing.spec.mode) for use in existing.spec.policies
-    }:
-        return Standing(node.name, "pending")
+        return Standing(node.name, "unknown", (failure,))
+    if not share.observes and not share.has_it:
+        return Standing(node.name, "pending", waits=True, absent=away)
     if (status.observed_revision, status.observed_attempt) != (existing.spec.revision, existing.spec.attempt):
         # The trial of what was asked before: its failures are of no concern any more.
-        return Standing(node.name, "updating" if status.phase == "Trial" else "pending")
+        return Standing(node.name, "updating" if status.phase == "Trial" else "pending", absent=away)
     return _by_preview(node, share, existing, status) if share.observes else _by_phase(node, share, status)
+
+
+def unknown_revision(node: Node, revision: str) -> NodeFailure:
+    """Return what is said of a node that was given a revision of a policy that nobody knows any more."""
+    return NodeFailure(
+        node=node.name,
+        reason="RevisionUnknown",
+        message=f"it was given revision {revision} of this policy, which nobody knows any more (its ControllerRevision"
+        " is gone, or another version wrote it); the node keeps what it has until its turn comes",
+    )
+
+
+def is_parked(status: NodeStatus) -> bool:
+    """Return whether a node that rolled back has given up, until somebody acts."""
+    return holds(status, STALLED) is not False
+
+
+def concerns(policy: str, spec: NodeSpec, status: NodeStatus) -> bool:
+    """Return whether anything that a node refuses was asked for by `policy`, or by nobody in particular."""
+    share = share_of(policy, "", spec)
+    refused = [result for result in status.results if result.reason != APPLIED]
+    return not refused or any(_concerns(result.setting, share) for result in refused)
 
 
 def speaks_of(node: Node, existing: NodeConntrack) -> bool:
@@ -109,8 +147,6 @@ def fields_behind(setting: str, fields: Collection[str]) -> set[str]:
 
 
 def _concerns(setting: str, share: Share) -> bool:
-    if setting == ROLLOUT:
-        return share.has_later_rollout
     behind = fields_behind(setting, share.all_fields)
     # What nobody seems to have asked for is everybody's concern, rather than nobody's.
     return not behind or bool(behind & share.fields)
@@ -134,8 +170,19 @@ def _by_preview(node: Node, share: Share, existing: NodeConntrack, status: NodeS
         if status.phase == "Refused" and hopeless:
             return Standing(node.name, "refused", hopeless)
         return Standing(node.name, "pending")
+    if not answers(existing.spec, status):
+        return Standing(node.name, "pending")
     failures = _told(node, share, status.preview.refused)
     return Standing(node.name, "refused" if failures else "current", failures)
+
+
+def preview_for(share: Share, existing: NodeConntrack | None) -> Preview | None:
+    """Return what the node previews of one policy's settings; None while it has not answered what it is asked now."""
+    if existing is None or existing.status is None or existing.status.preview is None:
+        return None
+    if not answers(existing.spec, existing.status):
+        return None
+    return part_of(existing.status.preview, lambda setting: _concerns(setting, share))
 
 
 def _by_phase(node: Node, share: Share, status: NodeStatus) -> Standing:
@@ -144,7 +191,7 @@ def _by_phase(node: Node, share: Share, status: NodeStatus) -> Standing:
     warnings = _told(node, share, status.warnings)
     if status.phase == "RolledBack":
         failures = failures or (_said(node, status, status.phase),)
-        return Standing(node.name, "rolled_back", failures, retries=holds(status, STALLED) is False)
+        return Standing(node.name, "rolled_back", failures, retries=not is_parked(status))
     if status.phase in ("Refused", "Contended"):
         if refused and not failures:
             return Standing(node.name, "current", warnings=warnings)  # what was refused is another policy's

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from conntrack_operator.model.node import Usage
+from conntrack_operator.model.node import Preview, Usage
 from conntrack_operator.model.policy import ConntrackPolicy
 from conntrack_operator.model.status import (
     FAILURES_MAX,
@@ -24,9 +24,11 @@ from conntrack_operator.model.status import (
 
 from .conditions import Picture, conditions_of
 from .merge import Conflict
+from .previewed import preview_of
+from .rollout import Verdict
 from .standing import Standing
 
-_GRAVEST_FIRST = {"refused": 0, "rolled_back": 1, "unknown": 2, "updating": 3}
+_GRAVEST_FIRST = {"refused": 0, "rolled_back": 1, "unknown": 2, "updating": 3, "pending": 4}
 
 
 @dataclass(frozen=True)
@@ -36,25 +38,37 @@ class Sight:
     standing: Standing
     usage: Usage | None = None
     conflicts: tuple[Conflict, ...] = ()
+    preview: Preview | None = None
 
 
-def summary_of(
-    policy: ConntrackPolicy,
-    sights: Iterable[Sight],
-    now: datetime,
-    trouble: str = "",
-    blind: str = "",
-) -> PolicyStatus:
+@dataclass(frozen=True)
+class Around:
+    """What there is to say of a policy besides its nodes."""
+
+    revision: str = ""
+    """The revision it is at."""
+    verdict: Verdict | None = None
+    """Where its rollout stands; None while nobody has judged it."""
+    leaving: int = 0
+    """Nodes that still have it and should not."""
+    trouble: str = ""
+    """What keeps the agents from running, as a sentence with the remedy."""
+    blind: str = ""
+    """What the controller may not see, or not do, and this policy needs."""
+
+
+def summary_of(policy: ConntrackPolicy, sights: Iterable[Sight], now: datetime, around: Around) -> PolicyStatus:
     """Return the status of `policy`, whose nodes are `sights`, at `now`.
 
     The status the policy has so far is looked at for one thing only: since when each condition has been what it is.
-    `trouble` is what keeps the agents from running anywhere, as a sentence with the remedy; `blind` is what the
-    controller may not see and this policy needs (decide.blindness).
     """
     ordered = sorted(sights, key=lambda sight: sight.standing.node)
     counts = _counts_of(ordered)
     usage = _usage_of(ordered)
     failures = failures_of(ordered)
+    preview = None
+    if policy.spec.mode == "Observe":
+        preview = preview_of((each.standing.node, each.preview) for each in ordered if each.preview is not None)
     picture = Picture(
         policy=policy,
         counts=counts,
@@ -62,18 +76,27 @@ def summary_of(
         failures=failures,
         conflicts=_conflicts_of(ordered),
         retrying=sum(sight.standing.retries for sight in ordered),
-        troubled=sum(sight.standing.state == "updating" and bool(sight.standing.failures) for sight in ordered),
+        troubled=sum(
+            sight.standing.state in ("updating", "pending") and bool(sight.standing.failures) for sight in ordered
+        ),
         warned=[sight.standing.warnings[0] for sight in ordered if sight.standing.warnings],
-        trouble=trouble,
-        blind=blind,
+        waiting=sum(_waits(sight) for sight in ordered),
+        absent=sum(sight.standing.absent for sight in ordered),
+        leaving=around.leaving,
+        verdict=around.verdict,
+        preview=preview,
+        trouble=around.trouble,
+        blind=around.blind,
     )
     return PolicyStatus(
         observed_generation=policy.metadata.generation or 0,
+        revision=around.revision,
         conditions=conditions_of(picture, now),
         nodes=counts,
         usage=usage,
         hottest=hottest_of(ordered),
         failures=list(failures),
+        preview=preview,
     )
 
 
@@ -94,6 +117,11 @@ def rejected(generation: int, sentence: str, now: datetime) -> PolicyStatus:
             for kind, status in (("Ready", "False"), ("Reconciling", "False"), ("Stalled", "True"))
         ],
     )
+
+
+def _waits(sight: Sight) -> bool:
+    standing = sight.standing
+    return standing.state == "pending" and standing.waits and not standing.absent
 
 
 def _counts_of(sights: Sequence[Sight]) -> NodeCounts:

@@ -6,6 +6,7 @@ The API refuses one, and if one slips through all the same it must not reach eve
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from conntrack_operator.model.policy import ConntrackPolicy
 from conntrack_operator.model.selector import LabelRequirement, LabelSelector
@@ -20,6 +21,10 @@ class Node:
     labels: Mapping[str, str] = field(default_factory=dict)
     addresses: tuple[str, ...] = ()
     """Its own addresses, internal and external."""
+    ready: bool = True
+    """What its Ready condition says; a node that has none, which no kubelet has ever spoken for, passes."""
+    created: datetime | None = None
+    """When the Node object was made."""
 
 
 def requirement_holds(requirement: LabelRequirement, labels: Mapping[str, str]) -> bool:

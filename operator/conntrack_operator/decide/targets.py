@@ -1,22 +1,23 @@
 """What each node must do, and what the controller has to write for it to be told so.
 
-A node's object is never simply deleted when its last policy goes: first the node is asked to put its originals
-back (mode Restore), and only when it has answered that very request does the object go. A node with only
-Observe policies keeps its object, with nothing to apply and a preview.
+A node that a policy means gets its object at once, and is asked for nothing (mode Hold) until it is released; with
+only Observe policies it stays so, with a preview. The object is never simply deleted when the last policy goes: first
+the node is asked to put its originals back (mode Restore), and only when it has answered that very request does it go.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from conntrack_operator.model.node import NodeConntrack, NodeSpec
+from conntrack_operator.model.node import NodeConntrack, NodeSpec, PolicyUse
 from conntrack_operator.model.policy import ConntrackPolicy, NotrackRule, Settings
 from conntrack_operator.model.surroundings import Service
 
-from .later import later_fields_of
-from .merge import Merge, merged, revision_of
+from .hashing import hash_of
+from .holding import Holding
+from .merge import Merge, merged
 from .pods import HostPod, resolved
-from .standing import Share
-from .targeting import Node, policies_for
+from .targeting import Node
 
 Merging = Callable[[Sequence[ConntrackPolicy]], Merge]
 
@@ -55,81 +56,130 @@ class Remove:
 Step = Write | Remove | None
 
 
-def node_spec_for(
+def node_spec_for(  # noqa: PLR0913 - all that a node's object depends on, by name
     node: Node,
-    policies: Sequence[ConntrackPolicy],
+    holding: Holding,
+    observed: Sequence[ConntrackPolicy],
+    existing: NodeSpec | None,
+    *,
+    attempt: str,
     merging: Merging = merged,
     local: Local = NOTHING_LOCAL,
-    existing: NodeSpec | None = None,
-) -> NodeSpec | None:
-    """Return what `policies` ask of `node`, or None when none of them selects it.
+    generation: int = 0,
+) -> NodeSpec:
+    """Return what `node` is to be told, which has `holding` and is previewed with the `observed` policies added.
 
-    `existing` is what was asked before: what cannot be seen stays as it is there. The Services are no part of the
-    revision: they change nothing that the node is asked for.
+    `existing` is what it was told before: what cannot be seen stays as it is there, and a node that had something and
+    is to have nothing is asked to restore. A node that never had anything is asked for nothing (mode Hold). The
+    Services are no part of the revision: they change nothing that the node is asked for.
     """
-    mine = policies_for(node.labels, policies)
-    if not mine:
-        return None
-    enforced = merging([policy for policy in mine if policy.spec.mode == "Enforce"])
-    observed = merging(mine) if any(policy.spec.mode == "Observe" for policy in mine) else None
-    settings = resolved(enforced.settings, local.pods, existing.settings if existing else None)
-    preview = resolved(observed.settings, local.pods, existing.preview if existing else None) if observed else None
-    rules = [rule for each in (settings, preview) if each and each.notrack for rule in each.notrack.rules or ()]
-    services = list(existing.services) if existing and local.services is None else []
-    if rules and local.services is not None:
-        services = local.services(rules)
+    mine = existing if existing is not None and existing.node_uid == node.uid else None
+    enforced = merging(holding.policies)
+    settings = resolved(enforced.settings, local.pods, mine.settings if mine else None)
+    preview = None
+    if observed:
+        merge = merging([*holding.policies, *observed])
+        preview = resolved(merge.settings, local.pods, mine.preview if mine else None)
+    common = {
+        "node_uid": node.uid,
+        "withdrawn": list(holding.withdrawn),
+        "preview": preview,
+        "services": _services_for((settings, preview), mine, local),
+    }
+    if holding.policies:
+        revision = _revision("Apply", settings)
+        return NodeSpec(
+            revision=revision,
+            attempt=attempt,
+            mode="Apply",
+            policies=list(_uses_of(enforced, holding, mine)),
+            settings=settings,
+            **common,
+        )
+    if mine is None or mine.mode == "Hold":
+        return NodeSpec(revision=_revision("Hold", Settings()), mode="Hold", **common)
+    # Every Restore has the same revision: `attempt` tells this one from an earlier one the node may have answered.
+    again = mine.attempt if mine.mode == "Restore" else f"restore-{generation}"
     return NodeSpec(
-        revision=_revision("Apply", settings),
-        attempt=attempt_of(mine),
-        mode="Apply",
-        node_uid=node.uid,
-        policies=list(enforced.uses),
-        settings=settings,
-        preview=preview,
-        services=services,
+        revision=_revision("Restore", Settings()), attempt=again, mode="Restore", policies=mine.policies, **common
     )
 
 
-def restore_spec_for(node: Node, existing: NodeSpec, generation: int) -> NodeSpec:
-    """Return the spec that asks `node` to put its originals back.
-
-    It goes on naming the policies of before, since their `onDelete` must still be honoured. Every Restore has the
-    same revision, so `attempt` tells this one from an earlier one the node may have answered already.
-    """
-    if existing.mode == "Restore" and existing.node_uid == node.uid:
-        return existing
-    return NodeSpec(
-        revision=_revision("Restore", Settings()),
-        attempt=f"restore-{generation}",
-        mode="Restore",
-        node_uid=node.uid,
-        policies=existing.policies,
-    )
+def _uses_of(merge: Merge, holding: Holding, told: NodeSpec | None) -> Iterator[PolicyUse]:
+    """Yield each policy's share. What a policy that is gone left behind of its wishes is in what the node was told."""
+    before = {use.name: use for use in told.policies} if told is not None else {}
+    for use in merge.uses:
+        update: dict[str, Any] = {"revision": holding.revisions[use.name]}
+        if use.name in holding.gone and use.name in before:
+            update |= {"on_delete": before[use.name].on_delete, "rollout": before[use.name].rollout}
+        yield use.model_copy(update=update)
 
 
-def step_for(  # noqa: PLR0913 - all that a node's object depends on, by name
+def frozen_spec(existing: NodeSpec, local: Local) -> NodeSpec:
+    """Return `existing` with the Services of now: of a node that has something nobody can put together any more."""
+    services = _services_for((existing.settings, existing.preview), existing, local)
+    return existing.model_copy(update={"services": services})
+
+
+def _services_for(settings: Sequence[Settings | None], existing: NodeSpec | None, local: Local) -> list[Service]:
+    if local.services is None:
+        return list(existing.services) if existing else []
+    rules = [rule for each in settings if each and each.notrack for rule in each.notrack.rules or ()]
+    return local.services(rules) if rules else []
+
+
+@dataclass(frozen=True)
+class Wish:
+    """All that one node's object depends on, besides what it says already."""
+
+    holding: Holding
+    observed: Sequence[ConntrackPolicy] = ()
+    """The Observe policies that mean it."""
+    attempt: str = ""
+    is_meant: bool = True
+    """Whether any policy means it, or may: one that cannot be read."""
+    may_restore: bool = False
+    """Whether it has been confirmed that no policy means a node that never had anything."""
+
+
+def step_for(
     node: Node,
-    policies: Sequence[ConntrackPolicy],
+    wish: Wish,
     existing: NodeConntrack | None,
-    unreadable: Collection[str] = (),
     *,
     merging: Merging = merged,
     local: Local = NOTHING_LOCAL,
 ) -> Step:
-    """Return what to do so that `node` has the right object; None when it has it, or must be left as it is.
-
-    `unreadable` names policies that cannot be judged: a node they have a share in is left alone, since what
-    cannot be read has not been withdrawn.
-    """
-    if existing is not None and any(use.name in unreadable for use in existing.spec.policies):
-        return None
-    spec = node_spec_for(node, policies, merging, local, existing.spec if existing else None)
-    if spec is None:
+    """Return what to do so that `node` has the right object; None when it has it, or must be left as it is."""
+    told = existing.spec if existing is not None else None
+    if told is not None and told.node_uid != node.uid:
+        told = None
+    has_nothing = not wish.holding.policies and not wish.holding.unknown
+    if has_nothing and not wish.is_meant:
         if existing is None:
             return None
-        if has_restored(existing) and existing.spec.node_uid == node.uid:
+        if told is None:
+            return Remove("no policy means the node, which is another one than was told")
+        if has_restored(existing) and not wish.holding.withdrawn:
             return Remove("the node has put its original values back")
-        spec = restore_spec_for(node, existing.spec, existing.metadata.generation or 0)
+        if told.mode == "Hold" and not wish.may_restore:
+            return None
+        if told.mode == "Hold":
+            # It may have confirmed settings that an object before this one asked for.
+            told = told.model_copy(update={"mode": "Apply"})
+    if wish.holding.unknown and told is not None:
+        spec = frozen_spec(told, local)
+    else:
+        spec = node_spec_for(
+            node,
+            wish.holding,
+            wish.observed,
+            told,
+            attempt=wish.attempt,
+            merging=merging,
+            local=local,
+            generation=existing.metadata.generation or 0 if existing is not None else 0,
+        )
     if existing is not None and existing.spec == spec and is_owned_by(existing, node):
         return None
     return Write(spec)
@@ -160,35 +210,4 @@ def is_owned_by(existing: NodeConntrack, node: Node) -> bool:
 
 
 def _revision(mode: str, settings: Settings) -> str:
-    return revision_of({"mode": mode, "settings": settings.document()})
-
-
-def attempt_of(policies: Sequence[ConntrackPolicy]) -> str:
-    """Return text that changes when any policy's `rollout.retry` does; empty when none has one."""
-    asked = sorted(
-        (policy.metadata.name, policy.spec.rollout.retry)
-        for policy in policies
-        if policy.spec.rollout is not None and policy.spec.rollout.retry
-    )
-    return revision_of(asked) if asked else ""
-
-
-def share_of(
-    policy: ConntrackPolicy, node: Node, policies: Sequence[ConntrackPolicy], merging: Merging = merged
-) -> Share:
-    """Return `policy`'s part on `node`, which it selects, beside the others among `policies` that do too.
-
-    An Enforce policy meets only its like; an Observe policy is shown what it would come to among them all.
-    """
-    observes = policy.spec.mode == "Observe"
-    mine = [other for other in policies_for(node.labels, policies) if observes or other.spec.mode == "Enforce"]
-    merge = merging(mine)
-    use = next(use for use in merge.uses if use.name == policy.metadata.name)
-    return Share(
-        revision=use.revision,
-        fields=frozenset(use.fields),
-        all_fields=frozenset(field for each in merge.uses for field in each.fields),
-        observes=observes,
-        has_later_rollout=bool(later_fields_of(use.rollout)),
-        conflicts=tuple(conflict for conflict in merge.conflicts if conflict.loser == use.name),
-    )
+    return hash_of({"mode": mode, "settings": settings.document()})

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from conntrack_operator.errors import Retry
 
+from .autoload import NotLoaded
 from .netlink import BODY, HEADER, NLM_F_DUMP, NLM_F_REQUEST, Netlink, aligned, attributes, ends, message
 
 NFTABLES = 10  # NFNL_SUBSYS_NFTABLES
@@ -77,6 +78,13 @@ def read_chain_names() -> list[tuple[Family, str, str]]:
 
 
 def _answers(kind: int, read: Callable[[bytes], Name | None]) -> list[Name]:
+    try:
+        return _told(kind, read)
+    except NotLoaded:
+        return []
+
+
+def _told(kind: int, read: Callable[[bytes], Name | None]) -> list[Name]:
     for _ in range(ATTEMPTS - 1):
         with contextlib.suppress(Retry):  # somebody changed the ruleset meanwhile
             return [name for answer in _dump(kind) if (name := read(answer))]

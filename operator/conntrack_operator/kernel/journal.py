@@ -96,7 +96,12 @@ class StateDirectory:
         return journal if journal.boot_id == boot_id else journal_of_next_boot(journal, boot_id)
 
     def write_journal(self, journal: Journal) -> None:
-        """Keep `journal` safely; it is on the disk when this returns."""
+        """Keep `journal` safely; it is on the disk when this returns.
+
+        One that says nothing is not written where there is none.
+        """
+        if journal == Journal(boot_id=journal.boot_id) and not (self._directory / "journal.json").exists():
+            return
         self._write("journal.json", journal)
 
     def read_confirmed(self) -> Confirmed | None:

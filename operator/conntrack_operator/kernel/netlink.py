@@ -15,10 +15,14 @@ from typing import NamedTuple, Self
 
 from conntrack_operator.errors import ConntrackOperatorError, Retry, Unsupported
 
+from . import autoload
+
 NETLINK_ROUTE = 0
 NETLINK_SOCK_DIAG = 4
 NETLINK_NETFILTER = 12
 CTNETLINK = 1  # NFNL_SUBSYS_CTNETLINK
+_MODULES = {CTNETLINK: autoload.CTNETLINK, 10: autoload.NF_TABLES}  # NFNL_SUBSYS_NFTABLES
+_DIAG_MODULES = {socket.IPPROTO_TCP: autoload.TCP_DIAG, socket.IPPROTO_UDP: autoload.UDP_DIAG}
 
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
@@ -120,14 +124,27 @@ def ends(buffer: bytes, at: int) -> bool:
     return True
 
 
+def _module_behind(protocol: int, request: bytes) -> str | None:
+    """Return the module that answers `request`; None where it is none that the kernel would load for it."""
+    if protocol == NETLINK_NETFILTER:
+        return _MODULES.get(HEADER.unpack_from(request)[1] >> 8)
+    if protocol == NETLINK_SOCK_DIAG:  # struct inet_diag_req_v2: family, then protocol
+        return _DIAG_MODULES.get(request[HEADER.size + 1])
+    return None
+
+
 class Netlink:
     """One socket to the kernel's netfilter or another `protocol`, in the network namespace of the thread that made it.
 
     Any capability to open it; ctnetlink answers only with NET_ADMIN over the namespace. Linux 2.6.14 and newer.
-    Raises errors.Unsupported when the kernel has no netfilter netlink at all.
+    Raises errors.Unsupported when the kernel has no netfilter netlink at all; `autoload.NotLoaded`, which is one, where
+    opening it, or a request, would load a kernel module within `autoload.loading_nothing`.
     """
 
     def __init__(self, protocol: int = NETLINK_NETFILTER) -> None:
+        self._protocol = protocol
+        if protocol == NETLINK_NETFILTER:
+            autoload.about_to_ask(autoload.NFNETLINK)
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         except OSError as error:
@@ -210,6 +227,8 @@ class Netlink:
         request is several, `first` is the number of the first of them.
         """
         numbers = range(self._sequence if first is None else first, self._sequence + 1)
+        if module := _module_behind(self._protocol, request):
+            autoload.about_to_ask(module)
         try:
             self._socket.send(request)
             while True:

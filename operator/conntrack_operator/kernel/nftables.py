@@ -6,6 +6,7 @@ go in by standard input; the arguments are constants.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -18,6 +19,7 @@ from conntrack_operator.decide.notrack_exemptions import Exemption, elements_scr
 from conntrack_operator.errors import Refused, Retry, Unsupported
 from conntrack_operator.model.policy import NotrackRule
 
+from .autoload import NF_TABLES, NotLoaded, about_to_ask
 from .exemptions import live_exemptions
 from .netlink import BODY, Netlink, attributes
 
@@ -40,12 +42,13 @@ _NFTABLES = 10  # NFNL_SUBSYS_NFTABLES
 _GETGEN = 16  # NFT_MSG_GETGEN
 _GEN_ID = 1  # NFTA_GEN_ID
 
+_NOT_INSTALLED = "nft is not installed; install the nftables package to use notrack rules"
 _NOT_PERMITTED = ("Operation not permitted", "you must be root", "Permission denied")
 _PASSING = ("Device or resource busy", "Resource temporarily unavailable", "Interrupted system call", "No buffer space")
 
 
 def read_table() -> dict[str, Any] | None:
-    """Return what `nft -j list table` prints of our table, or None when there is none.
+    """Return what `nft -j list table` prints of our table, or None when there is none, as without nf_tables.
 
     Raises Unsupported when nft is not installed, may not look or knows no JSON, Retry when it fails this time.
     """
@@ -53,6 +56,12 @@ def read_table() -> dict[str, Any] | None:
 
 
 def _listing(*options: str) -> dict[str, Any] | None:
+    try:
+        about_to_ask(NF_TABLES)
+    except NotLoaded:
+        if shutil.which("nft") is None:
+            raise Unsupported(_NOT_INSTALLED) from None
+        return None
     done = _nft(*options, "list", "table", "inet", TABLE)
     if done.returncode == 0:
         try:
@@ -231,7 +240,7 @@ def _nft(*arguments: str, text: str = "") -> "subprocess.CompletedProcess[str]":
             env=_in_english(os.environ),
         )
     except FileNotFoundError as error:
-        raise Unsupported("nft is not installed; install the nftables package to use notrack rules") from error
+        raise Unsupported(_NOT_INSTALLED) from error
     except PermissionError as error:
         raise Unsupported("nft may not be run by this user; run as root or with NET_ADMIN") from error
     except OSError as error:

@@ -7,6 +7,7 @@ NET_ADMIN; what may not be entered is counted and said. Namespaces are found thr
 """
 
 import contextlib
+import contextvars
 import ctypes
 import os
 import threading
@@ -39,7 +40,8 @@ def read_other_namespaces(roots: Roots) -> tuple[tuple[NamespaceUse, ...], str]:
     places = _places(roots)
     places.pop(own_inode(), None)
     looks = _Looks(places, _starts(roots))
-    thread = threading.Thread(target=looks.look, daemon=True)
+    # With this thread's context: where nothing may be loaded, nothing is there either.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(looks.look,), daemon=True)
     thread.start()
     thread.join(TIMEOUT_SECONDS)
     found = sorted(looks.found, key=lambda namespace: (-namespace.entries, namespace.inode))

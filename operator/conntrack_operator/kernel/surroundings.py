@@ -10,6 +10,7 @@ from conntrack_operator.errors import ConntrackOperatorError
 from conntrack_operator.model.surroundings import UNREAD, Firewall, PortRanges, Service, Surroundings
 
 from .addresses import local_addresses
+from .autoload import NotLoaded
 from .failsafe import read_failsafe
 from .firewall import read_firewall
 from .other_namespaces import read_other_namespaces
@@ -87,6 +88,8 @@ def _translated(roots: Roots, interest: PortRanges) -> tuple[Translated, str]:
     try:
         local = [ipaddress.ip_address(address).packed for address in local_addresses()]
         return read_translated(interest, local), ""
+    except NotLoaded:
+        return Translated({}, {}), ""  # whoever wants nothing loaded says what was not looked at
     except ConntrackOperatorError as error:
         return Translated({}, {}), f"live translated entries cannot be read: {error}"
 

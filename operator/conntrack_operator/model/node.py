@@ -73,7 +73,7 @@ class Result(Reported):
     """What became of one setting."""
 
     setting: str
-    """A sysctl's full dotted name, notrack/<rule>, tracking, rollout, or node: what concerns the node as a whole."""
+    """A sysctl's full dotted name, notrack/<rule>, tracking, or node: what concerns the node as a whole."""
     wanted: str
     """The value the settings ask for."""
     observed: str
@@ -172,6 +172,12 @@ class Preview(Reported):
     """What would change."""
     refused: list[PreviewRefusal] = []
     """What would be refused."""
+    warnings: list[Warned] = []
+    """What would be done as asked and may surprise somebody, and what could not be looked at without loading it."""
+    omitted: int = 0
+    """Changes and refusals that had no room in the status; the agent's log has them all."""
+    revision: str = ""
+    """Hash of the settings it was made for, the spec's preview."""
 
 
 class NodeStatus(Reported):
@@ -186,10 +192,10 @@ class NodeStatus(Reported):
     boot_id: Annotated[str, Field(alias="bootID")] = ""
     """The kernel's boot id at that time."""
     phase: Phase | None = None
-    """Current: as asked, which with mode Hold is nothing. Trial: a change is made and not confirmed yet. RolledBack: it was taken back, what was
-    confirmed before is in force, and results say which probe failed and whether it is tried again. Refused: some
-    setting was refused, see results; the others are in force. Contended: somebody keeps changing a setting back, so
-    that it is tried once an hour only. Restored: the originals are back."""
+    """Current: as asked, which with mode Hold is nothing. Trial: a change is made and not confirmed yet. RolledBack: it
+    was taken back, what was confirmed before is in force, and results say which probe failed and whether it is tried
+    again. Refused: some setting was refused, see results; the others are in force. Contended: somebody keeps changing a
+    setting back, so that it is tried once an hour only. Restored: the originals are back."""
     conditions: Conditions = []
     """Conditions of the node."""
     observed: dict[str, int] = {}

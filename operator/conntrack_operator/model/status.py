@@ -127,6 +127,10 @@ class PolicyPreview(Reported):
 
     nodes: int = 0
     """Nodes that have answered."""
+    changing: int = 0
+    """Nodes among them where something would change."""
+    refusing: int = 0
+    """Nodes among them where something would be refused."""
     unchanged: int = 0
     """Nodes among them where nothing would change and nothing would be refused."""
     changes: Annotated[list[PreviewedSetting], Field(max_length=PREVIEWED_MAX)] = []

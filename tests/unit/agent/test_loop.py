@@ -1,10 +1,11 @@
-"""The loop while nobody can be told: it asks seldom, and forgets nothing of what happened meanwhile."""
+"""The loop's reports: it asks seldom while nobody can be told, forgets nothing of it, and is calm when much flaps."""
 
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
+from tests.lab.fleet_clock import StillClock
 
 from conntrack_operator.agent.loop import Agent
 from conntrack_operator.agent.mailbox import Delivery, Mailbox
@@ -72,3 +73,54 @@ def test_a_report_that_cannot_be_delivered(running):
     running.mailbox.put(Delivery(SPEC))
     until(lambda: running.came)
     assert [entry.phase for entry in running.came[-1].history] == ["Trial", "RolledBack", "Trial"]
+
+
+def test_a_node_that_flaps_for_an_hour():
+    """It tells a burst, then once a minute, and a new spec is answered at once all the same."""
+    clock, told = StillClock(), []
+    mailbox = Mailbox(clock)
+
+    class Flapping:
+        """A duty whose wish turns out otherwise at every look."""
+
+        machine = SimpleNamespace(roots=Roots())
+        spec, deed, seconds_to_step = SPEC, None, 5.0
+
+        def step(self):
+            """Come to the other of two ends."""
+            reason = "Refused" if int(clock.monotonic()) // 5 % 2 else "Current"
+            self.deed = Deed(reason, ())
+
+        def wish(self, spec):
+            """Take note of it."""
+            self.spec = spec
+            self.step()
+
+        def start(self):
+            """Begin."""
+
+        def end(self, error=None):
+            """End."""
+
+    agent = Agent(
+        Flapping(), mailbox, Blind(), lambda status: told.append((clock.monotonic(), status)), lambda _entries: [],
+        clock,
+    )  # fmt: skip
+
+    def is_quiet():
+        return not (agent._writing and agent._writing.is_alive()) and clock.is_quiet(mailbox._changed)
+
+    mailbox.put(Delivery(SPEC, uid="u"))
+    thread = threading.Thread(target=agent.run)
+    thread.start()
+    try:
+        clock.advance(3600, is_quiet)
+        times = [seconds for seconds, _ in told]
+        assert times[:6] == [0, 5, 10, 15, 20, 25]
+        assert 50 <= len(times) <= 66
+        mailbox.put(Delivery(SPEC.model_copy(update={"revision": "new"}), uid="u"))
+        until(lambda: told[-1][1].observed_revision == "new")
+        assert told[-1][0] == 3600
+    finally:
+        mailbox.stop()
+        thread.join(10)

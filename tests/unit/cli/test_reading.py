@@ -127,6 +127,16 @@ def test_a_watched_file_parts_enforce_from_observe(tmp_path: Path) -> None:
     assert again.attempt, "a node that was parked tries once more"
 
 
+def test_a_watched_file_that_only_observes(tmp_path: Path) -> None:
+    """Enforce that was turned back to Observe puts back what was there, and goes on to preview."""
+    file = tmp_path / "policies.yaml"
+    file.write_text(policy("a", "timeouts: {icmp: 10s}").replace("Enforce", "Observe"))
+    spec = reading.node_spec_in(file)
+    assert (spec.mode, spec.settings.document()) == ("Restore", {})
+    assert spec.preview is not None
+    assert spec.preview.document() == {"timeouts": {"icmp": 10}}
+
+
 @pytest.mark.parametrize(
     ("facts", "words"),
     [

@@ -1,13 +1,18 @@
 """The controller's connection: which configuration it finds, and what the API server's answers mean."""
 
+import contextlib
 import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from tests.lab.programs import free_port
 
-from conntrack_operator.cluster.connection import Connection, _complaint, read_credentials
-from conntrack_operator.errors import Refused, Retry, Unsupported
+from conntrack_operator.cluster.connection import JSON_PATCH, Connection, _complaint, read_credentials
+from conntrack_operator.errors import LookAgain, Refused, Retry, StandBack, Unsupported
 
 
 def kubeconfig(folder: Path, server: str = "https://192.0.2.1:6443") -> str:
@@ -45,7 +50,9 @@ def test_a_bad_kubeconfig_is_one_sentence(tmp_path: Path, text: str | None) -> N
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(Refused, status) for status in (400, 403, 413, 422)] + [(Retry, status) for status in (401, 409, 429, 500, 503)],
+    [(Refused, status) for status in (400, 403, 413, 422)]
+    + [(Retry, status) for status in (401, 429, 500, 503)]
+    + [(LookAgain, 409)],
 )
 def test_what_an_answer_means(error: type[Exception], status: int) -> None:
     """What may pass is tried again; what will not is refused, with the API server's own reason."""
@@ -61,3 +68,128 @@ def test_no_answer_is_a_retry(tmp_path: Path) -> None:
     connection = Connection(kubeconfig(tmp_path, f"https://127.0.0.1:{free_port()}"))
     with pytest.raises(Retry, match="does not answer GET /version"):
         connection.request("GET", "/version")
+
+
+def test_a_patch_that_does_not_fit_is_no_invalid_object() -> None:
+    """Both come as 422 Invalid; only an invalid object is named in the details, and only that one is refused."""
+    generic = {"reason": "Invalid", "message": "the server rejected our request", "details": {}}
+    named = {"reason": "Invalid", "message": "spec.mode", "details": {"name": "n1", "kind": "NodeConntrack"}}
+    assert type(_complaint("PATCH", "/x", 422, json.dumps(generic).encode(), JSON_PATCH)) is LookAgain
+    assert type(_complaint("PATCH", "/x", 422, json.dumps(named).encode(), JSON_PATCH)) is Refused
+    assert type(_complaint("POST", "/x", 422, json.dumps(generic).encode(), "application/json")) is Refused
+
+
+class Gate:
+    """A fence that is open for `seconds`, given one after the other as it is asked; `inside` counts open writes."""
+
+    def __init__(self, *seconds: float) -> None:
+        self._seconds = list(seconds)
+        self.inside = 0
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Count the writes that have begun."""
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
+
+    def open_seconds(self) -> float:
+        """Give the next answer, the last one for ever."""
+        seconds = self._seconds.pop(0) if len(self._seconds) > 1 else self._seconds[0]
+        if seconds <= 0:
+            raise StandBack("closed")
+        return seconds
+
+
+class Server:
+    """An API server that says nothing for `silence_seconds` and then {}; `got` keeps methods and whole contents."""
+
+    def __init__(self, silence_seconds: float = 0) -> None:
+        server = self
+        self.got: list[tuple[str, bytes]] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                content = self.rfile.read(length)
+                if len(content) == length:
+                    server.got.append((self.command, content))
+                time.sleep(silence_seconds)
+                with contextlib.suppress(OSError):
+                    self.send_response(200)
+                    self.send_header("Content-Length", "2")
+                    self.end_headers()
+                    self.wfile.write(b"{}")
+
+            do_PATCH = do_POST = do_DELETE = do_GET  # noqa: N815 - as http.server calls them
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self) -> None:
+        """End it."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextlib.contextmanager
+def served(silence_seconds: float = 0) -> Iterator[Server]:
+    """Give a server that runs."""
+    server = Server(silence_seconds)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
+def test_a_write_arrives_whole_through_an_open_fence(tmp_path: Path, method: str) -> None:
+    """What is not a GET passes the fence and arrives with all of its content."""
+    gate = Gate(10)
+    with served() as server:
+        connection = Connection(kubeconfig(tmp_path, server.url), gate)
+        assert connection.request(method, "/x", body={"a": "\u00e4" * 5000}) == {}
+        [(got, content)] = server.got
+    assert (got, json.loads(content)) == (method, {"a": "\u00e4" * 5000})
+    assert gate.inside == 0
+
+
+@pytest.mark.parametrize("answers", [(0,), (10, 0)], ids=["before", "while the connection is made"])
+def test_nothing_is_written_through_a_closed_fence(tmp_path: Path, answers: tuple[float, ...]) -> None:
+    """A fence that is closed, or closes before the content is sent: the API server gets nothing it could act on."""
+    gate = Gate(*answers)
+    with served() as server:
+        connection = Connection(kubeconfig(tmp_path, server.url), gate)
+        with pytest.raises(StandBack):
+            connection.request("PATCH", "/x", body={"a": 1})
+        assert connection.request("GET", "/x") == {}
+        assert server.got == [("GET", b"")]
+    assert gate.inside == 0
+
+
+def test_a_write_is_not_waited_for_longer_than_the_fence_is_open(tmp_path: Path) -> None:
+    """A silent API server is given up half a second before the fence closes, however patient we are otherwise."""
+    with served(silence_seconds=3) as server:
+        connection = Connection(kubeconfig(tmp_path, server.url), Gate(1.5))
+        began = time.monotonic()
+        with pytest.raises(Retry, match="does not answer PATCH /x"):
+            connection.request("PATCH", "/x", body={"a": 1})
+        assert 0.8 < time.monotonic() - began < 2.5
+
+
+def test_a_connection_of_little_patience(tmp_path: Path) -> None:
+    """The times for connecting and reading can be cut for one whose answers are soon worth nothing."""
+    with served(silence_seconds=3) as server:
+        connection = Connection(kubeconfig(tmp_path, server.url), connect_seconds=0.5, read_seconds=0.5)
+        began = time.monotonic()
+        with pytest.raises(Retry, match="does not answer"):
+            connection.request("GET", "/x")
+        assert time.monotonic() - began < 2.5

@@ -4,7 +4,8 @@ from typing import Any
 
 from conntrack_operator.cluster.objects import Listing
 from conntrack_operator.controller.sights import Unreadable
-from conntrack_operator.controller.store import Key, Lists, Store
+from conntrack_operator.controller.store import Lists, Store
+from conntrack_operator.controller.touched import ROLLOUT, Key
 
 
 def policy(version: int, name: str = "p", role: str = "web", **changes: Any) -> dict[str, Any]:
@@ -68,9 +69,17 @@ def test_a_list_replaces_all_that_is_older() -> None:
     assert store.policy("p") is not None
 
 
-def test_a_node_s_heartbeat_touches_nothing() -> None:
-    """Thousands of nodes change their status all the time; only labels and uid are ours to look at."""
-    assert filled().put_node(node(9, conditions=[{"type": "Ready"}])) == set()
+def test_a_kubelet_s_heartbeat_touches_nothing() -> None:
+    """Thousands of nodes change their status all the time; Ready and the addresses in it are ours to look at."""
+    ready = {"type": "Ready", "status": "True", "lastHeartbeatTime": "2026-01-31T12:00:00Z"}
+    assert filled().put_node(node(9, conditions=[{"type": "DiskPressure", "status": "True"}, ready])) == set()
+
+
+def test_ready_touches_the_rollouts() -> None:
+    """A node that goes away is waited for no longer, and one that comes back is given what it missed."""
+    store = filled()
+    assert store.put_node(node(9, conditions=[{"type": "Ready", "status": "Unknown"}])) == {NODE, ROLLOUT, POLICY}
+    assert store.put_node(node(10, conditions=[{"type": "Ready", "status": "True"}])) == {NODE, ROLLOUT, POLICY}
 
 
 def test_a_label_touches_the_node_and_the_policies_of_both_sides() -> None:
@@ -78,7 +87,7 @@ def test_a_label_touches_the_node_and_the_policies_of_both_sides() -> None:
     store = filled()
     store.put_policy(policy(4, "q", "db"))
     store.put_policy(policy(5, "other", "gpu"))
-    assert store.put_node(node(9, role="db")) == {NODE, POLICY, Key("policy", "q")}
+    assert store.put_node(node(9, role="db")) == {NODE, ROLLOUT, POLICY, Key("policy", "q")}
 
 
 def test_a_policy_touches_its_nodes_of_both_sides() -> None:
@@ -87,7 +96,8 @@ def test_a_policy_touches_its_nodes_of_both_sides() -> None:
     store.put_node(node(4, "d", "db"))
     store.put_node(node(5, "g", "gpu"))
     store.put_policy(policy(6, "other", "gpu"))
-    assert store.put_policy(policy(9, role="db")) == {NODE, Key("node", "d"), POLICY, Key("policy", "other"), AGENTS}
+    touched = {NODE, Key("node", "d"), POLICY, Key("policy", "other"), ROLLOUT, AGENTS}
+    assert store.put_policy(policy(9, role="db")) == touched
 
 
 def test_a_policy_s_status_touches_itself_alone() -> None:
@@ -95,10 +105,23 @@ def test_a_policy_s_status_touches_itself_alone() -> None:
     assert filled().put_policy(policy(9, status={"observedGeneration": 1})) == {POLICY}
 
 
-def test_a_report_touches_the_node_and_its_policies() -> None:
-    """What a node says is news for it and for the policies that select it."""
-    status = {"phase": "Current"}
-    assert filled().put_node_conntrack(node_conntrack(9, status=status)) == {NODE, POLICY}
+def test_an_answer_touches_the_node_the_rollouts_and_its_policies() -> None:
+    """What a node says is news for it, for whoever waits for it, and for the policies that select it."""
+    store, told = filled(), {"phase": "Trial", "nodeUID": "u", "observedRevision": "r"}
+    beat = {"heartbeatTime": "2026-01-31T12:00:00Z"}
+    assert store.put_node_conntrack(node_conntrack(9, status=told)) == {NODE, ROLLOUT, POLICY}
+    assert store.put_node_conntrack(node_conntrack(10, status={**told, **beat})) == {NODE, ROLLOUT, POLICY}
+    current = {**told, **beat, "phase": "Current"}
+    assert store.put_node_conntrack(node_conntrack(11, status=current)) == {NODE, ROLLOUT, POLICY}
+
+
+def test_a_heartbeat_touches_the_policies_alone() -> None:
+    """There are many, with the usage in them, and none of it changes what the node or the next one must do."""
+    store, told = filled(), {"phase": "Current", "nodeUID": "u", "observedRevision": "r"}
+    store.put_node_conntrack(node_conntrack(9, status={**told, "heartbeatTime": "2026-01-31T12:00:00Z"}))
+    usage = {"entries": 5, "maxEntries": 10, "percent": 50}
+    later = {**told, "heartbeatTime": "2026-01-31T12:05:00Z", "usage": usage}
+    assert store.put_node_conntrack(node_conntrack(10, status=later)) == {POLICY}
 
 
 def test_the_last_object_touches_the_agents() -> None:

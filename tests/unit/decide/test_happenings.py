@@ -1,8 +1,12 @@
 """Happenings: what is worth an Event."""
 
+from datetime import UTC, datetime
 from itertools import pairwise
 
-from conntrack_operator.decide.happenings import Happening, happenings_between
+import pytest
+
+from conntrack_operator.decide.happenings import HALTS, Happening, happenings_between
+from conntrack_operator.decide.summary import rejected
 from conntrack_operator.model.status import Condition, NodeFailure, PolicyStatus
 
 
@@ -106,3 +110,71 @@ def test_nobody_recovers_from_a_list_that_is_full() -> None:
     assert list(happenings_between(failing(*ten), failing(*ten[1:], "m"))) == [
         Happening("Warning", "BelowUse", "m: too small", "m")
     ]
+
+
+def halted(reason: str) -> PolicyStatus:
+    """Return the status of a policy whose rollout stopped by itself."""
+    return status("False", reason, stalled=reason)
+
+
+@pytest.mark.parametrize("reason", sorted(HALTS))
+def test_a_rollout_that_halts_is_told_once_and_when_it_goes_on(reason: str) -> None:
+    """With the sentence of the condition; an edit or a retry sets it going again, and its end is its own event."""
+    life = [
+        status("False", "Progressing", moving=True),
+        halted(reason),
+        halted(reason),
+        status("False", "Progressing", moving=True),
+        status(),
+    ]
+    told = [list(happenings_between(before, after)) for before, after in pairwise(life)]
+    assert told == [
+        [Happening("Warning", reason, "Stalled message")],
+        [],
+        [Happening("Normal", "RolloutResumed", "the rollout goes on: Ready message")],
+        [Happening("Normal", "AllNodesCurrent", "Ready message")],
+    ]
+
+
+def test_another_reason_to_halt_is_told() -> None:
+    """And one that is over together with the rollout is no news beside its success."""
+    assert list(happenings_between(halted("CanarySilent"), halted("CanaryFailed"))) == [
+        Happening("Warning", "CanaryFailed", "Stalled message")
+    ]
+    assert [each.reason for each in happenings_between(halted("CanarySilent"), status())] == ["AllNodesCurrent"]
+
+
+def test_a_pause_is_not_told() -> None:
+    """Somebody asked for it."""
+    paused = status("False", "Paused")
+    assert list(happenings_between(status("False", "Progressing", moving=True), paused)) == []
+    assert list(happenings_between(paused, status("False", "Progressing", moving=True))) == []
+
+
+def test_nodes_that_refuse_are_not_told_twice() -> None:
+    """Each has an event of its own; that the policy is stalled by them is none."""
+    told = happenings_between(status(), failing("a", stalled="NodesFailed"))
+    assert [each.reason for each in told] == ["BelowUse"]
+
+
+def degraded(reason: str) -> PolicyStatus:
+    """Return the status of a policy on its way that is degraded for this reason."""
+    way = status("False", "Progressing", moving=True)
+    told = Condition(type="Degraded", status="True", reason=reason, message="no image", last_transition_time="t")
+    return way.model_copy(update={"conditions": [*way.conditions, told]})
+
+
+def test_agents_that_do_not_run_are_told() -> None:
+    """When it begins, in the sentence that holds the remedy, and when it is over, but not when something is worse."""
+    ill = degraded("AgentsNotRunning")
+    assert list(happenings_between(None, ill)) == [Happening("Warning", "AgentsNotRunning", "no image")]
+    assert list(happenings_between(ill, ill)) == []
+    assert [each.reason for each in happenings_between(ill, degraded("NodesAway"))] == ["AgentsStart"]
+    assert list(happenings_between(ill, degraded("NodesFailed"))) == []
+    assert list(happenings_between(degraded("NodesAway"), degraded("NodesFailed"))) == []
+
+
+def test_a_policy_that_cannot_be_read_is_told() -> None:
+    """It has three conditions only."""
+    told = happenings_between(None, rejected(3, "spec.mode: no", datetime(2026, 1, 1, tzinfo=UTC)))
+    assert [(each.type, each.reason) for each in told] == [("Warning", "Unreadable")]

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conntrack_operator.decide.merge import RULES_MAX, Conflict, leaves_of, merged, revision_of, settings_of
-from conntrack_operator.model.policy import ConntrackPolicy, Settings
+from conntrack_operator.decide.hashing import hash_of
+from conntrack_operator.decide.merge import RULES_MAX, Conflict, leaves_of, merged, settings_of
+from conntrack_operator.model.policy import ConntrackPolicy, Rollout, Settings
 
 
 def policy(name: str, spec: dict[str, Any], priority: int | None = None, created: str | None = None) -> ConntrackPolicy:
@@ -52,13 +53,13 @@ OLD, NEW = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
         pytest.param(
             [policy("a", size(1), 5, NEW), policy("z", size(2), 5, OLD)],
             size(2),
-            [Conflict("a", "table.size", "z")],
+            [Conflict("a", "table.size", "z", tied=True)],
             id="ties go to the older",
         ),
         pytest.param(
             [policy("b", size(1), 5, OLD), policy("a", size(2), 5, OLD)],
             size(2),
-            [Conflict("b", "table.size", "a")],
+            [Conflict("b", "table.size", "a", tied=True)],
             id="then to the name",
         ),
         pytest.param(
@@ -147,11 +148,32 @@ def test_uses_name_what_each_policy_decided() -> None:
     assert low.rollout.canary == 2
 
 
-def test_a_policy_s_revision_is_of_what_is_merged() -> None:
-    """Changing whom a policy selects, or how high it stands, changes no node's settings by itself."""
+def test_a_policy_s_revision_is_of_all_that_travels() -> None:
+    """Whatever may change a node is a new revision; what acts at once, rollout and onDelete, is none."""
     first = merged([policy("a", size(1), 1)]).uses[0].revision
-    assert merged([policy("a", size(1), 2)]).uses[0].revision == first
-    assert merged([policy("a", size(2), 1)]).uses[0].revision != first
+    for same in ({"rollout": {"paused": True}}, {"onDelete": "Keep"}):
+        assert merged([policy("a", {**size(1), **same}, 1)]).uses[0].revision == first
+    selector = {"nodeSelector": {"matchLabels": {"role": "web"}}}
+    others = [policy("a", size(1), 2), policy("a", size(2), 1)]
+    others += [policy("a", {**size(1), **other}, 1) for other in ({"mode": "Observe"}, selector)]
+    assert len({merged([other]).uses[0].revision for other in others} - {first}) == 4
+
+
+def test_a_tie_is_the_winner_s_concern_too() -> None:
+    """Age or name has decided, which nobody wrote down: both policies are told. Of a plain loss only the loser is."""
+    (tie,) = merged([policy("a", size(1)), policy("b", size(2))]).conflicts
+    assert (tie.winner, tie.parties) == ("a", ("b", "a"))
+    (loss,) = merged([policy("a", size(1), 1), policy("b", size(2))]).conflicts
+    assert loss.parties == ("b",)
+
+
+def test_what_lasts_of_a_rollout() -> None:
+    """A pause and a retry end with the policy, since nobody could change them any more."""
+    lasting = [
+        merged([policy("a", {**size(1), "rollout": rollout})]).uses[0].rollout
+        for rollout in ({"canary": 2, "paused": True, "retry": "1"}, {"paused": True}, {})
+    ]
+    assert lasting == [Rollout(canary=2), None, None]
 
 
 def test_rules_of_one_name_are_told_apart() -> None:
@@ -195,10 +217,10 @@ def test_more_rules_than_a_node_takes() -> None:
     assert "at most 16" in merge.conflicts[0].why
 
 
-def test_revision_of_is_stable() -> None:
+def test_the_hash_is_stable() -> None:
     """The hash is of the data and not of the order of its keys, and is the same in every process."""
-    assert revision_of({"a": 1, "b": [1, 2]}) == revision_of({"b": [1, 2], "a": 1}) == "8baa73198470"
-    assert revision_of({"a": 1}) != revision_of({"a": 2})
+    assert hash_of({"a": 1, "b": [1, 2]}) == hash_of({"b": [1, 2], "a": 1}) == "8baa73198470"
+    assert hash_of({"a": 1}) != hash_of({"a": 2})
 
 
 TIMEOUT = st.integers(1, 5)

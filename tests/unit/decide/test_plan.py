@@ -7,12 +7,13 @@ import yaml
 from tests.lab.firewalls import nftables, rule
 
 from conntrack_operator.decide import notrack
+from conntrack_operator.decide.cluster_only import refusals_of_cluster_fields
 from conntrack_operator.decide.plan import BUCKETS, MAX, TableState, plan_for
 from conntrack_operator.model import catalogue
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import AppliedRule, Journal, Original
 from conntrack_operator.model.node import PolicyUse
-from conntrack_operator.model.policy import NotrackRule, Rollout, Settings
+from conntrack_operator.model.policy import NotrackRule, Settings
 from conntrack_operator.model.reading import policy_from
 from conntrack_operator.model.surroundings import UNREAD, Firewall, Service, Surroundings, TrackingState
 
@@ -182,6 +183,18 @@ def test_one_refusal_hides_nothing():
     assert plan.refused[0].message.endswith("set table.allowShrink: true to go below it, or ask for more")
 
 
+@pytest.mark.parametrize(
+    ("now", "then", "order"),
+    [((3, 4), (5, 6), ["high", "low"]), ((5, 6), (3, 4), ["low", "high"]), ((3, 6), (4, 5), ["low", "high"])],
+)
+def test_the_two_thresholds_never_cross(now, then, order):
+    """The kernel refuses a lower threshold above the upper one, at any moment."""
+    have = {f"frag6_{end}_thresh": value for end, value in zip(("low", "high"), now, strict=True)}
+    want = {f"nf_conntrack_{name}": str(value) for name, value in zip(have, then, strict=True)}
+    plan = plan_for(settings(sysctls=want), machine(**have))
+    assert [change.setting.split("_")[-2] for change in plan.changes] == order
+
+
 def test_values_and_order():
     """Raising comes first, lowering last; booleans are 0 and 1; each change says which field asked."""
     plan = plan_for(
@@ -236,22 +249,21 @@ def test_what_holds_anyway_is_no_refusal(document):
     assert plan_for(settings(**document), machine()).refused == ()
 
 
-def test_rollout_is_refused():
-    """A rollout is a wish too, and says which policy it came from."""
-    use = PolicyUse.model_validate({"name": "web", "revision": "r", "fields": [], "rollout": {"canary": 1}})
-    plan = plan_for(settings(), machine(), uses=[use])
-    assert refusals(plan) == [("rollout", "Unsupported")]
-    assert plan.refused[0].message.endswith("remove rollout.canary from policy web")
-
-
-@pytest.mark.parametrize("rollout", [{"retry": "once more"}, {}])
-def test_retry_is_no_rollout(rollout):
-    """Another try of what was parked needs no waves, and is not refused for them."""
+def test_a_policy_s_rollout_is_no_concern_of_the_node():
+    """How a change travels is the controller's business: what a node has been given, it does."""
+    rollout = {"canary": 1, "maxFailures": 2, "retry": "x"}
     use = PolicyUse.model_validate({"name": "web", "revision": "r", "fields": [], "rollout": rollout})
-    assert refusals(plan_for(settings(), machine(), uses=[use])) == []
-    both = use.model_copy(update={"rollout": Rollout(retry="x", paused=True, max_failures=2)})
-    (refused,) = plan_for(settings(), machine(), uses=[both]).refused
-    assert refused.message.endswith("remove rollout.maxFailures, rollout.paused from policy web")
+    assert plan_for(size(300_000), machine(), uses=[use]) == plan_for(size(300_000), machine())
+
+
+def test_what_needs_a_cluster_is_refused_from_a_file():
+    """A rule that follows pods would have no ports; the others go in, and in a cluster ports are in its place."""
+    pods = {"namespace": "ingress", "selector": {"matchLabels": {"app": "envoy"}}}
+    wanted = settings(notrack={"rules": [{"name": "envoy", "pods": pods}, WEB.document()]})
+    (refused,) = refusals_of_cluster_fields(wanted)
+    assert (refused.setting, refused.reason) == ("notrack/envoy", "Unsupported")
+    assert refused.message.endswith("write ports instead")
+    assert [*refusals_of_cluster_fields(rules(WEB)), *refusals_of_cluster_fields(settings())] == []
 
 
 def rules(*wanted):

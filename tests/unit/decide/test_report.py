@@ -6,9 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from conntrack_operator.decide.news import is_due
+from conntrack_operator.decide.plan import Change, Plan
 from conntrack_operator.decide.refusal import Refusal
-from conntrack_operator.decide.report import Deed, Moment, is_due, status_for
-from conntrack_operator.model.node import NodeSpec, Result, Talker, Usage
+from conntrack_operator.decide.report import Deed, Moment, size_of, status_for
+from conntrack_operator.model.node import MAX_STATUS_BYTES, NodeSpec, Result, Talker, Usage
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 SPEC = NodeSpec(revision="abc", mode="Apply", node_uid="uid-1")
@@ -141,7 +143,7 @@ def test_stalled_is_said_where_somebody_must_act(phase, parked, stalled, reason)
     made = status_for(SPEC, calm, deed, Moment(NOW, "boot", calm.usage))
     assert (condition(made, "Stalled").status, condition(made, "Stalled").reason) == (stalled, reason)
     waiting = status_for(SPEC, calm, replace(deed, parked=False), Moment(NOW, "boot", calm.usage))
-    assert is_due(waiting, made, NOW, 0, 1.0) is parked
+    assert is_due(waiting, made, NOW, 1.0) is parked
 
 
 def test_a_trial_says_what_it_is_and_what_failed_before():
@@ -161,56 +163,26 @@ def test_saturated_has_hysteresis(before, now, full):
     assert condition(status(status(percent=before), percent=now), "Saturated").status == full
 
 
-def due(reported, fresh, seconds=30, since_usage=1e9):
-    """Tell whether `fresh`, made that many seconds after, would be written."""
-    return is_due(reported, fresh, NOW + timedelta(seconds=seconds), since_usage, 1.0)
+def test_a_long_preview_says_what_it_leaves_out() -> None:
+    """A preview never loses its last change and refusal: the node would be taken for one that stays as it is."""
+    changes = tuple(Change(f"net.netfilter.nf_conntrack_{number:03}", None, number, "x") for number in range(200))
+    refused = tuple(Refusal(f"notrack/{number}", "NATConflict", "why " * 100) for number in range(16))
+    deed = Deed("Current", (), preview=Plan(changes, refused, {}, ()), previewed="abc")
+    status = status_for(SPEC, None, deed, Moment(NOW, "boot"))
+    assert size_of(status) <= MAX_STATUS_BYTES
+    assert status.preview
+    assert status.preview.changes
+    assert status.preview.refused
+    assert status.preview.revision == "abc"
+    assert status.preview.omitted == 216 - len(status.preview.changes) - len(status.preview.refused)
+    assert status.preview.changes[0].from_ == "absent"
 
 
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({}, False),
-        ({"percent": 12}, False),
-        ({"percent": 40}, True),
-        ({"drops": 5}, True),
-        ({"phase": "Refused"}, True),
-        ({"results": (GOOD, BAD)}, True),
-        ({"results": (GOOD.model_copy(update={"message": "another number"}),)}, False),
-        ({"warnings": (ODD,)}, True),
-        ({"full_in": 2000}, False),
-        ({"full_in": 300}, True),
-        ({"spec": SPEC.model_copy(update={"revision": "new"})}, True),
-        ({"spec": SPEC.model_copy(update={"node_uid": "another"})}, True),
-    ],
-)
-def test_only_news_is_written(change, expected):
-    """An unchanged node writes nothing; phase, results, revision and the band of use are news."""
-    before = status()
-    assert due(before, status(before, **change)) is expected
-
-
-def test_a_rival_that_keeps_writing_is_no_news_each_time():
-    """Of a contended setting, whatever its rival wrote last, nothing new is to be said."""
-    left = GOOD.model_copy(update={"reason": "Contended", "message": "by kube-proxy"})
-    before = status(phase="Contended", results=(left,))
-    assert not due(before, status(before, phase="Contended", results=(left.model_copy(update={"observed": "7"}),)))
-    assert due(before, status(before))
-
-
-def test_usage_alone_writes_once_a_minute():
-    """A table that swings wildly does not make a node talk."""
-    before = status()
-    assert not due(before, status(before, percent=80), since_usage=59)
-    assert due(before, status(before, percent=80), since_usage=60)
-
-
-@pytest.mark.parametrize(("seconds", "expected"), [(0, False), (299, False), (300, True), (-5, True)])
-def test_heartbeat(seconds, expected):
-    """Every five minutes; a report from the future (a clock set back) is written over."""
-    before = status()
-    assert due(before, status(before), seconds=seconds) is expected
-
-
-def test_first_report():
-    """What was never reported is due."""
-    assert is_due(None, status(), NOW, 0, 1.0)
+def test_a_preview_of_other_settings_is_news() -> None:
+    """Whoever edits an Observe policy waits for its preview, even if that comes to the same."""
+    told = [
+        status_for(SPEC, None, Deed("Current", (), preview=Plan((), (), {}, ()), previewed=each), Moment(NOW, "boot"))
+        for each in ("a", "b", "b")
+    ]
+    assert is_due(told[0], told[1], NOW, 1.0, has_room=False)
+    assert not is_due(told[1], told[2], NOW, 1.0, has_room=False)

@@ -1,15 +1,14 @@
 """Standing: where one node is with one policy."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from conntrack_operator.decide.standing import Share, fields_behind, standing_of
+from conntrack_operator.decide.merge import Conflict
+from conntrack_operator.decide.standing import Share, concerns, fields_behind, share_of, standing_of
 from conntrack_operator.decide.targeting import Node
 from conntrack_operator.model.node import NodeConntrack
 
-NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 NODE = Node("n1", "uid-1", {})
 SIZE = frozenset({"table.size"})
 MAX = "net.netfilter.nf_conntrack_max"
@@ -63,8 +62,6 @@ def report(spec: dict[str, Any] | None = None, **status: Any) -> NodeConntrack:
         ),
         pytest.param(report(observedRevision="s0", phase="Trial"), "updating", [], id="trial of the one before"),
         pytest.param(report(phase="Trial"), "updating", [], id="trial"),
-        pytest.param(report(heartbeatTime="2026-01-31T11:45:00Z"), "unknown", ["AgentSilent"], id="silent 15 minutes"),
-        pytest.param(report(heartbeatTime="2026-01-31T11:45:01Z"), "current", [], id="almost silent"),
         pytest.param(
             report(phase="Refused", results=[refusal(MAX)]), "refused", ["ShrinkNotAllowed"], id="refuses our field"
         ),
@@ -80,7 +77,6 @@ def report(spec: dict[str, Any] | None = None, **status: Any) -> NodeConntrack:
             ["Unsupported"],
             id="all of it",
         ),
-        pytest.param(report(phase="Refused", results=[refusal("rollout")]), "current", [], id="another's rollout"),
         pytest.param(report(phase="Refused"), "refused", ["Refused"], id="refuses without a word"),
         pytest.param(
             report(
@@ -98,10 +94,65 @@ def report(spec: dict[str, Any] | None = None, **status: Any) -> NodeConntrack:
 )
 def test_standing(existing: NodeConntrack | None, state: str, reasons: list[str]) -> None:
     """Every node is in exactly one state, and a failing one says why."""
-    share = Share("r1", SIZE, SIZE | {"timeouts.icmp"})
-    standing = standing_of(NODE, share, existing, NOW)
+    told = existing is None or share_of("p", "r1", existing.spec).has_it
+    standing = standing_of(NODE, Share(SIZE, SIZE | {"timeouts.icmp"}, has_it=told), existing)
     assert standing.state == state
     assert [failure.reason for failure in standing.failures] == reasons
+
+
+@pytest.mark.parametrize(
+    ("existing", "state"),
+    [
+        pytest.param(report(), "unknown", id="was well"),
+        pytest.param(report({"policies": []}), "unknown", id="not told yet"),
+        pytest.param(report(phase="Trial"), "unknown", id="in a trial"),
+        pytest.param(report(nodeUID="uid-0"), "pending", id="somebody else's silence"),
+        pytest.param(None, "pending", id="never heard"),
+    ],
+)
+def test_a_silent_agent_is_unknown(existing: NodeConntrack | None, state: str) -> None:
+    """Whatever its status says is of the past; the failure says since when. One never heard is waited for."""
+    standing = standing_of(NODE, Share(SIZE, SIZE), existing, silent=True, away=True)
+    assert standing.state == state
+    said = [(failure.reason, "2026-01-31T11:59:00Z" in failure.message) for failure in standing.failures]
+    assert said == ([("AgentSilent", True)] if state == "unknown" else [])
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_node_that_waits_for_its_turn(away: bool) -> None:
+    """Not released yet is told from released and not answered, and from what can be given nothing."""
+    waits = standing_of(NODE, share_of("p", "r2", report().spec), report(), away=away)
+    assert (waits.state, waits.waits, waits.absent) == ("pending", True, away)
+    answers = standing_of(NODE, share_of("p", "r1", report().spec), report(observedRevision="s0"), away=away)
+    assert (answers.state, answers.waits, answers.absent) == ("pending", False, away)
+    fresh = standing_of(NODE, share_of("p", "r1", None), None, away=away)
+    assert (fresh.state, fresh.waits, fresh.absent) == ("pending", True, away)
+    assert not standing_of(NODE, Share(SIZE, SIZE, has_it=False, observes=True), None).waits, "previews need no turn"
+
+
+def test_share_is_of_the_revision_the_node_was_given() -> None:
+    """An older revision is no share in today's policy, and a Restore spec is none in any."""
+    spec = report().spec
+    assert share_of("p", "r1", spec) == Share(SIZE, SIZE)
+    assert share_of("p", "r2", spec) == Share(SIZE, SIZE, has_it=False)
+    assert share_of("q", "r1", spec) == Share(frozenset(), SIZE, has_it=False)
+    for told in (None, report({"mode": "Restore"}).spec, report({"mode": "Hold"}).spec):
+        assert share_of("p", "r1", told) == Share(frozenset(), frozenset(), has_it=False)
+    mine, tie = Conflict("p", "table.size", "q"), Conflict("q", "table.size", "p", tied=True)
+    others = Conflict("q", "table.size", "p")
+    assert share_of("p", "r1", spec, [mine, tie, others]).conflicts == (mine, tie)
+
+
+def test_whom_a_refusal_concerns() -> None:
+    """Whoever asked for what was refused; everybody, when the node refuses without a word or as a whole."""
+    uses = [
+        {"name": "p", "revision": "r1", "fields": ["table.size"]},
+        {"name": "q", "revision": "r1", "fields": ["tracking"]},
+    ]
+    for results, whom in (([refusal(MAX)], "p"), ([refusal("tracking")], "q"), ([], "pq"), ([refusal("node")], "pq")):
+        found = report({"policies": uses}, phase="Refused", results=results)
+        assert found.status
+        assert [name for name in "pq" if concerns(name, found.spec, found.status)] == list(whom)
 
 
 def stalled(status: str) -> list[dict[str, str]]:
@@ -121,7 +172,7 @@ def test_a_node_that_rolled_back_retries_until_it_is_parked(status: dict[str, An
     """Whether anybody must act is the node's to say."""
     result = {**refusal("node", "ProbeFailed"), "message": "the API server did not answer"}
     existing = report(phase="RolledBack", results=[result], **status)
-    standing = standing_of(NODE, Share("r1", SIZE, SIZE), existing, NOW)
+    standing = standing_of(NODE, Share(SIZE, SIZE), existing)
     assert (standing.state, standing.retries) == ("rolled_back", retries)
     assert standing.failures[0].message == "the API server did not answer", "without the word node"
 
@@ -129,7 +180,7 @@ def test_a_node_that_rolled_back_retries_until_it_is_parked(status: dict[str, An
 def test_a_trial_of_what_failed_before_still_says_so() -> None:
     """A node that tries again is on its way, and does not look as if nothing had happened."""
     results = [refusal("node", "ProbeFailed"), {**refusal(MAX), "reason": "Applied"}]
-    standing = standing_of(NODE, Share("r1", SIZE, SIZE), report(phase="Trial", results=results), NOW)
+    standing = standing_of(NODE, Share(SIZE, SIZE), report(phase="Trial", results=results))
     assert standing.state == "updating"
     assert [failure.reason for failure in standing.failures] == ["ProbeFailed"]
 
@@ -145,15 +196,15 @@ def test_warnings_reach_the_policies_they_concern(phase: str, results: list[dict
         {"setting": "net.netfilter.nf_conntrack_icmp_timeout", "reason": "Odd", "message": "is another's"},
     ]
     existing = report(phase=phase, results=results, warnings=warnings)
-    standing = standing_of(NODE, Share("r1", SIZE, SIZE | {"timeouts.icmp"}), existing, NOW)
+    standing = standing_of(NODE, Share(SIZE, SIZE | {"timeouts.icmp"}), existing)
     assert [warning.message for warning in standing.warnings] == [f"{MAX}: is odd"]
 
 
 def test_an_observe_policy_of_a_node_that_can_do_nothing_is_refused() -> None:
     """Such a node makes no preview, and the policy must not wait for one without a word."""
-    share = Share("r9", SIZE, SIZE, observes=True)
+    share = Share(SIZE, SIZE, observes=True)
     existing = report({"preview": {}}, phase="Refused", results=[refusal("node", "Unsupported")])
-    standing = standing_of(NODE, share, existing, NOW)
+    standing = standing_of(NODE, share, existing)
     assert (standing.state, [failure.reason for failure in standing.failures]) == ("refused", ["Unsupported"])
 
 
@@ -169,8 +220,8 @@ def test_an_observe_policy_of_a_node_that_can_do_nothing_is_refused() -> None:
 def test_an_observe_policy_stands_by_the_preview(preview: dict[str, Any] | None, state: str) -> None:
     """An Observe policy is current where its preview was made, whatever became of the enforced settings."""
     existing = report({"preview": {}}, preview=preview, phase="Refused")
-    share = Share("r9", SIZE, SIZE | {"tracking"}, observes=True)
-    assert standing_of(NODE, share, existing, NOW).state == state
+    share = Share(SIZE, SIZE | {"tracking"}, observes=True)
+    assert standing_of(NODE, share, existing).state == state
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from conntrack_operator.decide.merge import Conflict
 from conntrack_operator.decide.standing import Standing
-from conntrack_operator.decide.summary import Sight, rejected, summary_of
+from conntrack_operator.decide.summary import Around, Sight, rejected, summary_of
 from conntrack_operator.model.node import Usage
 from conntrack_operator.model.policy import ConntrackPolicy
 from conntrack_operator.model.status import Condition, NodeCounts, NodeFailure, PolicyStatus
@@ -109,7 +109,7 @@ def test_conditions(
     sights: list[Sight], ready: str, reconciling: str, stalled: str, degraded: str, reason: str
 ) -> None:
     """What kstatus and kubectl wait read, for every mixture of states."""
-    status = summary_of(policy(), sights, NOW)
+    status = summary_of(policy(), sights, NOW, Around())
     assert verdicts(status) == {
         "Ready": ready,
         "Reconciling": reconciling,
@@ -131,37 +131,37 @@ def test_sentences_of_a_policy_on_its_way() -> None:
         sight("c", "updating", fails=True),
         sight("d", "rolled_back", retries=True),
     ]
-    status = summary_of(policy(), way, NOW)
-    told = "1 of 4 nodes current, 1 pending, 1 on trial, 1 to be tried again; d: d says no (1 more in failures)"
+    status = summary_of(policy(), way, NOW, Around())
+    told = "1 of 4 nodes current, 1 yet to answer, 1 on trial, 1 to be tried again; d: d says no (1 more in failures)"
     assert condition(status, "Reconciling").message == told
     assert condition(status, "Degraded").message == (
         "of 4 nodes: 1 rolled back, 1 on trial with failures; d: d says no (1 more in failures)"
     )
     assert [failure.node for failure in status.failures] == ["d", "c"]
-    parked = condition(summary_of(policy(), [sight("d", "rolled_back")], NOW), "Stalled")
+    parked = condition(summary_of(policy(), [sight("d", "rolled_back")], NOW, Around()), "Stalled")
     assert (parked.status, parked.reason, parked.message) == ("True", "NodesParked", "d: d says no")
-    assert condition(summary_of(policy(), [sight("d", "refused")], NOW), "Stalled").reason == "NodesFailed"
+    assert condition(summary_of(policy(), [sight("d", "refused")], NOW, Around()), "Stalled").reason == "NodesFailed"
 
 
 def test_warnings_are_told_beside_success() -> None:
     """Ready stays True; its sentence counts the nodes that warn, and repeats the first of them."""
     warning = NodeFailure(node="b", reason="BelowKeepalive", message="x: is 10m")
-    ready = condition(summary_of(policy(), [sight("a"), sight("b", warnings=(warning,))], NOW), "Ready")
+    ready = condition(summary_of(policy(), [sight("a"), sight("b", warnings=(warning,))], NOW, Around()), "Ready")
     assert (ready.status, ready.reason) == ("True", "AllNodesCurrent")
-    assert ready.message == "2 of 2 nodes as the policy says, 1 with warnings; b: BelowKeepalive: x: is 10m"
+    assert ready.message == "2 of 2 nodes as the policy says; 1 with warnings; b: BelowKeepalive: x: is 10m"
 
 
 def test_counts_are_complete() -> None:
     """Every node is counted once, beside matched."""
     states = ["current", "current", "updating", "pending", "refused", "rolled_back", "unknown"]
-    status = summary_of(policy(), [sight(f"n{number}", state) for number, state in enumerate(states)], NOW)
+    status = summary_of(policy(), [sight(f"n{number}", state) for number, state in enumerate(states)], NOW, Around())
     assert status.nodes == NodeCounts(matched=7, current=2, updating=1, pending=1, refused=1, rolled_back=1, unknown=1)
 
 
 def test_usage_and_hottest() -> None:
     """Sums over all nodes that are known; the five fullest tables, fullest first, ties by name."""
     sights = [sight(f"n{number}", percent=percent) for number, percent in enumerate([5, 50, 7, 50, 1, 60, 3])]
-    status = summary_of(policy(), [*sights, sight("lost", "unknown", None)], NOW)
+    status = summary_of(policy(), [*sights, sight("lost", "unknown", None)], NOW, Around())
     assert status.usage is not None
     assert (status.usage.entries, status.usage.max_entries) == (1760, 7000)
     assert (status.usage.peak_percent, status.usage.peak_node) == (60, "n5")
@@ -171,7 +171,7 @@ def test_usage_and_hottest() -> None:
 def test_failures_are_capped_gravest_first() -> None:
     """At most ten failures, refusals before silence; the counts tell of all of them."""
     silent = [sight(f"a{number:02}", "unknown", None) for number in range(12)]
-    status = summary_of(policy(), [*silent, sight("z", "refused")], NOW)
+    status = summary_of(policy(), [*silent, sight("z", "refused")], NOW, Around())
     assert len(status.failures) == 10
     assert (status.failures[0].node, status.failures[1].node) == ("z", "a00")
     assert status.nodes is not None
@@ -182,26 +182,26 @@ def test_conflicted_names_field_winner_and_nodes() -> None:
     """The loser reads which field is whose, and where."""
     lost = (Conflict("p", "table.size", "base"),)
     sights = [sight(name, conflicts=lost) for name in ("a", "b", "c", "d")]
-    conflicted = condition(summary_of(policy(), sights, NOW), "Conflicted")
+    conflicted = condition(summary_of(policy(), sights, NOW, Around()), "Conflicted")
     assert conflicted.status == "True"
     assert conflicted.message == "table.size is decided by policy base on a, b, c and 1 more"
 
 
 def test_a_policy_that_matches_nothing_says_so() -> None:
     """The message can be pasted to see the nodes the selector means."""
-    ready = condition(summary_of(policy(), [], NOW), "Ready")
+    ready = condition(summary_of(policy(), [], NOW, Around()), "Ready")
     assert "kubectl get nodes -l 'role=web'" in ready.message
 
 
 def test_observe_says_that_nothing_changes() -> None:
     """An Observe policy is ready once every node has planned it."""
-    ready = condition(summary_of(policy(mode="Observe"), [sight("a")], NOW), "Ready")
+    ready = condition(summary_of(policy(mode="Observe"), [sight("a")], NOW, Around()), "Ready")
     assert (ready.status, ready.reason) == ("True", "Observed")
 
 
 def test_trouble_with_the_agents_is_in_the_conditions() -> None:
     """What keeps agents from starting stands where people wait."""
-    status = summary_of(policy(), [sight("a", "pending", None)], NOW, trouble="make the namespace")
+    status = summary_of(policy(), [sight("a", "pending", None)], NOW, Around(trouble="make the namespace"))
     assert condition(status, "Reconciling").reason == "AgentsNotRunning"
     assert "make the namespace" in condition(status, "Ready").message
 
@@ -209,10 +209,10 @@ def test_trouble_with_the_agents_is_in_the_conditions() -> None:
 def test_what_the_controller_may_not_see_degrades() -> None:
     """It is said beside the nodes' own failures, and does not make a policy unready that has none."""
     for sights in ([sight("a")], [sight("a", "unknown", None)]):
-        degraded = condition(summary_of(policy(), sights, NOW, blind="let it list pods"), "Degraded")
+        degraded = condition(summary_of(policy(), sights, NOW, Around(blind="let it list pods")), "Degraded")
         assert degraded.status == "True"
         assert "let it list pods" in degraded.message
-    status = summary_of(policy(), [sight("a")], NOW, blind="let it list pods")
+    status = summary_of(policy(), [sight("a")], NOW, Around(blind="let it list pods"))
     assert condition(status, "Degraded").reason == "ControllerMayNotSee"
     assert condition(status, "Ready").status == "True"
 
@@ -234,16 +234,16 @@ def test_saturated_with_hysteresis(percent: int, drops: int, was: str, now: str)
             Condition.model_validate({"type": "Saturated", "status": was, "reason": "x", "lastTransitionTime": THEN})
         ]
     )
-    status = summary_of(policy(before), [sight("a", percent=percent, drops=drops)], NOW)
+    status = summary_of(policy(before), [sight("a", percent=percent, drops=drops)], NOW, Around())
     assert condition(status, "Saturated").status == now
 
 
 def test_a_condition_keeps_its_time() -> None:
     """lastTransitionTime moves with the status alone, so an unchanged world gives an identical document."""
-    before = summary_of(policy(), [sight("a")], datetime(2026, 1, 1, tzinfo=UTC))
-    same = summary_of(policy(before), [sight("a")], NOW)
+    before = summary_of(policy(), [sight("a")], datetime(2026, 1, 1, tzinfo=UTC), Around())
+    same = summary_of(policy(before), [sight("a")], NOW, Around())
     assert same == before
-    other = summary_of(policy(before), [sight("a", "pending")], NOW)
+    other = summary_of(policy(before), [sight("a", "pending")], NOW, Around())
     assert condition(other, "Ready").last_transition_time == NOW_TEXT
     assert condition(other, "Stalled").last_transition_time == THEN
 

@@ -1,23 +1,25 @@
 """Node specs: what a node is asked to do, and what has to be written for that."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from conntrack_operator.decide.merge import Conflict
+from conntrack_operator.decide.holding import Holding, attempt_of
 from conntrack_operator.decide.pods import HostPod, PodPort
+from conntrack_operator.decide.revisions import revision_name
 from conntrack_operator.decide.targeting import Node
 from conntrack_operator.decide.targets import (
     Local,
     Remove,
+    Wish,
     Write,
     node_spec_for,
     owner_of,
-    restore_spec_for,
-    share_of,
     step_for,
 )
-from conntrack_operator.model.node import NodeConntrack, NodeSpec
+from conntrack_operator.model.node import NodeConntrack, NodeSpec, Withdrawal
 from conntrack_operator.model.policy import ConntrackPolicy, Settings
 from conntrack_operator.model.surroundings import Service
 
@@ -47,11 +49,31 @@ def stored(spec: NodeSpec, node: Node = NODE, status: dict[str, Any] | None = No
     )
 
 
-def spec_of(*policies: ConntrackPolicy, node: Node = NODE) -> NodeSpec:
-    """Return the spec that must be there."""
-    spec = node_spec_for(node, policies)
-    assert spec is not None
-    return spec
+def holding(*policies: ConntrackPolicy, **more: Any) -> Holding:
+    """Return what a node has that was given these policies as they are."""
+    return Holding(policies, {each.metadata.name: revision_name(each) for each in policies}, **more)
+
+
+def spec_of(
+    *policies: ConntrackPolicy, node: Node = NODE, observed: Sequence[ConntrackPolicy] = (), **more: Any
+) -> NodeSpec:
+    """Return the spec of a node that has these policies."""
+    existing = more.pop("existing", None)
+    return node_spec_for(node, holding(*policies), observed, existing, attempt=more.pop("attempt", ""), **more)
+
+
+def wish(*policies: ConntrackPolicy, **more: Any) -> Wish:
+    """Return the wish that a node has these policies."""
+    return Wish(holding(*policies), **more)
+
+
+UNMEANT = Wish(Holding(), is_meant=False)
+"""What is wished of a node that has nothing and that no policy means."""
+
+
+def restoring(generation: int = 3) -> NodeSpec:
+    """Return the spec of a node that had one policy and is to restore."""
+    return spec_of(existing=spec_of(policy()), generation=generation)
 
 
 def restored(spec: NodeSpec, **changes: str) -> dict[str, Any]:
@@ -65,24 +87,32 @@ def restored(spec: NodeSpec, **changes: str) -> dict[str, Any]:
     }
 
 
-def test_a_node_nobody_selects_gets_nothing() -> None:
+def test_a_node_nobody_means_gets_nothing() -> None:
     """No policy, no object: a cluster of thousands with one policy for three nodes has three objects."""
-    assert node_spec_for(LONER, [policy()]) is None
-    assert step_for(LONER, [policy()], None) is None
+    assert step_for(LONER, UNMEANT, None) is None
+
+
+def test_a_node_that_a_policy_means_is_told_to_hold() -> None:
+    """Its object is there before its turn: asked for nothing, it shows that its agent is alive, and its usage."""
+    step = step_for(NODE, Wish(Holding()), None)
+    assert isinstance(step, Write)
+    assert (step.spec.mode, step.spec.policies, step.spec.settings) == ("Hold", [], Settings())
+    assert step_for(NODE, Wish(Holding()), stored(step.spec)) is None
 
 
 def test_an_observe_policy_is_previewed_only() -> None:
     """What an Observe policy wants never comes into the settings, but all together come into the preview."""
-    spec = spec_of(policy("now", 1000), policy("later", 2000, mode="Observe", priority=9))
+    spec = spec_of(policy("now", 1000), observed=[policy("later", 2000, mode="Observe", priority=9)])
     assert spec.settings == Settings.model_validate({"table": {"size": {"maxEntries": 1000}}})
     assert spec.preview == Settings.model_validate({"table": {"size": {"maxEntries": 2000}}})
     assert [use.name for use in spec.policies] == ["now"]
 
 
-def test_observe_alone_applies_nothing() -> None:
-    """A node with Observe policies alone keeps an object whose settings are empty."""
-    spec = spec_of(policy(mode="Observe"))
-    assert (spec.mode, spec.settings, spec.policies) == ("Apply", Settings(), [])
+def test_observe_alone_holds() -> None:
+    """A node with Observe policies alone is asked for nothing, and previews."""
+    spec = spec_of(observed=[policy(mode="Observe")])
+    assert (spec.mode, spec.settings, spec.policies) == ("Hold", Settings(), [])
+    assert spec.preview == Settings.model_validate({"table": {"size": {"maxEntries": 1000}}})
 
 
 def test_the_revision_is_of_mode_and_settings() -> None:
@@ -90,24 +120,36 @@ def test_the_revision_is_of_mode_and_settings() -> None:
     first = spec_of(policy("a")).revision
     assert spec_of(policy("b")).revision == first
     assert spec_of(policy("a", onDelete="Keep")).revision == first
-    assert spec_of(policy("a", mode="Observe")).revision != first
+    assert spec_of(policy("a"), observed=[policy("b", 7, mode="Observe")]).revision == first
     assert spec_of(policy("a", 1001)).revision != first
+    assert len({first, spec_of().revision, restoring().revision}) == 3
 
 
 def test_another_try_changes_the_attempt_alone() -> None:
     """A new `rollout.retry` makes a new attempt of the same revision."""
-    first, second = spec_of(policy(rollout={"retry": "1"})), spec_of(policy(rollout={"retry": "2"}))
+    attempts = [attempt_of([policy(rollout={"retry": text})]) for text in ("1", "2")]
+    first, second = (spec_of(policy(), attempt=attempt) for attempt in attempts)
     assert first.revision == second.revision
     assert first.attempt != second.attempt
-    assert spec_of(policy()).attempt == ""
+    assert attempt_of([policy()]) == ""
 
 
-def test_a_retry_does_not_make_a_policy_answer_for_another_rollout() -> None:
-    """Nodes refuse rollouts; whose policy has nothing but a retry has no part in that."""
-    alone = policy(rollout={"retry": "1"})
-    assert not share_of(alone, NODE, [alone]).has_later_rollout
-    paced = policy(rollout={"retry": "1", "canary": 1})
-    assert share_of(paced, NODE, [paced]).has_later_rollout
+def test_a_use_names_the_revision_that_was_given() -> None:
+    """A node that is not released keeps the policy as it was given it, and its spec says which that is."""
+    old = policy(entries=5)
+    spec = node_spec_for(NODE, Holding((old,), {"p": "r-old"}), [], None, attempt="")
+    assert [(use.name, use.revision) for use in spec.policies] == [("p", "r-old")]
+
+
+def test_what_a_policy_that_is_gone_wished_lives_on() -> None:
+    """Its onDelete and rollout are in no revision: they are taken from what the node was told."""
+    told = spec_of(policy(onDelete="Keep", rollout={"canary": 3}))
+    spec = node_spec_for(NODE, holding(policy(), gone=frozenset({"p"})), [], told, attempt="")
+    assert spec.policies == told.policies
+    there = node_spec_for(NODE, holding(policy()), [], told, attempt="")
+    assert [(use.on_delete, use.rollout) for use in there.policies] == [("Restore", None)], "of one that is there"
+    lost = node_spec_for(LONER, holding(policy(), gone=frozenset({"p"})), [], told, attempt="")
+    assert [(use.on_delete, use.rollout) for use in lost.policies] == [("Restore", None)], "told to another node"
 
 
 @pytest.mark.parametrize(
@@ -121,23 +163,54 @@ def test_a_retry_does_not_make_a_policy_answer_for_another_rollout() -> None:
         pytest.param(
             stored(spec_of(policy(), node=Node("n1", "uid-0", {"role": "web"}))), True, id="written for a former node"
         ),
-        pytest.param(stored(restore_spec_for(NODE, spec_of(policy()), 3)), True, id="selected again while restoring"),
+        pytest.param(stored(restoring()), True, id="selected again while restoring"),
     ],
 )
 def test_write_only_what_differs(existing: NodeConntrack | None, writes: bool) -> None:
     """Nothing is written when the object is right, and everything that is wrong is put right."""
-    step = step_for(NODE, [policy()], existing)
+    step = step_for(NODE, wish(policy()), existing)
     assert step == (Write(spec_of(policy())) if writes else None)
 
 
-def test_the_last_policy_going_asks_for_a_restore() -> None:
+@pytest.mark.parametrize("is_meant", [True, False])
+def test_the_last_policy_going_asks_for_a_restore(is_meant: bool) -> None:
     """With no policy left the node is asked to restore, and still told whose onDelete to honour."""
     applied = spec_of(policy(onDelete="Keep"))
-    step = step_for(NODE, [], stored(applied))
+    step = step_for(NODE, Wish(Holding(), is_meant=is_meant), stored(applied))
     assert isinstance(step, Write)
     assert (step.spec.mode, step.spec.settings, step.spec.preview) == ("Restore", Settings(), None)
     assert step.spec.policies == applied.policies
-    assert step_for(NODE, [], stored(step.spec)) is None, "the wait for the answer writes nothing"
+    assert step_for(NODE, Wish(Holding(), is_meant=is_meant), stored(step.spec)) is None, "the wait writes nothing"
+
+
+def test_every_restore_is_another_attempt() -> None:
+    """The answer to an earlier one must not count; while one is waited for, it stays the same."""
+    first, second = restoring(3), restoring(4)
+    assert first.revision == second.revision
+    assert first.attempt != second.attempt
+    assert spec_of(existing=first, generation=9).attempt == first.attempt
+    assert step_for(NODE, UNMEANT, stored(first, generation=9)) is None
+
+
+def test_a_restore_may_preview() -> None:
+    """Turned from Enforce to Observe, a policy is undone and planned at the same time."""
+    spec = spec_of(existing=spec_of(policy()), observed=[policy(mode="Observe")])
+    assert (spec.mode, spec.preview) == ("Restore", spec_of(policy()).settings)
+
+
+def test_a_node_that_holds_is_left_alone_until_that_is_confirmed() -> None:
+    """It may have settings that an object before this one asked for, so it is asked to restore when nobody means it."""
+    held = stored(spec_of())
+    assert step_for(NODE, UNMEANT, held) is None
+    step = step_for(NODE, replace(UNMEANT, may_restore=True), held)
+    assert isinstance(step, Write)
+    assert (step.spec.mode, step.spec.attempt) == ("Restore", "restore-3")
+
+
+def test_a_former_node_s_object_goes_when_nobody_means_the_new_one() -> None:
+    """What it says was never told to this node, so that there is nothing to put back."""
+    former = stored(spec_of(policy(), node=Node("n1", "uid-0", {})))
+    assert isinstance(step_for(NODE, UNMEANT, former), Remove)
 
 
 @pytest.mark.parametrize(
@@ -153,27 +226,26 @@ def test_the_last_policy_going_asks_for_a_restore() -> None:
 )
 def test_the_object_goes_when_this_restore_is_answered(changes: dict[str, str], goes: bool) -> None:
     """An object is removed on the node's answer to this very request, and on nothing else."""
-    spec = restore_spec_for(NODE, spec_of(policy()), 3)
-    step = step_for(NODE, [], stored(spec, status=restored(spec, **changes)))
-    assert isinstance(step, Remove) is goes
+    spec = restoring()
+    answered = stored(spec, status=restored(spec, **changes))
+    assert isinstance(step_for(NODE, UNMEANT, answered), Remove) is goes
+    withdrawn = (Withdrawal(name="p", revision=""),)
+    travelling = step_for(NODE, Wish(Holding(withdrawn=withdrawn), is_meant=False), answered)
+    assert not isinstance(travelling, Remove), "while it counts for the withdrawal from others, it stays"
+    assert not isinstance(step_for(NODE, Wish(Holding()), answered), Remove), "a policy means it"
 
 
-def test_what_cannot_be_read_is_not_withdrawn() -> None:
-    """A node on which an unreadable policy has a share is left alone; others go on."""
-    assert step_for(NODE, [], stored(spec_of(policy("bad"))), unreadable=["bad"]) is None
-    assert step_for(NODE, [], stored(spec_of(policy("good"))), unreadable=["bad"]) is not None
-
-
-def test_share_of_an_enforced_policy() -> None:
-    """An Enforce policy meets only Enforce policies, and knows what it lost."""
-    low, high = policy("low", 1, timeouts={"icmp": 3}), policy("high", 2, priority=1)
-    loud = policy("loud", 3, mode="Observe", priority=9)
-    share = share_of(low, NODE, [low, high, loud])
-    assert share.fields == {"timeouts.icmp"}
-    assert share.all_fields == {"timeouts.icmp", "table.size"}
-    assert share.conflicts == (Conflict("low", "table.size", "high"),)
-    assert not share.observes
-    assert share_of(loud, NODE, [low, high, loud]).fields == {"table.size"}
+def test_what_nobody_can_put_together_is_left_as_it_is() -> None:
+    """Of a policy at a revision nobody knows the node keeps all that it was told; the Services go on."""
+    rules = {"rules": [{"name": "web", "ports": [80]}]}
+    told = spec_of(policy(notrack=rules))
+    unknown = Wish(Holding((policy("q"),), {"p": "lost", "q": "r"}, unknown=("p",)))
+    assert step_for(NODE, unknown, stored(told)) is None
+    step = step_for(NODE, unknown, stored(told), local=local())
+    assert isinstance(step, Write)
+    assert step.spec == told.model_copy(update={"services": [service(80)]})
+    nobody = replace(unknown, is_meant=False)
+    assert step_for(NODE, nobody, stored(told)) is None, "nor is it taken for nothing"
 
 
 def following(**fields: Any) -> ConntrackPolicy:
@@ -195,20 +267,15 @@ def local(*ports: int) -> Local:
 
 def test_pods_become_ports_and_a_revision() -> None:
     """The spec names ports where the policy names pods, and other ports are another revision."""
-    specs = [node_spec_for(NODE, [following()], local=each) for each in (local(80), local(81), Local())]
-    assert all(specs)
-    assert [spec.settings.notrack and spec.settings.notrack.rules[0].ports for spec in specs if spec] == [  # type: ignore[index]
-        [80],
-        [81],
-        None,
-    ]
-    assert len({spec.revision for spec in specs if spec}) == 3
+    specs = [spec_of(following(), local=each) for each in (local(80), local(81), Local())]
+    rules = [rule for spec in specs if spec.settings.notrack for rule in spec.settings.notrack.rules or ()]
+    assert [rule.ports for rule in rules] == [[80], [81]], "without a pod there is no rule"
+    assert len({spec.revision for spec in specs}) == 3
 
 
 def test_a_preview_has_ports_too() -> None:
     """An Observe policy is shown with the ports its pods have, and with the Services that it would meet."""
-    spec = node_spec_for(NODE, [following(mode="Observe")], local=local(80))
-    assert spec
+    spec = spec_of(observed=[following(mode="Observe")], local=local(80))
     assert spec.preview
     assert spec.preview.notrack
     assert [rule.ports for rule in spec.preview.notrack.rules or ()] == [[80]]
@@ -219,16 +286,15 @@ def test_services_are_written_and_are_no_revision() -> None:
     """A Service that comes is a new spec with the same revision: the node has nothing new to do, only to know."""
     rules = {"rules": [{"name": "web", "ports": [80]}]}
     before = spec_of(policy(notrack=rules))
-    step = step_for(NODE, [policy(notrack=rules)], stored(before), local=local())
+    step = step_for(NODE, wish(policy(notrack=rules)), stored(before), local=local())
     assert isinstance(step, Write)
     assert [each.port for each in step.spec.services] == [80]
     assert step.spec.revision == before.revision
-    assert step_for(NODE, [policy(notrack=rules)], stored(step.spec), local=local()) is None
-    assert step_for(NODE, [policy()], stored(spec_of(policy())), local=local()) is None  # without rules, none is told
+    assert step_for(NODE, wish(policy(notrack=rules)), stored(step.spec), local=local()) is None
+    assert step_for(NODE, wish(policy()), stored(spec_of(policy())), local=local()) is None, "without rules, none"
 
 
 def test_what_cannot_be_seen_stays() -> None:
     """Without a look at pods and Services the node is told what it was told before."""
-    told = node_spec_for(NODE, [following()], local=local(80))
-    assert told
-    assert step_for(NODE, [following()], stored(told), local=Local(None, None)) is None
+    told = spec_of(following(), local=local(80))
+    assert step_for(NODE, wish(following()), stored(told), local=Local(None, None)) is None

@@ -1,0 +1,155 @@
+"""The controller over 200 simulated nodes: time from a policy's edit to 200 specs written, and its memory.
+
+Beside it what the plainest program would do, on the same API server with the same agents at work: a process that lists
+the objects with the official client and patches them one after another. Goals: not slower than that, 150 MB resident.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from http.client import HTTPSConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.lab.cluster import Cluster
+from tests.lab.controller import Controller
+from tests.lab.fleet import NODE_CONNTRACKS, ROLE, Fleet
+from tests.lab.fleet_api import APPLY, GROUP
+from tests.lab.fleet_duty import ICMP
+from tests.lab.operator import NAMESPACE
+from tests.lab.programs import wait_until
+
+from conntrack_operator.cluster.access import Access, access_for
+
+NODES = 200
+EDITS = 7
+ROOT = Path(__file__).parents[2]
+
+
+def apply(fleet: Fleet, icmp: int) -> None:
+    """Apply the policy with this timeout, for all nodes at once."""
+    fleet.api.request(
+        "PATCH",
+        f"{GROUP}/conntrackpolicies/all?fieldManager=bench&force=true",
+        {
+            "apiVersion": "conntrack-operator.io/v1alpha1", "kind": "ConntrackPolicy", "metadata": {"name": "all"},
+            "spec": {
+                "mode": "Enforce", "nodeSelector": {"matchLabels": {"role": ROLE}}, "timeouts": {"icmp": icmp},
+                "rollout": {"canary": 0, "maxUnavailable": "100%"},
+            },
+        },
+        APPLY,
+    )  # fmt: skip
+
+
+def changes(access: Access, version: str) -> Iterator[dict[str, Any]]:
+    """Yield every NodeConntrack that changes after `version`."""
+    server = urlsplit(access.server)
+    connection = HTTPSConnection(server.hostname or "", server.port, timeout=120, context=access.tls)
+    try:
+        path = f"{NODE_CONNTRACKS}?watch=1&resourceVersion={version}"
+        connection.request("GET", path, headers=access.headers())
+        response = connection.getresponse()
+        while line := response.readline():
+            yield json.loads(line)["object"]
+    finally:
+        connection.close()
+
+
+def seconds_to_all(access: Access, fleet: Fleet, icmp: int) -> tuple[float, float]:
+    """Edit the policy; return the seconds until the first and the last spec was written."""
+    version = fleet.api.request("GET", NODE_CONNTRACKS)["metadata"]["resourceVersion"]
+    stream = changes(access, version)
+    began = time.perf_counter()
+    apply(fleet, icmp)
+    told: dict[str, float] = {}
+    for item in stream:
+        if item["spec"]["settings"].get("timeouts", {}).get("icmp") == icmp:
+            told.setdefault(item["metadata"]["name"], time.perf_counter() - began)
+            if len(told) == NODES:
+                break
+    stream.close()  # type: ignore[attr-defined]
+    wait_until(lambda: all(node.kernel.sysctls[ICMP] == icmp for node in fleet), 120, "all nodes have it")
+    wait_until(lambda: all(node.written[-1].status.phase == "Current" for node in fleet), 120, "and have said so")
+    return min(told.values()), max(told.values())
+
+
+def plain(kubeconfig: str) -> None:
+    """Patch every NodeConntrack's spec, one after another; print seconds and resident KiB."""
+    from kubernetes import client, config  # noqa: PLC0415 - this process alone needs it
+
+    config.load_kube_config(kubeconfig)
+    api, kind = client.CustomObjectsApi(), ("conntrack-operator.io", "v1alpha1", "nodeconntracks")
+    taken = []
+    for _ in range(EDITS):
+        began = time.perf_counter()
+        for item in api.list_cluster_custom_object(*kind)["items"]:
+            # What no agent acts on, so that the trials of 200 agents do not run beside it.
+            attempt = item["spec"].get("attempt", "")
+            body = {"spec": {**item["spec"], "attempt": attempt}, "metadata": {"labels": {"bench": str(len(taken))}}}
+            api.patch_cluster_custom_object(*kind, item["metadata"]["name"], body)
+        taken.append(time.perf_counter() - began)
+    text = Path("/proc/self/status").read_text()
+    memory = int(next(line for line in text.splitlines() if line.startswith("VmRSS:")).split()[1])
+    print(json.dumps({"seconds": taken, "memory": memory}))
+
+
+def measure(cluster: Cluster, controller: Controller, fleet: Fleet) -> None:
+    """Edit the policy again and again; print times and memory beside those of the plain client."""
+    access = access_for(str(cluster.kubeconfig))
+    idle = controller.memory()
+    first, last = zip(*(seconds_to_all(access, fleet, 31 + number) for number in range(EDITS)), strict=True)
+    busy = controller.memory()
+    controller.stop()
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.bench_fleet", str(cluster.kubeconfig)],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    )  # fmt: skip
+    other = json.loads(done.stdout)
+    ours, theirs = statistics.median(last), statistics.median(other["seconds"])
+    print(
+        f"edit -> {NODES} specs written, {EDITS} edits: median {ours:.2f} s, worst {max(last):.2f} s,"
+        f" the first after {statistics.median(first) * 1000:.0f} ms"
+    )
+    print(
+        f"a plain sequential client: median {theirs:.2f} s for {NODES} patches; ours takes {ours / theirs:.2f} times"
+        " that, with 200 agents acting meanwhile"
+    )
+    print(
+        f"controller's memory: {busy / 1024:.0f} MB resident after {EDITS} edits, goal 150, {idle / 1024:.0f} before"
+        f" them; the plain client's {other['memory'] / 1024:.0f} MB"
+    )
+
+
+def main() -> None:
+    """Print one line for each goal."""
+    if len(sys.argv) > 1:
+        plain(sys.argv[1])
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        cluster = Cluster(Path(folder), lambda line: print(line, file=sys.stderr))
+        try:
+            cluster.start()
+            cluster.apply_crds(ROOT / "crds")
+            cluster.kubectl("create", "namespace", NAMESPACE)
+            controller = Controller(cluster, Path(folder))
+            controller.start()
+            try:
+                with Fleet(cluster, controller.agents_kubeconfig()) as fleet:
+                    fleet.add(NODES)
+                    apply(fleet, 30)
+                    wait_until(lambda: all(node.kernel.confirmed for node in fleet), 180, "all nodes have the policy")
+                    measure(cluster, controller, fleet)
+            finally:
+                controller.stop()
+        finally:
+            cluster.stop()
+
+
+if __name__ == "__main__":
+    main()

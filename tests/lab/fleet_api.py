@@ -1,0 +1,86 @@
+"""Many small requests to the API server in little time: plain HTTP on kept connections."""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any
+from urllib.parse import urlsplit
+
+from conntrack_operator.cluster.access import Access
+
+GROUP = "/apis/conntrack-operator.io/v1alpha1"
+THREADS = 4
+MERGE, JSON_PATCH, APPLY = (
+    "application/merge-patch+json", "application/json-patch+json", "application/apply-patch+yaml",
+)  # fmt: skip
+
+
+class Api:
+    """Requests as whoever `access` names. Safe to use from several threads."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._free: list[HTTPConnection] = []
+
+    def request(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> dict[str, Any]:
+        """Return the answer as JSON, empty for 404. RuntimeError shows any other refusal."""
+        text = self._text(method, path, json.dumps(body) if body is not None else None, kind)
+        return dict(json.loads(text)) if text else {}
+
+    def _text(self, method: str, path: str, body: str | None, kind: str) -> str:
+        try:
+            status, text = self._answer(self._free.pop() if self._free else self._connect(), method, path, body, kind)
+        except (HTTPException, OSError):
+            # A kept connection may have ended since: once more, on a new one.
+            status, text = self._answer(self._connect(), method, path, body, kind)
+        if status >= 400 and status != 404:
+            raise RuntimeError(f"{method} {path}: {status} {text[:500]}")
+        return text if status != 404 else ""
+
+    def _answer(
+        self, connection: HTTPConnection, method: str, path: str, body: str | None, kind: str
+    ) -> tuple[int, str]:
+        headers = {"Accept": "*/*", "Content-Type": kind, **self._access.headers()}
+        try:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            text = response.read().decode()
+        except BaseException:
+            connection.close()
+            raise
+        self._free.append(connection)
+        return response.status, text
+
+    def _connect(self) -> HTTPConnection:
+        server = urlsplit(self._access.server)
+        if self._access.tls is None:
+            return HTTPConnection(server.hostname or "", server.port, timeout=60)
+        return HTTPSConnection(server.hostname or "", server.port, timeout=60, context=self._access.tls)
+
+    def close(self) -> None:
+        """Close the connections that were kept."""
+        while self._free:
+            self._free.pop().close()
+
+    def each(self, work: Callable[[str], object], names: Iterable[str]) -> None:
+        """Do `work` for every name, a few at a time; an error of any is raised."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            for _ in pool.map(work, names):
+                pass
+
+    def items(self, path: str) -> list[dict[str, Any]]:
+        """Return the objects of a list."""
+        return list(self.request("GET", path)["items"])
+
+    def status_writes(self) -> int:
+        """Return how many writes of NodeConntrack statuses the API server has taken, by its own metrics."""
+        return self.counted("apiserver_request_total", resource="nodeconntracks", subresource="status", code="200")
+
+    def counted(self, metric: str, **labels: str) -> int:
+        """Return a counter of the API server's own, summed over all that have these labels."""
+        wanted = [f'{name}="{value}"' for name, value in labels.items()]
+        text = self._text("GET", "/metrics", None, "text/plain")
+        lines = re.findall(rf"^{metric}\{{(.*)\}} (\S+)$", text, re.MULTILINE)
+        return sum(int(float(value)) for names, value in lines if all(label in names.split(",") for label in wanted))
