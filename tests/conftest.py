@@ -50,13 +50,14 @@ def crds(cluster: lab.Cluster) -> Path:
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
     """Keep a test from touching what its kind may not (tests/lab/halves.py), and the table's sizes steady for it."""
     stash = item.config.stash
-    if halves.kind_of(item) is halves.Kind.NAMESPACES and _turn not in stash:
+    steady = (item.path, halves.Kind.NAMESPACES)
+    if (item.path, halves.kind_of(item)) == steady and _turn not in stash:
         stash[_turn] = halves.Turn(alone=False)
     try:
         with halves.at_work(item):
             return (yield)
     finally:
-        if _turn in stash and (nextitem is None or nextitem.path != item.path):
+        if _turn in stash and (nextitem is None or (nextitem.path, halves.kind_of(nextitem)) != steady):
             stash[_turn].end()
             del stash[_turn]
 

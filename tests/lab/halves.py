@@ -3,8 +3,8 @@
 The limit and the hash table of conntrack are one for all network namespaces of a machine. So there are three kinds:
 
 - BESIDE, by folder: unit tests and what happens between API objects. They touch no conntrack at all.
-- MACHINE, by the mark `tunes_this_machine` on the module: they tune it, fill its table or look at all of it. Only tests
-  of the first kind may run meanwhile.
+- MACHINE, by the mark `tunes_this_machine`: they tune it, fill its table or look at all of it. Only tests of the first
+  kind may run meanwhile.
 - NAMESPACES, all others: in network namespaces of their own, where sizes cannot be written. Two can run at a time.
 
 In every run, also of everything in one process, a test that does what its kind may not do fails and says so. Where two
@@ -56,8 +56,8 @@ def may_tune_the_machine() -> None:
     """Fail in a test that may not; called before the machine is locked."""
     if _at_work and _at_work[0] is not Kind.MACHINE:
         raise AssertionError(
-            f"{_at_work[1]} may not tune this machine, others run meanwhile: give its module, in tests/kernel or"
-            f" tests/e2e, the line pytestmark = pytest.mark.{MARK}"
+            f"{_at_work[1]} may not tune this machine, others run meanwhile: mark it or its module, in tests/kernel"
+            f" or tests/e2e, pytest.mark.{MARK}"
         )
 
 

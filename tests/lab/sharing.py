@@ -33,7 +33,7 @@ class Sharing:
 
     def __init__(self, own: Kind, folder: Path) -> None:
         self._own, self._folder = own, folder
-        self._claimed: dict[Path, bool] = {}
+        self._claimed: dict[tuple[Path, Kind], bool] = {}
         self._collected: list[str] = []
         self._ran: list[str] = []
 
@@ -62,9 +62,10 @@ class Sharing:
 
     def _claim(self, items: list[pytest.Item]) -> Iterator[pytest.Item]:
         for item in items:
-            if item.path not in self._claimed:
-                self._claimed[item.path] = kind_of(item) is self._own or self._is_first(item.path)
-            if self._claimed[item.path]:
+            key = item.path, kind_of(item)
+            if key not in self._claimed:
+                self._claimed[key] = key[1] is self._own or self._is_first(item.path)
+            if self._claimed[key]:
                 yield item
 
     def _is_first(self, module: Path) -> bool:
