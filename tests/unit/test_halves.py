@@ -116,7 +116,7 @@ def run_both(tmp_path: Path, *folders: str, **texts: str) -> "subprocess.Popen[s
     halves += ", ".join(f"{own!r}: c({options}, *S, '--own', {own!r}, {share}, *{folders!r})" for own in OWN if folders)
     return subprocess.Popen(
         [sys.executable, "-c", f"{RUNNER} sys.exit(run({{{halves}}}, Path({str(tmp_path)!r})))"],
-        cwd=ROOT, env=os.environ | {"PLACE": str(tmp_path)},
+        cwd=ROOT, env=os.environ | {"PLACE": str(tmp_path), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
