@@ -118,5 +118,5 @@ def test_the_columns_of_get(cluster: Cluster, crds: Path) -> None:
     finally:
         cluster.kubectl("delete", "ctp/minimal", "nct/columns")
     assert policies == ["NAME", "MODE", "NODES", "CURRENT", "PEAK%", "HOTTEST", "DROPS/S", "READY", "AGE"]
-    assert nodes == ["NAME", "PHASE", "ENTRIES", "MAX", "USED%", "DROPS/S", "TOFULL", "AGE"]
+    assert nodes == ["NAME", "MODE", "PHASE", "ENTRIES", "MAX", "USED%", "DROPS/S", "TOFULL", "AGE"]
     assert [line.split()[-2:] for line in wide if line.startswith("NAME")] == [["AGE", "WHY"]] * 2

@@ -92,7 +92,7 @@ def test_from_trial_to_ready(cluster: Cluster, policy: str) -> None:
     assert condition(cluster, policy, "Reconciling")["message"] == "0 of 1 node current, 1 on trial"
     assert (cluster.get("ctp", policy) or {})["status"]["nodes"]["updating"] == 1
     line = cluster.kubectl("get", "nct", "n1", "-o", "wide", "--no-headers").stdout
-    assert line.split()[1] == "Trial"
+    assert line.split()[1:3] == ["Apply", "Trial"]
     assert "kept if the node's probes pass" in line
     report(cluster, "Current")
     cluster.kubectl("wait", "--for=condition=Ready", "--timeout=20s", f"ctp/{policy}")

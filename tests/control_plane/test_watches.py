@@ -79,8 +79,11 @@ def restores(cluster: Cluster, node: str, seconds: float) -> float:
 
 @pytest.mark.parametrize(
     ("break_line", "seconds"),
-    # Silence lasts longer than a request waits, 15 s, and a watch, INACTIVITY_SECONDS.
-    [pytest.param(Line.cut, 3, id="cut"), pytest.param(Line.stall, 18, id="silent")],
+    [
+        pytest.param(Line.cut, 3, id="cut"),
+        pytest.param(Line.stall, INACTIVITY_SECONDS + 2, id="silent"),
+        pytest.param(Line.stall, 20, id="silent-for-longer-than-the-lease"),
+    ],
 )
 def test_a_policy_deleted_while_the_line_is_broken(
     settled: Program, cluster: Cluster, line: Line, break_line: Callable[[Line], None], seconds: float
@@ -92,6 +95,9 @@ def test_a_policy_deleted_while_the_line_is_broken(
     time.sleep(seconds)
     assert names(cluster, "n2") == ["goes"]
     line.resume()
+    assert settled.running == (seconds < 15), "a leader whose lease has run out ends"
+    if not settled.running:
+        settled.start()
     restores(cluster, "n2", 90)
     assert identity(cluster, "n1") == before
     assert settled.running

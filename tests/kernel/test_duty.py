@@ -115,7 +115,7 @@ def test_a_start_that_fails_without_an_api_server(node, roots, monkeypatch):
 def test_a_war_stays_ended(node, roots, monkeypatch):
     """A node that is Refused for one reason and Contended for another fights no more, whatever Services come and go."""
     monkeypatch.setattr("conntrack_operator.agent.duty.RETRY_SECONDS", 0.5)
-    monkeypatch.setattr("conntrack_operator.agent.duty.MEND_SECONDS", 0.2)
+    monkeypatch.setattr("conntrack_operator.agent.keeping.MEND_SECONDS", 0.2)
     written = []
     real = sysctl.write_sysctl
     monkeypatch.setattr(
@@ -145,7 +145,7 @@ def test_a_war_stays_ended(node, roots, monkeypatch):
 @pytest.mark.parametrize("document", [WISH | UNWRITABLE, WISH])
 def test_nothing_is_written_while_nothing_changes(node, roots, monkeypatch, caplog, document):
     """A node that is Refused, or parked, looks again and again, and writes nothing to disk or kernel."""
-    for name, value in (("duty.RETRY_SECONDS", 0.3), ("duty.MEND_SECONDS", 0.3)):
+    for name, value in (("duty.RETRY_SECONDS", 0.3), ("keeping.MEND_SECONDS", 0.3)):
         monkeypatch.setattr(f"conntrack_operator.agent.{name}", value)
     monkeypatch.setattr("conntrack_operator.decide.trial.RETRY_PAUSES", (0.0, 0.0))
     parked = document is WISH

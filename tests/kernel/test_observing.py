@@ -70,6 +70,12 @@ def stepped(duty: Duty, seconds: float, until: Callable[[], bool] = lambda: Fals
     return until()
 
 
+def often(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let previews be made so often, however long one takes on a busy machine."""
+    monkeypatch.setattr(foresight, "PREVIEW_SECONDS", seconds)
+    monkeypatch.setattr(foresight, "PREVIEW_SHARE", 0)
+
+
 def obeyed(duty: Duty, wish: NodeSpec) -> str:
     """Let the node do what it is told; return the phase it ends in."""
     duty.wish(wish)
@@ -167,7 +173,7 @@ def test_hold_after_an_agent_was_killed_in_a_trial(node: Namespace, roots: Roots
 
 def test_hold_then_apply_then_restore(node: Namespace, duty: Duty, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was previewed is what is changed, and taken back; a restored node goes on to preview, and writes nothing."""
-    monkeypatch.setattr(foresight, "PREVIEW_SECONDS", 0.5)
+    often(monkeypatch, 0.5)
     before = kernel(node)
     for _ in range(2):
         assert obeyed(duty, spec("Hold", preview=WISH)) == "Current"
@@ -186,7 +192,7 @@ def test_hold_then_apply_then_restore(node: Namespace, duty: Duty, monkeypatch: 
 
 def test_a_preview_follows_the_machine(node: Namespace, duty: Duty, monkeypatch: pytest.MonkeyPatch) -> None:
     """What others change is in the preview the next time it is made, and a preview that is as before is no news."""
-    monkeypatch.setattr(foresight, "PREVIEW_SECONDS", 0.3)
+    often(monkeypatch, 0.3)
     assert obeyed(duty, spec("Hold", preview=WISH)) == "Current"
     first = duty.deed
     stepped(duty, 2)
@@ -261,7 +267,7 @@ def test_observing_writes_nothing(
     node: Namespace, roots: Roots, duty: Duty, monkeypatch: pytest.MonkeyPatch, writes: list[str], preview: Any
 ) -> None:
     """Whatever is previewed, again and again: no sysctl, no rule, no entry, no file, and no self-test."""
-    monkeypatch.setattr(foresight, "PREVIEW_SECONDS", 0.2)
+    often(monkeypatch, 0.2)
     node.run("iptables-restore", text=FIREWALL)
     before, files, generation = kernel(node), kept(roots), nftables.generation()
     duty.start()

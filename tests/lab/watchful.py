@@ -1,8 +1,8 @@
 """The controller with other nerves: `python -m tests.lab.watchful [NERVE=VALUE]... -- ARGUMENTS`.
 
 `silence`: seconds after which a watch whose line is silent counts as dead, 70 in earnest. `confirm`: seconds between
-two lists that confirm a loss, 10 in earnest, and after a list that counts for nothing, 30. `stumbles`: a policy at
-whose first sight the handler raises, as a bug in it would.
+two lists that confirm a loss, 10 in earnest, after a list that counts for nothing, 30, and between two looks at the
+rollouts when nothing happens, 60. `stumbles`: a policy at whose first sight the handler raises, as a bug in it would.
 """
 
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 import kopf
 
 from conntrack_operator.cli.main import main
-from conntrack_operator.controller import guard
+from conntrack_operator.controller import guard, rollouts
 from conntrack_operator.controller.store import Store
 from conntrack_operator.controller.touched import Key
 from conntrack_operator.decide import absence
@@ -45,7 +45,7 @@ def stumble_over(policy: str) -> None:
 
 def confirm_after(seconds: float) -> None:
     """Have losses confirmed so soon."""
-    absence.CONFIRM_SECONDS = guard.TROUBLE_SECONDS = seconds
+    absence.CONFIRM_SECONDS = guard.TROUBLE_SECONDS = rollouts.LOOK_SECONDS = seconds
 
 
 if __name__ == "__main__":

@@ -16,20 +16,18 @@ from conntrack_operator.decide.report import Deed
 from conntrack_operator.decide.trial import (
     Wishing,
     has_failed,
-    known_part,
     seconds_to_next_try,
     why_again,
     why_not_now,
 )
 from conntrack_operator.errors import FAILURES, ConntrackOperatorError, Retry
 from conntrack_operator.kernel.journal import StateDirectory
-from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec, Result
 from conntrack_operator.model.policy import Settings
 
 from .foresight import Foresight, reason_of
+from .keeping import Keeping
 from .machine import Machine, Outcome
-from .mending import Mender
 from .probes import Probe
 from .trial import Trial, begin
 
@@ -41,8 +39,6 @@ AGAIN_SECONDS = 5.0
 """Until a change that failed once is begun again, where what would judge it did not answer."""
 RECOVER_SECONDS = 2.0
 """Until a trial that could not be ended is taken back."""
-MEND_SECONDS = 1.5
-"""Between two looks for what somebody else changed; a look costs next to nothing while nobody does."""
 LONGEST_RETRY_SECONDS = 600.0
 """Where the kernel refuses a value each time: every try is a trial, and reported as one."""
 
@@ -62,13 +58,10 @@ class Duty:
     _due: float = field(default=float("inf"))
     _refusals: int = 0
     _changes: int = 0
-    _confirmed: Confirmed | None = None
-    _blind: str = ""
     _said: tuple[str, ...] = ()
-    _mend_at: float = field(default=float("inf"))
 
     def __post_init__(self) -> None:
-        self._mender = Mender(self.machine)
+        self._keeping = Keeping(self.machine, self.state)
         self._foresight = Foresight(self.machine)
 
     def start(self) -> None:
@@ -86,10 +79,10 @@ class Duty:
             log.warning("%s; it is tried again", error)
             self._due = time.monotonic() + RETRY_SECONDS
             return
-        if outcome is not None and self._confirmed is not None:
+        if outcome is not None and self._keeping.confirmed is not None:
             log.warning(
                 "no word from the API server; revision %s kept on this node is in force, %d changes",
-                self._confirmed.revision,
+                self._keeping.confirmed.revision,
                 len(outcome.changes),
             )
 
@@ -102,7 +95,7 @@ class Duty:
             if before is None or _wishing(before) != _wishing(spec):
                 # Services come and go every minute in large clusters: that is no reason to begin a war anew.
                 self._refusals = 0
-                self._mender.forget()
+                self._keeping.mender.forget()
             self._act()
 
     def step(self) -> bool:
@@ -130,7 +123,7 @@ class Duty:
         if time.monotonic() >= self._due:
             self._act()
             return True
-        if time.monotonic() >= self._mend_at and self._mended():
+        if time.monotonic() >= self._keeping.due and self._mended():
             return True
         if time.monotonic() < self._foresight.due:
             return False
@@ -143,14 +136,14 @@ class Duty:
         """Seconds until there is something to do; infinity when there is nothing."""
         if self._trial:
             return self._trial.seconds_to_tick
-        return max(0.0, min(self._due, self._mend_at, self._foresight.due) - time.monotonic())
+        return max(0.0, min(self._due, self._keeping.due, self._foresight.due) - time.monotonic())
 
     @property
     def acts(self) -> bool:
         """Whether this node is told to change anything, or has; else not even a kernel module is to be loaded."""
         spec = self.spec
         asked = spec is not None and spec.mode == "Apply" and spec.settings != Settings()
-        return asked or self._confirmed is not None
+        return asked or self._keeping.confirmed is not None
 
     def end(self, error: BaseException | None = None) -> None:
         """Take back a trial under way; what is confirmed stays in force.
@@ -171,52 +164,28 @@ class Duty:
             self._due = time.monotonic() + RECOVER_SECONDS
 
     def _mended(self) -> bool:
-        """Put right what somebody else changed of what is confirmed; tell whether there was anything."""
-        confirmed, self._mend_at = self._confirmed, time.monotonic() + MEND_SECONDS
-        if confirmed is None:
-            return False
-        try:
-            mended = self._mender.mend(self.state, confirmed, self.spec, time.monotonic())
-            self._blind = ""
-        except FAILURES as error:
-            # Said once: it is looked at every few seconds.
-            if str(error) != self._blind:
-                log.warning("%s; it is looked at again", error)
-            self._blind = str(error)
-            return False
+        """Put right what somebody else changed of what is confirmed; tell whether there was anything to report."""
+        mended = self._keeping.mended(self.spec)
         # A wish that was taken back stays reported as such: what is mended is the one before it.
         if mended is None or self.deed is None or self.deed.phase == "RolledBack":
             return False
         outcome = mended.outcome
-        self.deed = Deed(
-            outcome.phase,
-            outcome.results,
-            self._observed(outcome.facts.sysctls),
-            self.deed.preview,
-            self.deed.previewed,
-            (*outcome.warnings, *mended.with_earlier(self.deed.warnings)),
+        self.deed = replace(
+            self.deed,
+            phase=outcome.phase,
+            results=outcome.results,
+            observed=self._observed(outcome.facts.sysctls),
+            warnings=(*outcome.warnings, *mended.with_earlier(self.deed.warnings)),
+            parked=False,
         )
         return True
-
-    def _watch(self, outcome: Outcome | None = None) -> None:
-        """Take the machine as it is now as right, and watch it from now on."""
-        self._confirmed = self.machine.read_confirmed(self.state)
-        if self._confirmed is None or (outcome is not None and outcome.phase == "Restored"):
-            self._mend_at = float("inf")
-            return
-        if outcome is not None and outcome.sight is not None:
-            plan = outcome.sight.plan
-            good = {result.setting for result in outcome.results if result.reason == APPLIED}
-            wanted = {name: value for name, value in plan.wanted.items() if name in good}
-            self._mender.settled(replace(outcome.sight, plan=replace(plan, wanted=wanted)))
-        self._mend_at = time.monotonic() + MEND_SECONDS
 
     def _act(self) -> None:
         spec = self.spec
         if spec is None:
             self._due = float("inf")
             self.start()  # a trial that could not be taken back when its wish went
-            if self._confirmed is None:
+            if self._keeping.confirmed is None:
                 self.resume()
             return
         began = time.monotonic()
@@ -268,9 +237,9 @@ class Duty:
 
     def _hold(self, spec: NodeSpec) -> None:
         """Change nothing. What was confirmed here is kept, and put right, as without an API server."""
-        if self._confirmed is not None:
+        if self._keeping.confirmed is not None:
             self._mended()  # first: what is put right now would not be counted
-        outcome = None if self._mender.left else self._put_confirmed_in_force()
+        outcome = None if self._keeping.mender.left else self._put_confirmed_in_force()
         if outcome is not None:
             self._ended(spec, outcome)
             return
@@ -299,11 +268,14 @@ class Duty:
         """Tell whether nothing is to be done for `spec` but what is left to whoever keeps changing it."""
         if self._done == _key(spec):
             self._mended()  # first: what a mere retry put right would not be counted
-        if not self._mender.left or self.deed is None:
+        left = self._keeping.mender.left
+        if not left or self.deed is None:
             return False
         journal = self.machine.journal(self.state)
         sight = self.machine.look(spec.settings, spec.policies, journal, spec.services)
-        if sight.accepts_differ or any(change.setting not in self._mender.left for change in sight.plan.changes):
+        if sight.accepts_differ or any(
+            change.setting not in self._keeping.mender.left for change in sight.plan.changes
+        ):
             return False
         # Nothing is written but what the journal says of onDelete.
         self.machine.settle(replace(sight, plan=replace(sight.plan, changes=())), journal, self.state, spec.policies)
@@ -318,7 +290,7 @@ class Duty:
         seconds = seconds_to_next_try(failures, Wishing(spec.revision, spec.attempt), self.machine.clock())
         if failures is None or seconds == 0:
             return False
-        if self._confirmed is None:
+        if self._keeping.confirmed is None:
             self._put_confirmed_in_force()
         result = Result(
             setting=NODE, wanted="", observed="", reason=failures.reason, message=why_not_now(failures, seconds)
@@ -335,7 +307,7 @@ class Duty:
                 self._finish(spec, Deed("RolledBack", outcome.results), RETRY_SECONDS)
             return
         self._changes = len(outcome.changes)
-        self._watch(outcome)
+        self._keeping.watch(outcome)
         observed, preview = self._observed(outcome.facts.sysctls), self._foresight.of(spec)
         deed = Deed(outcome.phase, outcome.results, observed, preview, warnings=outcome.warnings)
         self._refusals = self._refusals + 1 if outcome.phase == "Refused" and outcome.changes else 0
@@ -353,18 +325,7 @@ class Duty:
         return {"buckets": sysctls[BUCKETS]} if BUCKETS in sysctls else {}
 
     def _put_confirmed_in_force(self) -> Outcome | None:
-        """Repair what was confirmed here, if need be; return what came of it, None when nothing is confirmed."""
-        confirmed = self.machine.read_confirmed(self.state)
-        if confirmed is None:
-            return None
-        journal = self.machine.journal(self.state)
-        services = self.spec.services if self.spec else ()
-        sight = self.machine.look(confirmed.settings, confirmed.uses, journal, services)
-        plan = known_part(sight.plan, confirmed)
-        sight = replace(sight, plan=plan)
-        outcome = self.machine.settle(sight, journal, self.state, confirmed.uses)
-        self._watch(outcome)
-        return outcome
+        return self._keeping.put_in_force(self.spec.services if self.spec else ())
 
 
 def _key(spec: NodeSpec) -> str:

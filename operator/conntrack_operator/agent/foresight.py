@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 PREVIEW_SECONDS = 60.0
 """Between two previews: firewalls, Services and tables move meanwhile."""
+PREVIEW_SHARE = 50
+"""One that took long, on a node with thousands of Services, is not made again for so many times as long."""
 AGAIN_SECONDS = 5.0
 """Until one that could not be made this time is made again."""
 
@@ -37,6 +39,7 @@ class Foresight:
     machine: Machine
     due: float = float("inf")
     _said: str = ""
+    _took: float = 0.0
 
     def of(self, spec: NodeSpec) -> Plan | None:
         """Return what `spec.preview` would change; what it would be refused for as a whole is a refusal in it.
@@ -45,6 +48,7 @@ class Foresight:
         """
         if spec.preview is None:
             return None
+        began = time.monotonic()
         try:
             plan = self.machine.preview(spec.preview, spec.services)
         except (Refused, Unsupported) as error:
@@ -54,6 +58,8 @@ class Foresight:
                 log.warning("the preview waits: %s", error)
             self._said = str(error)
             return None
+        finally:
+            self._took = time.monotonic() - began
         self._said = ""
         return plan
 
@@ -62,7 +68,8 @@ class Foresight:
         if spec.preview is None:
             self.due = float("inf")
             return deed
-        self.due = time.monotonic() + (AGAIN_SECONDS if deed.preview is None else PREVIEW_SECONDS)
+        usual = AGAIN_SECONDS if deed.preview is None else PREVIEW_SECONDS
+        self.due = time.monotonic() + max(usual, PREVIEW_SHARE * self._took)
         return replace(deed, previewed=preview_revision(spec.preview))
 
     def again(self, spec: NodeSpec | None, deed: Deed | None) -> Deed | None:

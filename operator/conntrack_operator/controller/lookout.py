@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from conntrack_operator.cluster.objects import CRDS, NODE_CONNTRACKS, POLICIES, Listing, Objects
+from conntrack_operator.errors import Refused
 from conntrack_operator.model.base import GROUP
 
 from .sights import Unreadable, slimmed
@@ -47,6 +48,7 @@ class Lookout:
 
     def look(self) -> None:
         """Look once, and come again. Raises Retry or Refused, as Objects.list does."""
+        is_new = self._has_new_crds()
         behind = self._is_behind(self.objects.list(POLICIES, slimmed))
         if behind and self._was_behind:
             log.warning("the watches have missed a change of the policies; everything is read anew")
@@ -55,7 +57,6 @@ class Lookout:
                 self.begin_watches_anew()
             self._missed_at = self.clock()
         self._was_behind = behind and not self._was_behind
-        is_new = self._has_new_crds()
         self.queue.add(Key("look"), AGAIN_SECONDS if self._was_behind or is_new else LOOK_SECONDS)
 
     def distrust(self) -> None:
@@ -73,7 +74,10 @@ class Lookout:
 
     def _has_new_crds(self) -> bool:
         """Tell whether there are CRDs that are too new to be watched; seen a second time, they are."""
-        found = [self.objects.get(CRDS, f"{kind.plural}.{GROUP}") for kind in (POLICIES, NODE_CONNTRACKS)]
+        try:
+            found = [self.objects.get(CRDS, f"{kind.plural}.{GROUP}") for kind in (POLICIES, NODE_CONNTRACKS)]
+        except Refused:
+            return False  # the guard says so where it matters
         uids = tuple(crd["metadata"]["uid"] for crd in found if crd is not None)
         if len(uids) < len(found) or uids == self._uids:
             return False

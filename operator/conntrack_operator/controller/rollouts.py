@@ -159,6 +159,7 @@ class Rollouts:
         keeps = told is not None and told.mode == "Apply" and not share
         return Wish(
             holding,
+            granted=granted,
             observed=[policy for policy in mine if policy.spec.mode == "Observe" and policy.metadata.name not in held],
             attempt=told.attempt
             if told is not None and keeps
@@ -173,14 +174,10 @@ class Rollouts:
 
     def written(self, node: str, wish: Wish) -> None:
         """Take note that the node's spec says what it was granted."""
-        has = wish.holding.revisions
         with self._lock:
-            # By its revision: what was granted meanwhile is not in what was written.
-            left = {
-                name: revision
-                for name, revision in self._fleet.grants.get(node, {}).items()
-                if has.get(name, GONE) != revision
-            }
+            # What was granted meanwhile is not in what was written.
+            granted = self._fleet.grants.get(node, {})
+            left = {name: granted[name] for name in granted if wish.granted.get(name) != granted[name]}
             grants = {**self._fleet.grants, node: left}
             if not left:
                 del grants[node]

@@ -109,6 +109,10 @@ class Watches:
 
     def __init__(self, store: Store, queue: WorkQueue[Key], kubeconfig: str | None) -> None:
         self._store, self._queue, self._kubeconfig = store, queue, kubeconfig
+        # It calls every try to reach the API server an error, seven a round, and prints tracebacks. Our own requests
+        # say the same, ever more rarely, and `run` says why the watches ended.
+        for name in ("_cogs.clients.watching", "_core.reactor.orchestration", "_core.reactor.running"):
+            logging.getLogger(f"kopf.{name}").setLevel(logging.CRITICAL)
         self._ended = threading.Event()
         self._run_ends = threading.Event()
 

@@ -63,6 +63,7 @@ class Work:
             else:
                 break
         self.queue.done(key)
+        self.queue.add(Key("look"))
         log.info("everything is read; %d keys to look at", len(self.queue))
         self._workers += [
             threading.Thread(target=self._work, name=f"worker-{number}", daemon=True) for number in range(WORKERS)

@@ -5,17 +5,16 @@ moves any more and somebody must act: while a node that rolled back will try aga
 whose agent is silent makes a policy Degraded, not unready: one broken machine must not hold up everybody's deployment.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from conntrack_operator.model.policy import ConntrackPolicy
-from conntrack_operator.model.status import Condition, FleetUsage, NodeCounts, NodeFailure, PolicyPreview
+from conntrack_operator.model.status import Condition, PolicyPreview
 
 from .merge import Conflict
+from .picture import Picture
 from .previewed import words_of
-from .rollout import Verdict
 from .targeting import selector_text
 
 SATURATED_FROM_PERCENT = 90
@@ -29,57 +28,6 @@ AGENTS_NOT_RUNNING = "AgentsNotRunning"
 AWAY = "not Ready or without a working agent"
 CONFLICTS_NAMED = 5
 NODES_NAMED = 3
-
-
-@dataclass(frozen=True)
-class Picture:
-    """All that the conditions are judged from."""
-
-    policy: ConntrackPolicy
-    counts: NodeCounts
-    usage: FleetUsage
-    failures: Sequence[NodeFailure]
-    conflicts: Mapping[Conflict, Sequence[str]]
-    retrying: int = 0
-    """Nodes that rolled back and will try again by themselves."""
-    troubled: int = 0
-    """Nodes in a trial, of which something failed before or is refused."""
-    warned: Sequence[NodeFailure] = ()
-    """The first warning of every node that has one."""
-    waiting: int = 0
-    """Pending nodes that could be given the change and have not been yet."""
-    absent: int = 0
-    """Pending nodes that are not Ready or have no working agent: nobody waits for them."""
-    leaving: int = 0
-    """Nodes that still have the policy and should not."""
-    verdict: Verdict | None = None
-    preview: PolicyPreview | None = None
-    trouble: str = ""
-    blind: str = ""
-
-    @property
-    def is_held(self) -> bool:
-        """Whether no further node is given the change."""
-        return self.verdict is not None and self.verdict.stage in ("Paused", "Halted")
-
-    @property
-    def moving(self) -> int:
-        """Nodes that are still on their way."""
-        told = self.counts.pending - self.absent - self.waiting + self.counts.updating + self.retrying
-        return told if self.is_held else told + self.waiting + self.leaving
-
-    @property
-    def failed(self) -> int:
-        """Nodes that have said no."""
-        return self.counts.refused + self.counts.rolled_back
-
-    @property
-    def first_failure(self) -> str:
-        """The first failure as a clause, and how many more are listed; empty when there is none."""
-        if not self.failures:
-            return ""
-        more = len(self.failures) - 1
-        return f"{self.failures[0].node}: {self.failures[0].message}" + (f" ({more} more in failures)" if more else "")
 
 
 @dataclass(frozen=True)
@@ -127,10 +75,9 @@ def _ready(picture: Picture) -> _Verdict:
         said = f"{picture.failed} of {_nodes(counts.matched)} failed"
         if picture.policy.spec.mode == "Observe" and picture.preview is not None:
             said = words_of(picture.preview, counts.matched)
-        halted = picture.verdict is not None and picture.verdict.stage == "Halted" and picture.waiting
-        spared = f"; {_nodes(picture.waiting)} spared, see Stalled" if halted else ""
+        spared = f"; {_nodes(picture.waiting)} spared, see Stalled" if picture.is_stuck and picture.waiting else ""
         return _Verdict("False", reason, f"{said}; {picture.first_failure}{spared}")
-    if picture.is_held and (picture.waiting or picture.leaving):
+    if picture.is_stuck or (picture.is_held and (picture.waiting or picture.leaving)):
         return _held(picture)
     if picture.moving:
         return _Verdict("False", "Progressing", _progress(picture))
@@ -150,7 +97,7 @@ def _settled(picture: Picture) -> _Verdict:
         return _Verdict("True", "Observed", words_of(picture.preview or PolicyPreview(), counts.matched))
     done = f"{counts.current} of {_nodes(counts.matched)} as the policy says"
     if picture.absent:
-        done += f"; {picture.absent} {AWAY}, and get it when they are back"
+        done += f"; {picture.absent} {AWAY}, to be given it when back"
     if picture.warned:
         first = picture.warned[0]
         done += f"; {len(picture.warned)} with warnings; {first.node}: {first.reason}: {first.message}"
@@ -188,9 +135,9 @@ def _counted(numbers: Iterable[tuple[int, str]]) -> list[str]:
 
 
 def _reconciling(picture: Picture) -> _Verdict:
-    if picture.moving:
+    if picture.moving and not picture.is_stuck:
         return _Verdict("True", AGENTS_NOT_RUNNING if picture.trouble else "Progressing", _progress(picture))
-    if picture.is_held and (picture.waiting or picture.leaving):
+    if picture.is_stuck or (picture.is_held and (picture.waiting or picture.leaving)):
         held = _held(picture)
         return _Verdict("False", held.reason, held.message)
     return _Verdict("False", "Settled", "every node that can answer has answered")
@@ -198,7 +145,7 @@ def _reconciling(picture: Picture) -> _Verdict:
 
 def _stalled(picture: Picture) -> _Verdict:
     verdict = picture.verdict
-    if verdict is not None and verdict.stage == "Halted" and not picture.moving:
+    if verdict is not None and picture.is_stuck:
         return _Verdict("True", verdict.reason, verdict.message)
     if picture.failed and not picture.moving:
         return _Verdict("True", PARKED if picture.counts.rolled_back else "NodesFailed", picture.first_failure)

@@ -38,6 +38,8 @@ class Member:
     """Whether it has something of this policy that is not known to be good: then it goes first, and not another."""
     busy: bool = False
     """Whether it waits while it is on its way for something else."""
+    is_granted: bool = False
+    """Whether it is moving, and its spec does not say so yet: it may still be spared."""
     patience_seconds: float = ANSWER_SECONDS
     """How long its answer may take."""
 
@@ -59,13 +61,18 @@ class Verdict:
     is_good: bool = False
     """Whether the change has ended well: nobody is left who could take it, and some node has it."""
 
+    @property
+    def is_held(self) -> bool:
+        """Whether nobody is given the change, by somebody's wish or because it failed."""
+        return self.stage in ("Paused", "Halted")
+
 
 def verdict_on(members: Sequence[Member], rollout: Rollout | None, now: datetime) -> Verdict:
     """Return where the change stands among `members` at `now`, and which of them are to be given it next."""
     pace = Pace.of(rollout)
     waiting = sorted(
         (each for each in members if each.state == "waiting" and each.able and _is_free(each, now)),
-        key=lambda each: (not each.touched, each.node),
+        key=lambda each: (not each.touched, not each.busy, each.node),
     )
     if pace.paused:
         return Verdict("Paused" if waiting or _left(members) else "Done")
@@ -205,12 +212,13 @@ def _wave_verdict(
     moving = [each for each in members if each.state in ("moving", "retrying") or each.busy]
     holding = [each for each in moving if not each.is_overdue(now)]
     again = min((_deadline_of(each) for each in holding), default=None)
-    if waiting and len(failing) > allowed:
+    spared = len(waiting) + sum(each.is_granted for each in members)
+    if spared and len(failing) > allowed:
         return Verdict(
             "Halted",
             reason=TOO_MANY_FAILURES,
             message=f"{_named(failing)} rolled the change back, more than rollout.maxFailures allows ({allowed});"
-            f" {len(waiting)} more were spared. Edit the policy, or set another text in rollout.retry",
+            f" {spared} more were spared. Edit the policy, or set another text in rollout.retry",
             again_at=again,
         )
     # What has not ended there is replaced by what was edited since: that takes no room that it did not have.

@@ -22,8 +22,9 @@ from conntrack_operator.model.status import (
     PolicyStatus,
 )
 
-from .conditions import Picture, conditions_of
+from .conditions import conditions_of
 from .merge import Conflict
+from .picture import Picture
 from .previewed import preview_of
 from .rollout import Verdict
 from .standing import Standing

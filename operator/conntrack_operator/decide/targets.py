@@ -6,7 +6,7 @@ the node is asked to put its originals back (mode Restore), and only when it has
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from conntrack_operator.model.node import NodeConntrack, NodeSpec, PolicyUse
@@ -14,7 +14,7 @@ from conntrack_operator.model.policy import ConntrackPolicy, NotrackRule, Settin
 from conntrack_operator.model.surroundings import Service
 
 from .hashing import hash_of
-from .holding import Holding
+from .holding import Grants, Holding
 from .merge import Merge, merged
 from .pods import HostPod, resolved
 from .targeting import Node
@@ -136,6 +136,8 @@ class Wish:
     observed: Sequence[ConntrackPolicy] = ()
     """The Observe policies that mean it."""
     attempt: str = ""
+    granted: Grants = field(default_factory=dict)
+    """What of it was granted and is not in its spec yet."""
     is_meant: bool = True
     """Whether any policy means it, or may: one that cannot be read."""
     may_restore: bool = False

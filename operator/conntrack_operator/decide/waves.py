@@ -5,7 +5,7 @@ has just released counts as on its way for those after it.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -137,10 +137,7 @@ def fleet_at(
             members.append(member)
         verdict = verdict_on(members, _rollout_of(target, seen, members), now)
         verdicts[target.name] = verdict
-        released = set(verdict.release)
-        for each in seen if released else ():
-            if each.node.name in released:
-                grants[each.node.name][target.name] = target.wanted_at(each.node)
+        _grant(target, verdict, seen, grants)
     losses |= {_loss("", each) for each in seen if _is_needless(each, targets)}
     return Fleet(
         {node: each for node, each in grants.items() if each},
@@ -152,11 +149,21 @@ def fleet_at(
     )
 
 
+def _grant(target: Target, verdict: Verdict, seen: Iterable[Seen], grants: Mapping[str, dict[str, str]]) -> None:
+    """Add what `verdict` releases; of a change that is held, take back what is not written yet: it is not under way."""
+    released = set(verdict.release)
+    for each in seen:
+        if verdict.is_held:
+            grants[each.node.name].pop(target.name, None)
+        elif each.node.name in released:
+            grants[each.node.name][target.name] = target.wanted_at(each.node)
+
+
 def _still_wanted(
     seen: Seen, targets: Sequence[Target], granted: Mapping[str, str], confirmed: Collection[Loss]
 ) -> dict[str, str]:
-    """Return what was granted and not overtaken: by another edit, or because a loss turned out to be none."""
-    if not granted:
+    """Return what was granted and not overtaken: by another edit or node, or because a loss turned out to be none."""
+    if not granted or seen.spec is None:
         return {}
     return {
         target.name: granted[target.name]
@@ -182,7 +189,7 @@ def _member(seen: Seen, target: Target, wanted: str, scene: _Scene) -> Member | 
         return None
     able, patience = seen.is_able(now) and not seen.unknown - {name}, _patience(seen.spec)
     if granted.get(name) == wanted:
-        return Member(seen.node.name, "moving", now, able=able, patience_seconds=patience)
+        return Member(seen.node.name, "moving", now, able=able, is_granted=True, patience_seconds=patience)
     has_it = held == wanted if wanted != GONE else held is None
     if not has_it or _is_asked_again(seen, scene.targets):
         # What went well here before is not touched by another policy's failure.
@@ -197,6 +204,8 @@ def _member(seen: Seen, target: Target, wanted: str, scene: _Scene) -> Member | 
             patience_seconds=patience,
         )
     state = _answer(seen, name)
+    if state in ("failed", "retrying") and _is_of_another(seen, target, scene.targets):
+        state = "done"
     return Member(seen.node.name, state, seen.since(now), able=able, patience_seconds=patience)
 
 
@@ -208,6 +217,15 @@ def _is_asked_again(seen: Seen, targets: Mapping[str, Target]) -> bool:
     policies = [targets[name].policy for name in seen.held if name in targets]
     attempt = attempt_of([policy for policy in policies if policy is not None])
     return bool(attempt) and attempt != spec.attempt
+
+
+def _is_of_another(seen: Seen, target: Target, targets: Mapping[str, Target]) -> bool:
+    """Tell whether what the node took back must be another policy's change: `target` has gone well before as it is."""
+    held = dict(seen.held)
+    if target.good is None or held.pop(target.name, None) != target.good.name:
+        return False
+    others = (targets[name] for name in held if name in targets and targets[name].policy is not None)
+    return any(other.good is None or held[other.name] != other.good.name for other in others)
 
 
 def _answer(seen: Seen, policy: str) -> State:

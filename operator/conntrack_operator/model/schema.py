@@ -82,7 +82,9 @@ def _node_crd() -> Schema:
         rules=False,
         status_default=None,
         columns=(
-            ("PHASE", "string", ".status.phase", "Where the node stands."),
+            # Without it, a node that is asked for nothing yet would look as current as one that has it all.
+            ("MODE", "string", ".spec.mode", "What is asked: Hold (nothing, or not yet), Apply or Restore."),
+            ("PHASE", "string", ".status.phase", "Where the node stands with what is asked."),
             ("ENTRIES", "integer", ".status.usage.entries", "Entries in the table."),
             ("MAX", "integer", ".status.usage.maxEntries", "Entries it may hold."),
             ("USED%", "integer", ".status.usage.percent", "Use of the table."),

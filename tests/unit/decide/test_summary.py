@@ -1,14 +1,16 @@
 """Summary: a policy's status from where its nodes stand."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from conntrack_operator.decide.merge import Conflict
+from conntrack_operator.decide.rollout import Verdict
 from conntrack_operator.decide.standing import Standing
 from conntrack_operator.decide.summary import Around, Sight, rejected, summary_of
-from conntrack_operator.model.node import Usage
+from conntrack_operator.model.node import Preview, Usage
 from conntrack_operator.model.policy import ConntrackPolicy
 from conntrack_operator.model.status import Condition, NodeCounts, NodeFailure, PolicyStatus
 
@@ -32,7 +34,15 @@ def sight(node: str, state: Any = "current", percent: int | None = 10, **more: A
     if percent is not None:
         drops = more.pop("drops", 0)
         usage = Usage(entries=percent * 10, max_entries=1000, percent=percent, drops_per_second=drops)
-    standing = Standing(node, state, failures, more.pop("warnings", ()), more.pop("retries", False))
+    standing = Standing(
+        node,
+        state,
+        failures,
+        more.pop("warnings", ()),
+        more.pop("retries", False),
+        waits=more.pop("waits", False),
+        absent=more.pop("absent", False),
+    )
     return Sight(standing, usage, **more)
 
 
@@ -141,6 +151,171 @@ def test_sentences_of_a_policy_on_its_way() -> None:
     parked = condition(summary_of(policy(), [sight("d", "rolled_back")], NOW, Around()), "Stalled")
     assert (parked.status, parked.reason, parked.message) == ("True", "NodesParked", "d: d says no")
     assert condition(summary_of(policy(), [sight("d", "refused")], NOW, Around()), "Stalled").reason == "NodesFailed"
+
+
+def others(count: int, **more: Any) -> list[Sight]:
+    """Return nodes that wait for their turn."""
+    return [sight(f"w{number}", "pending", waits=True, **more) for number in range(count)]
+
+
+FAILED = Verdict("Halted", reason="CanaryFailed", message="canary a rolled the change back")
+SILENT = Verdict("Halted", reason="CanarySilent", message="canary a has not answered")
+CANARY = Verdict("Canary", reason="Canary", message="canary a goes first")
+SOAK = Verdict("Soak", reason="Soak", message="canary a must stay current until 12:00:30 UTC")
+NUMBERS = "0 of 3 nodes current, 1 yet to answer, 2 waiting for their turn"
+
+
+@pytest.mark.parametrize(
+    ("sights", "verdict", "ready", "reconciling", "stalled", "message"),
+    [
+        pytest.param(
+            [sight("a", "pending"), *others(2)],
+            CANARY,
+            "Progressing",
+            "True",
+            "False",
+            f"{NUMBERS}; canary a goes first",
+            id="canary",
+        ),
+        pytest.param(
+            [sight("a"), *others(2)],
+            SOAK,
+            "Progressing",
+            "True",
+            "False",
+            "1 of 3 nodes current, 2 waiting for their turn; canary a must stay current until 12:00:30 UTC",
+            id="soak",
+        ),
+        pytest.param(others(2), None, "Progressing", "True", "False", "0 of 2 nodes current, 2 waiting for their turn"),
+        pytest.param(
+            [sight("a", "rolled_back"), *others(2)],
+            FAILED,
+            "NodesRolledBack",
+            "False",
+            "True",
+            "1 of 3 nodes failed; a: a says no; 2 nodes spared, see Stalled",
+            id="canary failed",
+        ),
+        pytest.param(
+            [sight("a", "pending"), *others(2)],
+            SILENT,
+            "CanarySilent",
+            "False",
+            "True",
+            f"{NUMBERS}; canary a has not answered",
+            id="canary never answered: nothing moves, whatever the numbers say",
+        ),
+        pytest.param(
+            [sight("a", "pending")],
+            SILENT,
+            "CanarySilent",
+            "False",
+            "True",
+            "0 of 1 node current, 1 yet to answer; canary a has not answered",
+            id="and it was the only one",
+        ),
+        pytest.param(
+            [sight("a"), sight("b", "updating"), *others(1)],
+            Verdict("Halted", reason="TooManyFailures", message="too many"),
+            "TooManyFailures",
+            "True",
+            "False",
+            "1 of 3 nodes current, 1 on trial, 1 waiting for their turn; too many",
+            id="halted while some are on their way",
+        ),
+        pytest.param(
+            [sight("a"), *others(2)],
+            Verdict("Paused"),
+            "Paused",
+            "False",
+            "False",
+            "1 of 3 nodes current, 2 waiting for their turn; nothing more is released while rollout.paused is true",
+            id="paused",
+        ),
+        pytest.param(
+            [sight("a")], Verdict("Paused"), "AllNodesCurrent", "False", "False", "1 of 1 node as the policy says"
+        ),
+        pytest.param(
+            [sight("a"), *others(2, absent=True)],
+            Verdict("Done", is_good=True),
+            "AllNodesCurrent",
+            "False",
+            "False",
+            "1 of 3 nodes as the policy says; 2 not Ready or without a working agent, to be given it when back",
+            id="some are away",
+        ),
+        pytest.param(
+            [sight("a", "unknown", None), *others(1, absent=True)],
+            Verdict("Done"),
+            "NodesUnknown",
+            "False",
+            "False",
+            "nobody can speak for any of 2 nodes: 1 not heard for 15 minutes, 1 not Ready or without a working agent",
+            id="all are away",
+        ),
+    ],
+)
+def test_a_rollout_in_words(
+    sights: list[Sight], verdict: Verdict | None, ready: str, reconciling: str, stalled: str, message: str
+) -> None:
+    """Somebody at 3 a.m. reads where it stands, what is waited for, and whether anybody must act."""
+    status = summary_of(policy(), sights, NOW, Around(verdict=verdict))
+    told = verdicts(status)
+    assert (condition(status, "Ready").reason, told["Reconciling"], told["Stalled"]) == (ready, reconciling, stalled)
+    assert condition(status, "Ready").message == message
+    if stalled == "True":
+        assert verdict
+        assert (condition(status, "Stalled").reason, condition(status, "Stalled").message) == (
+            verdict.reason,
+            verdict.message,
+        )
+
+
+@pytest.mark.parametrize(
+    ("verdict", "reason", "more"),
+    [
+        (Verdict("Waves"), "Progressing", ""),
+        (Verdict("Paused"), "Paused", "; nothing more is released while rollout.paused is true"),
+    ],
+)
+def test_nodes_that_still_have_it(verdict: Verdict, reason: str, more: str) -> None:
+    """A selector that means fewer nodes than before is not done while the others have not let go."""
+    ready = condition(summary_of(policy(), [sight("a")], NOW, Around(verdict=verdict, leaving=3)), "Ready")
+    assert (ready.status, ready.reason) == ("False", reason)
+    assert ready.message == f"1 of 1 node current, 3 still to give it up{more}"
+
+
+def test_nodes_that_are_away_degrade() -> None:
+    """They are no failure, and named all the same."""
+    status = summary_of(policy(), [sight("a"), *others(2, absent=True)], NOW, Around(verdict=Verdict("Done")))
+    degraded = condition(status, "Degraded")
+    assert (degraded.status, degraded.reason) == ("True", "NodesAway")
+    assert degraded.message == "of 3 nodes: 2 not Ready or without a working agent"
+
+
+def test_both_sides_of_a_tie_are_told() -> None:
+    """Neither asked to win: the loser reads why it lost, the winner that it did win, and what to write."""
+    tie = Conflict("q", "table.size", "p", tied=True)
+    won = condition(summary_of(policy(), [sight("a", conflicts=(tie,))], NOW, Around()), "Conflicted")
+    assert (won.status, won.reason) == ("True", "SamePriority")
+    assert won.message == (
+        "table.size is decided here on a, and policy q of the same priority asks for another value; give one of them"
+        " a higher priority"
+    )
+    lost = replace(tie, loser="p", winner="q")
+    told = condition(summary_of(policy(), [sight("a", conflicts=(lost,))], NOW, Around()), "Conflicted")
+    assert told.reason == "OtherPolicyWins"
+    assert told.message == ("table.size is decided by policy q (of the same priority, and older or first by name) on a")
+
+
+def test_what_an_observe_policy_would_do() -> None:
+    """The nodes' previews as one sentence; the revision it is of is in the status."""
+    preview = Preview.model_validate({"changes": [{"setting": "x", "from": "1", "to": "2"}]})
+    status = summary_of(policy(mode="Observe"), [sight("a", preview=preview)], NOW, Around(revision="r1"))
+    assert condition(status, "Ready").message == "1 of 1 node would change x (1 -> 2 on a)"
+    assert status.revision == "r1"
+    assert status.preview is not None
+    assert summary_of(policy(), [sight("a", preview=preview)], NOW, Around()).preview is None
 
 
 def test_warnings_are_told_beside_success() -> None:
