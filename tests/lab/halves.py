@@ -3,8 +3,8 @@
 The limit and the hash table of conntrack are one for all network namespaces of a machine. So there are three kinds:
 
 - BESIDE, by folder: unit tests and what happens between API objects. They touch no conntrack at all.
-- MACHINE, by the mark `tunes_this_machine`: they tune it, fill its table or look at all of it. Only tests of the first
-  kind may run meanwhile.
+- MACHINE, by a fixture `host` or the mark `tunes_this_machine`: they tune it, fill its table or look at all of it. Only
+  tests of the first kind may run meanwhile.
 - NAMESPACES, all others: in network namespaces of their own, where sizes cannot be written. Two can run at a time.
 
 In every run, also of everything in one process, a test that does what its kind may not do fails and says so. Where two
@@ -37,7 +37,8 @@ def kind_of(item: pytest.Item) -> Kind:
     """Return the kind of a test."""
     if any(item.path.is_relative_to(ROOT / folder) for folder in FOLDERS_BESIDE):
         return Kind.BESIDE
-    return Kind.MACHINE if item.get_closest_marker(MARK) else Kind.NAMESPACES
+    tunes = item.get_closest_marker(MARK) or "host" in getattr(item, "fixturenames", ())
+    return Kind.MACHINE if tunes else Kind.NAMESPACES
 
 
 _at_work: tuple[Kind, str] | None = None
