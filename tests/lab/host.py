@@ -69,9 +69,10 @@ class Host(Namespace):
     def __enter__(self) -> Self:
         """Take the lock, waiting for whoever has it, and note how the machine is."""
         may_tune_the_machine()
+        # In this order: a test of this run that holds its turn may take the machine's lock too.
+        self._turn = Turn(alone=True)
         self._lock = LOCK.open("a")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self._turn = Turn(alone=True)
         if NOTED.exists():
             self.originals = json.loads(NOTED.read_text())
             self._put_back()
@@ -88,8 +89,8 @@ class Host(Namespace):
         try:
             self._put_back()
         finally:
-            self._turn.end()
             self._lock.close()
+            self._turn.end()
 
     def _put_back(self) -> None:
         if self.table() is not None:
