@@ -1,6 +1,6 @@
 # Every target gets what it needs first (.ci/setup): Debian packages when root, and the Python environment in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench crds lock clean
+.PHONY: help setup demo test check bench crds chart lock clean
 BIN := .venv/bin
 
 help: ## Show the targets
@@ -24,6 +24,9 @@ bench: setup ## Print the measurements: memory, time from spec to kernel, CPU of
 
 crds: setup ## Write crds/ from the models
 	@$(BIN)/conntrack-operator crds --directory crds
+
+chart: crds ## Write what is generated around the chart: README's table, its CRDs, manifests/install.yaml
+	@$(BIN)/python -m tests.lab.chart
 
 lock: setup ## Renew the lock files
 	@.ci/lock

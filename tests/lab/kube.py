@@ -4,7 +4,7 @@ Owns where it lies (`~/.cache/conntrack-operator/kube-<key>`, the key being a ha
 the Go version), which Go builds it, and the lock that keeps two runs from building at once. `KUBEBUILDER_ASSETS`, a
 folder with programs as envtest lays it out, comes first where it holds the program asked for.
 
-`python -m tests.lab.kube` builds it, or says where it lies.
+`python -m tests.lab.kube` builds it, or says where it lies. tests/lab/helm.py has helm built in the same way.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 SOURCES = Path(__file__).parents[1] / "control_plane" / "kube"
@@ -31,6 +32,23 @@ BUILD = ("build", "-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {_VERSION_
 REPORT_SECONDS = 15
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is built: a Go module of ours, by a build line."""
+
+    name: str
+    folder: Path
+    build: tuple[str, ...]
+    package: str
+    what: str
+    """The same for people, with how long it takes."""
+
+
+KUBE = Source(
+    "kube", SOURCES, BUILD, ".", f"the test control plane (Kubernetes {VERSION}) once, 7 to 10 minutes on two cores"
+)
 
 
 def command(program: str, say: Say) -> list[str]:
@@ -49,20 +67,20 @@ def kubectl() -> str:
     return str(Path(sys.executable).with_name("kubectl"))
 
 
-def binary(say: Say) -> Path:
-    """Return the test binary of these sources, built now if it is not there: 7 to 10 minutes on two cores."""
+def binary(say: Say, source: Source = KUBE) -> Path:
+    """Return the program of these sources, built now if it is not there."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conntrack-operator"
     go = shutil.which("go")
     version = _version_of(go) if go else None
-    if version is None or version < _needed():
+    if version is None or version < _needed(source):
         go, version = None, _packaged()
-    path = folder / f"kube-{_key(version)}"
+    path = folder / f"{source.name}-{_key(version, source)}"
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / "build.lock", say):
         if not path.exists():  # another run may have built it while this one waited
-            _build(go or _installed_go(say), path, say)
+            _build(go or _installed_go(say), path, say, source)
     return path
 
 
@@ -72,9 +90,9 @@ def _version_of(go: str) -> tuple[int, ...] | None:
     return tuple(int(part or 0) for part in match.groups()) if match else None
 
 
-def _needed() -> tuple[int, ...]:
-    match = re.search(r"^go ([\d.]+)$", (SOURCES / "go.mod").read_text(), re.MULTILINE)
-    assert match, f"{SOURCES}/go.mod names no Go version"
+def _needed(source: Source) -> tuple[int, ...]:
+    match = re.search(r"^go ([\d.]+)$", (source.folder / "go.mod").read_text(), re.MULTILINE)
+    assert match, f"{source.folder}/go.mod names no Go version"
     return tuple(int(part) for part in match[1].split("."))
 
 
@@ -84,10 +102,11 @@ def _packaged() -> tuple[int, ...]:
     return tuple(int(part) for part in match[1].split("."))
 
 
-def _key(version: tuple[int, ...]) -> str:
-    digest = hashlib.sha256(repr((version, BUILD, platform.machine())).encode())
+def _key(version: tuple[int, ...], source: Source) -> str:
+    digest = hashlib.sha256(repr((version, source.build, platform.machine())).encode())
     for name in ("go.mod", "go.sum", "main.go"):
-        digest.update((SOURCES / name).read_bytes())
+        if (source.folder / name).exists():
+            digest.update((source.folder / name).read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -110,20 +129,20 @@ def _locked(path: Path, say: Say) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("another run is building the test control plane: waiting for it")
+            say("another run is building: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _build(go: str, path: Path, say: Say) -> None:
-    say(f"building the test control plane (Kubernetes {VERSION}) once, 7 to 10 minutes on two cores; kept as {path}")
+def _build(go: str, path: Path, say: Say, source: Source) -> None:
+    say(f"building {source.what}; kept as {path}")
     began = reported = time.monotonic()
     unfinished = path.with_suffix(f".{os.getpid()}")
     log: list[str] = []
     compiled = 0
     with subprocess.Popen(
-        [go, *BUILD, "-v", "-o", str(unfinished), "."],
-        cwd=SOURCES, env=_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [go, *source.build, "-v", "-o", str(unfinished), source.package],
+        cwd=source.folder, env=_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
         assert process.stdout
         for line in process.stdout:
@@ -134,7 +153,7 @@ def _build(go: str, path: Path, say: Say) -> None:
                 say(f"  {int(reported - began)} s: {compiled} packages compiled")
     if process.returncode != 0:
         unfinished.unlink(missing_ok=True)
-        raise RuntimeError(f"go build of {SOURCES} failed:\n{''.join(log[-30:])}")
+        raise RuntimeError(f"go build of {source.folder} failed:\n{''.join(log[-30:])}")
     unfinished.rename(path)
     say(f"built in {int(time.monotonic() - began)} s")
 

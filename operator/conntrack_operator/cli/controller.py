@@ -24,12 +24,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--agent-image", default=IMAGE, metavar="IMAGE", help="the agents' container image (default: %(default)s)"
     )
+    parser.add_argument(
+        "--agent-config",
+        metavar="FILE",
+        help="how the agents' pods are made: an AgentConfig in YAML or JSON, read at the start (default: as built)",
+    )
     parser.add_argument("--metrics-address", metavar="HOST:PORT", help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the controller; it ends the process itself."""
     refuse_metrics(arguments.metrics_address)
-    from conntrack_operator.controller import run as controller  # noqa: PLC0415 - kopf takes a second to import
+    # pydantic and kopf take a second to import: after the arguments are judged.
+    from conntrack_operator.model.agent_config import AgentConfig  # noqa: PLC0415
 
-    return controller.run(arguments.kubeconfig, arguments.namespace, arguments.agent_image)
+    from .reading import agent_config_in  # noqa: PLC0415
+
+    config = agent_config_in(arguments.agent_config) if arguments.agent_config else AgentConfig()
+    from conntrack_operator.controller import run as controller  # noqa: PLC0415
+
+    return controller.run(arguments.kubeconfig, arguments.namespace, arguments.agent_image, config)

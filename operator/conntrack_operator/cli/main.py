@@ -26,6 +26,8 @@ COMMANDS = {
     "status": "how full the table is, and what it threw away",
     "top": "who fills the table",
     "doctor": "why the table is full, and what to do about it",
+    "check": "whether the operator in a cluster answers: a policy that means no node, judged and deleted again",
+    "uninstall": "give every node back, in waves, and remove what the operator made in a cluster",
     "crds": "print the CustomResourceDefinitions",
     "demo": "the story in one minute, in network namespaces, no cluster",
 }

@@ -18,11 +18,12 @@ from conntrack_operator.decide.hashing import hash_of
 from conntrack_operator.decide.holding import attempt_of
 from conntrack_operator.decide.merge import Merge, merged
 from conntrack_operator.errors import Invalid, Problem
+from conntrack_operator.model.agent_config import AgentConfig
 from conntrack_operator.model.catalogue import PREFIX
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.node import NodeSpec
 from conntrack_operator.model.policy import ConntrackPolicy
-from conntrack_operator.model.reading import policy_from
+from conntrack_operator.model.reading import object_from, policy_from
 
 LARGEST_BYTES = 1 << 20
 """Of a file; an object in a cluster cannot be larger either."""
@@ -108,6 +109,17 @@ def node_spec_in(path: Path) -> NodeSpec:
         settings=enforced.settings,
         preview=merged(policies).settings if len(enforcing) < len(policies) else None,
     )
+
+
+def agent_config_in(file: str) -> AgentConfig:
+    """Return how the agents are to be made, from the AgentConfig in `file`. Raises as `policies_in` does."""
+    documents = _documents(_text(file, file), file)
+    if len(documents) != 1:
+        raise Invalid(Problem(file, f"it holds {len(documents)} documents; write one AgentConfig into it"))
+    try:
+        return object_from(documents[0], AgentConfig)
+    except Invalid as error:
+        raise Invalid(*(Problem(file, str(problem)) for problem in error.problems)) from None
 
 
 def facts_in(file: str) -> Facts:

@@ -24,9 +24,10 @@ from conntrack_operator.cluster.objects import (
 from conntrack_operator.decide.agent_trouble import trouble_of_pods, trouble_of_set
 from conntrack_operator.decide.standing import time_in
 from conntrack_operator.errors import Refused, Retry
+from conntrack_operator.model.agent_config import AgentConfig
 
 from .agent_pods import AgentPods
-from .daemonset import MANAGED_BY, NAME, agent_documents
+from .daemonset import AS_BUILT, MANAGED_BY, NAME, agent_documents
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Agents:
     namespace: str
     image: str
     pods: AgentPods
+    config: AgentConfig = AS_BUILT
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     trouble: str = ""
@@ -129,7 +131,7 @@ class Agents:
     def _apply(self, annotations: dict[str, str] | None = None) -> dict[str, Any]:
         """Apply all that the agents are made of, and return the DaemonSet, the last of it."""
         stored: dict[str, Any] = {}
-        for document in agent_documents(self.namespace, self.image):
+        for document in agent_documents(self.namespace, self.image, self.config):
             kind = BY_KIND[document["kind"]]
             if kind is DAEMON_SETS and annotations:
                 document["metadata"]["annotations"] = annotations
@@ -171,14 +173,19 @@ class Agents:
         return not self.objects.list(POLICIES).items and not self.objects.list(NODE_CONNTRACKS).items
 
     def _remove(self) -> None:
-        for document in reversed(agent_documents(self.namespace, self.image)):
-            kind, name = BY_KIND[document["kind"]], document["metadata"]["name"]
-            namespace = self.namespace if kind.namespaced else ""
-            found = self.objects.get(kind, name, namespace)
-            labels = (found or {}).get("metadata", {}).get("labels") or {}
-            if found is not None and labels.get("app.kubernetes.io/managed-by") == MANAGED_BY:
-                self.objects.delete(kind, name, namespace, uid=found["metadata"]["uid"])
-                log.info("removed %s %s", kind.kind, name)
+        remove_agents(self.objects, self.namespace)
+
+
+def remove_agents(objects: Objects, namespace: str) -> None:
+    """Delete what the agents are made of, the DaemonSet first, as far as it is ours. Raises Retry or Refused."""
+    for document in reversed(agent_documents(namespace, "")):
+        kind, name = BY_KIND[document["kind"]], document["metadata"]["name"]
+        place = namespace if kind.namespaced else ""
+        found = objects.get(kind, name, place)
+        labels = (found or {}).get("metadata", {}).get("labels") or {}
+        if found is not None and labels.get("app.kubernetes.io/managed-by") == MANAGED_BY:
+            objects.delete(kind, name, place, uid=found["metadata"]["uid"])
+            log.info("removed %s %s", kind.kind, name)
 
 
 def _version_of(daemon_set: dict[str, Any]) -> tuple[str, int]:

@@ -1,10 +1,13 @@
 """The agents: one DaemonSet and the rights its pods need, as constant documents.
 
 Nothing in them comes from a policy, so that editing a policy never restarts an agent, and an agent outlives the label
-its node was selected by. It runs on every Linux node; one without a NodeConntrack only measures.
+its node was selected by. It runs on every Linux node; one without a NodeConntrack only measures. What an installation
+may change about them is in model.agent_config.
 """
 
 from typing import Any
+
+from conntrack_operator.model.agent_config import AgentConfig
 
 NAME = "conntrack-operator-agent"
 MANAGED_BY = "conntrack-operator"
@@ -24,7 +27,13 @@ SELECTOR = {"app.kubernetes.io/name": "conntrack-operator", "app.kubernetes.io/c
 LABELS = {**SELECTOR, "app.kubernetes.io/managed-by": MANAGED_BY}
 
 
-def agent_documents(namespace: str, image: str) -> list[dict[str, Any]]:
+XTABLES_LOCK = "/run/xtables.lock"
+"""Shared by everybody on the node who runs iptables-legacy."""
+
+AS_BUILT = AgentConfig()
+
+
+def agent_documents(namespace: str, image: str, config: AgentConfig = AS_BUILT) -> list[dict[str, Any]]:
     """Return what the agents are made of, in the order it is to be created; deletion goes the other way."""
     return [
         {"kind": "ServiceAccount", "metadata": _metadata(namespace)},
@@ -35,7 +44,7 @@ def agent_documents(namespace: str, image: str) -> list[dict[str, Any]]:
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": NAME},
             "subjects": [{"kind": "ServiceAccount", "name": NAME, "namespace": namespace}],
         },
-        {"kind": "DaemonSet", "metadata": _metadata(namespace), "spec": _daemon_set_spec(image)},
+        {"kind": "DaemonSet", "metadata": _metadata(namespace), "spec": _daemon_set_spec(image, config)},
     ]
 
 
@@ -51,52 +60,90 @@ def _rules() -> list[dict[str, Any]]:
     ]
 
 
-def _daemon_set_spec(image: str) -> dict[str, Any]:
+def _daemon_set_spec(image: str, config: AgentConfig) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"labels": {**config.labels, **LABELS}}
+    if config.annotations:
+        metadata["annotations"] = dict(config.annotations)
     return {
         "selector": {"matchLabels": dict(SELECTOR)},
-        # A new image reaches all nodes soon, but a broken one does not: the first pods that are not ready hold it up.
-        "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "10%"}},
-        "template": {
-            "metadata": {"labels": dict(LABELS)},
-            "spec": {
-                "serviceAccountName": NAME,
-                "hostNetwork": True,
-                "dnsPolicy": "ClusterFirstWithHostNet",
-                "priorityClassName": "system-node-critical",
-                "nodeSelector": {"kubernetes.io/os": "linux"},
-                "tolerations": [{"operator": "Exists"}],
-                "terminationGracePeriodSeconds": 10,
-                "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-                "containers": [_container(image)],
-                "volumes": [
-                    {"name": "sysctls", "hostPath": {"path": HOST_SYSCTLS, "type": "Directory"}},
-                    {"name": "state", "hostPath": {"path": STATE, "type": "DirectoryOrCreate"}},
-                ],
-            },
-        },
+        "updateStrategy": _update_strategy(config),
+        "template": {"metadata": metadata, "spec": _pod(image, config)},
     }
 
 
-def _container(image: str) -> dict[str, Any]:
+def _update_strategy(config: AgentConfig) -> dict[str, Any]:
+    if config.update_strategy.type == "OnDelete":
+        return {"type": "OnDelete"}
+    # A new image reaches all nodes soon, but a broken one does not: the first pods that are not ready hold it up.
+    return {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": config.update_strategy.max_unavailable}}
+
+
+def _pod(image: str, config: AgentConfig) -> dict[str, Any]:
+    volumes = [
+        {"name": "sysctls", "hostPath": {"path": HOST_SYSCTLS, "type": "Directory"}},
+        {"name": "state", "hostPath": {"path": STATE, "type": "DirectoryOrCreate"}},
+    ]
+    if config.iptables_legacy:
+        volumes.append({"name": "xtables-lock", "hostPath": {"path": XTABLES_LOCK, "type": "FileOrCreate"}})
+    optional = {
+        "priorityClassName": config.priority_class_name,
+        "affinity": config.affinity,
+        "tolerations": config.tolerations,
+        "imagePullSecrets": [secret.document() for secret in config.image_pull_secrets],
+    }
     return {
+        "serviceAccountName": NAME,
+        "hostNetwork": True,
+        "dnsPolicy": "ClusterFirstWithHostNet",
+        "nodeSelector": {**config.node_selector, "kubernetes.io/os": "linux"},
+        "terminationGracePeriodSeconds": 10,
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [_container(image, config)],
+        "volumes": volumes,
+        **{field: value for field, value in optional.items() if value},
+    }
+
+
+def _container(image: str, config: AgentConfig) -> dict[str, Any]:
+    args = ["agent", "--proc-root", PROC_ROOT, "--state-dir", STATE, "--top-talkers", str(config.top_talkers)]
+    mounts = [{"name": "sysctls", "mountPath": f"{PROC_ROOT}/sys/net"}, {"name": "state", "mountPath": STATE}]
+    if config.iptables_legacy:
+        mounts.append({"name": "xtables-lock", "mountPath": XTABLES_LOCK})
+    container: dict[str, Any] = {
         "name": CONTAINER,
         "image": image,
         # Its last words, should it end by itself, are then seen in its pod, and told by the policies.
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "args": ["agent", "--proc-root", PROC_ROOT, "--state-dir", STATE],
+        "args": args,
         "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
-        "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
-        "securityContext": {
-            # uid 0 owns the sysctl files; of all of root's capabilities only NET_ADMIN is left, for netlink and nft.
-            "runAsUser": 0,
-            "runAsGroup": 0,
-            "privileged": False,
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
-        },
-        "volumeMounts": [
-            {"name": "sysctls", "mountPath": f"{PROC_ROOT}/sys/net"},
-            {"name": "state", "mountPath": STATE},
-        ],
+        "resources": dict(config.resources),
+        "securityContext": _rights(config),
+        "volumeMounts": mounts,
     }
+    if config.image_pull_policy:
+        container["imagePullPolicy"] = config.image_pull_policy
+    if config.metrics_port:
+        args += ["--metrics-address", f":{config.metrics_port}"]
+        # No liveness probe: an agent that hangs is worth more than one that is ended in the middle of a trial.
+        container["ports"] = [{"name": "metrics", "containerPort": config.metrics_port}]
+        container["readinessProbe"] = {"httpGet": {"path": "/readyz", "port": "metrics"}, "periodSeconds": 10}
+    return container
+
+
+def _rights(config: AgentConfig) -> dict[str, Any]:
+    # uid 0 owns the sysctl files; of all of root's capabilities only NET_ADMIN is left, for netlink and nft.
+    added = ["NET_ADMIN", *["NET_RAW"] * config.iptables_legacy, *["SYSLOG"] * config.kernel_log]
+    rights: dict[str, Any] = {
+        "runAsUser": 0,
+        "runAsGroup": 0,
+        "privileged": config.privileged,
+        # The API server refuses the two together.
+        "allowPrivilegeEscalation": config.privileged,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"], "add": added},
+    }
+    if config.privileged:
+        del rights["capabilities"]  # it has all of them
+    if config.se_linux_options:
+        rights["seLinuxOptions"] = dict(config.se_linux_options)
+    return rights

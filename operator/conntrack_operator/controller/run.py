@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from conntrack_operator.cluster.connection import Connection
 from conntrack_operator.cluster.objects import Objects
+from conntrack_operator.model.agent_config import AgentConfig
 
 from .agents import Agents
 from .book import Book
@@ -31,7 +32,7 @@ ANSWER_SECONDS = 2.0
 """How long writes that are on their way may take then. If one takes longer, the lease is not given up but runs out."""
 
 
-def run(kubeconfig: str | None, namespace: str, agent_image: str) -> NoReturn:
+def run(kubeconfig: str | None, namespace: str, agent_image: str, config: AgentConfig) -> NoReturn:
     """Run until SIGTERM or SIGINT, and end the process with 0; with 1 when it led and does not lead any more.
 
     Raises Unsupported when no API server is configured. Ending changes nothing on any node.
@@ -42,7 +43,7 @@ def run(kubeconfig: str | None, namespace: str, agent_image: str) -> NoReturn:
         signal.signal(number, lambda *_: stop.set())
     leadership = Leadership(leases(kubeconfig), namespace, identity())
     if leadership.win(stop):
-        work = _work(kubeconfig, namespace, agent_image, leadership.fence)
+        work = _work(kubeconfig, namespace, agent_image, config, leadership.fence)
         work.begin()
         if why := leadership.keep(stop):
             log.error("%s", why)
@@ -53,13 +54,13 @@ def run(kubeconfig: str | None, namespace: str, agent_image: str) -> NoReturn:
     _end(0)
 
 
-def _work(kubeconfig: str | None, namespace: str, agent_image: str, fence: Fence) -> Work:
+def _work(kubeconfig: str | None, namespace: str, agent_image: str, config: AgentConfig, fence: Fence) -> Work:
     objects = Objects(Connection(kubeconfig, fence))
     queue: WorkQueue[Key] = WorkQueue()
     store = Store(namespace)
     rollouts = Rollouts(store, queue, Book(objects, namespace), Guard(objects, namespace))
     store.kept = rollouts.book.contents
-    agents = Agents(objects, namespace, agent_image, store.agent_pods)
+    agents = Agents(objects, namespace, agent_image, store.agent_pods, config)
     reconciler = Reconciler(objects, store, queue, agents, rollouts, Telling(objects))
     return Work(kubeconfig, store, queue, reconciler)
 

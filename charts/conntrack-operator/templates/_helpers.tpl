@@ -1,0 +1,66 @@
+{{- define "conntrack.image" -}}
+{{- $tag := .Values.image.tag | default .Chart.AppVersion -}}
+{{- if hasPrefix "@" $tag -}}
+{{ .Values.image.repository }}{{ $tag }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ $tag }}
+{{- end -}}
+{{- end }}
+
+{{- define "conntrack.labels" -}}
+app.kubernetes.io/name: conntrack-operator
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{- define "conntrack.controllerSelector" -}}
+app.kubernetes.io/name: conntrack-operator
+app.kubernetes.io/component: controller
+{{- end }}
+
+{{- define "conntrack.restrictedPod" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "conntrack.restrictedContainer" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{/* What the controller reads with --agent-config. */}}
+{{- define "conntrack.agentConfig" -}}
+{{- $config := dict "apiVersion" "conntrack-operator.io/v1alpha1" "kind" "AgentConfig" -}}
+{{- $config = merge $config .Values.agent -}}
+{{- $_ := set $config "imagePullPolicy" .Values.image.pullPolicy -}}
+{{- $_ := set $config "imagePullSecrets" .Values.image.pullSecrets -}}
+{{- if .Values.metrics.enabled -}}
+{{- $_ := set $config "metricsPort" .Values.metrics.agentPort -}}
+{{- end -}}
+{{- toYaml $config -}}
+{{- end }}
+
+{{/* The pod of the test and of the removal, but for its account and its arguments, which follow. */}}
+{{- define "conntrack.shortPod" -}}
+{{- with .root.Values.image.pullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+nodeSelector: {{- merge (dict "kubernetes.io/os" "linux") .root.Values.controller.nodeSelector | toYaml | nindent 2 }}
+{{- with .root.Values.controller.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext: {{- include "conntrack.restrictedPod" .root | nindent 2 }}
+containers:
+  - name: {{ .name }}
+    image: {{ include "conntrack.image" .root }}
+    imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+    terminationMessagePolicy: FallbackToLogsOnError
+    resources: {requests: {cpu: 10m, memory: 64Mi}, limits: {memory: 256Mi}}
+    securityContext: {{- include "conntrack.restrictedContainer" .root | nindent 6 }}
+{{- end }}

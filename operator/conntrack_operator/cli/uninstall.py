@@ -1,0 +1,48 @@
+"""The `uninstall` command: the way out of a cluster, in order. The chart runs it before it removes the controller."""
+
+import argparse
+
+from .arguments import whole_number
+from .controller import NAMESPACE
+
+LIMIT_SECONDS = 600
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument(
+        "--kubeconfig", metavar="FILE", help="the cluster (default: the pod's service account, else $KUBECONFIG)"
+    )
+    parser.add_argument(
+        "--namespace", default=NAMESPACE, metavar="NS", help="where the operator runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=whole_number(0, 86400),
+        default=LIMIT_SECONDS,
+        metavar="SECONDS",
+        help="how long nodes may take to be restored; those that have not answered then are named and skipped"
+        " (default: %(default)s)",
+    )
+    parser.epilog = (
+        "Deletes every ConntrackPolicy, waits until the running controller has restored every\n"
+        "node, and removes the agents. A node that is skipped keeps what it was given; there,\n"
+        "conntrack-operator restore puts it back. The CRDs stay."
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Remove it all. Returns 0 also when nodes were skipped: they must not hold up the removal of the rest."""
+    from conntrack_operator.cluster.connection import Connection  # noqa: PLC0415 - after the arguments are judged
+    from conntrack_operator.cluster.objects import Objects  # noqa: PLC0415
+    from conntrack_operator.controller.removal import Removal  # noqa: PLC0415
+
+    def say(sentence: str) -> None:
+        print(sentence, flush=True)
+
+    removal = Removal(Objects(Connection(arguments.kubeconfig)), arguments.namespace, say)
+    skipped = removal.run(arguments.timeout)
+    for node in skipped:
+        say(f"skipped {node}: not restored within {arguments.timeout} s; run conntrack-operator restore on it")
+    say(f"removed; {len(skipped)} nodes were skipped" if skipped else "removed; every node was restored")
+    return 0
