@@ -64,3 +64,24 @@ containers:
     resources: {requests: {cpu: 10m, memory: 64Mi}, limits: {memory: 256Mi}}
     securityContext: {{- include "conntrack.restrictedContainer" .root | nindent 6 }}
 {{- end }}
+
+{{- define "conntrack.hook" -}}
+annotations:
+  helm.sh/hook: pre-delete
+  helm.sh/hook-weight: {{ .weight | quote }}
+  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+  argocd.argoproj.io/hook: PreDelete
+  argocd.argoproj.io/sync-wave: {{ .weight | quote }}
+  argocd.argoproj.io/hook-delete-policy: BeforeHookCreation,HookSucceeded
+labels: {{- include "conntrack.labels" .root | nindent 2 }}
+  app.kubernetes.io/component: uninstall
+{{- end }}
+
+{{- define "conntrack.test" -}}
+annotations:
+  helm.sh/hook: test
+  helm.sh/hook-weight: {{ .weight | quote }}
+  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+labels: {{- include "conntrack.labels" .root | nindent 2 }}
+  app.kubernetes.io/component: check
+{{- end }}

@@ -6,7 +6,7 @@ taken as it stands: the API server judges it, as it would in a DaemonSet written
 
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from .base import API_VERSION, Model
 from .rules import Rule
@@ -64,13 +64,13 @@ class AgentConfig(Model):
     """How many of the busiest addresses, ports and states a node reports; 0 for none: addresses are personal data."""
     metrics_port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = None
     """The port on the node where the agent serves metrics and answers probes; absent, it does neither."""
-    iptables_legacy: bool = False
+    iptables_legacy: StrictBool = False
     """Give NET_RAW and the xtables lock, which iptables-legacy needs (NET_ADMIN alone is refused: tried)."""
-    kernel_log: bool = False
+    kernel_log: StrictBool = False
     """Give SYSLOG, so that doctor can read the kernel's log."""
     se_linux_options: dict[str, str] = {}
     """A container's seLinuxOptions, where SELinux keeps it from the host's sysctls."""
-    privileged: bool = False
+    privileged: StrictBool = False
     """Run privileged, for what NET_ADMIN does not allow: unloading modules."""
 
     api_rules: ClassVar[tuple[Rule, ...]] = (
