@@ -1,0 +1,218 @@
+"""The chart as it is written: linted, its values judged, rendered, and every object taken by a real API server."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.lab import chart
+from tests.lab.cluster import Cluster
+from tests.lab.helm import CHART, ROOT, Helm
+
+from conntrack_operator.cli.reading import agent_config_in
+from conntrack_operator.controller.daemonset import agent_documents
+from conntrack_operator.model.agent_config import AgentConfig
+
+EVERY_SWITCH = (
+    "--set=agent.iptablesLegacy=true", "--set=agent.kernelLog=true", "--set=agent.privileged=true",
+    "--set=agent.seLinuxOptions.type=spc_t", "--set=networkPolicy.enabled=true", "--set=metrics.enabled=true",
+    "--set=metrics.dashboard.enabled=true", "--set=image.pullSecrets[0].name=registry", "--set=agent.labels.team=net",
+    "--set=agent.annotations.note=x", "--set=controller.labels.team=net", "--set=agent.updateStrategy.type=OnDelete",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def helm(helm_program: Path, tmp_path_factory: pytest.TempPathFactory) -> Helm:
+    """Give helm without a cluster."""
+    return Helm(helm_program, tmp_path_factory.mktemp("helm"))
+
+
+def rendered(helm: Helm, *arguments: str) -> list[dict[str, Any]]:
+    """Return the objects of the chart."""
+    return [document for document in yaml.safe_load_all(helm.template(*arguments)) if document]
+
+
+def one(documents: list[dict[str, Any]], kind: str, name: str = "conntrack-operator") -> dict[str, Any]:
+    """Return the one object of this kind and name."""
+    found = [each for each in documents if (each["kind"], each["metadata"]["name"]) == (kind, name)]
+    assert len(found) == 1, f"{kind} {name}: {len(found)}"
+    return found[0]
+
+
+def test_lint(helm: Helm) -> None:
+    """Helm itself finds nothing to object to, as it is and with every switch on."""
+    helm("lint", "--strict", str(CHART))
+    helm("lint", "--strict", str(CHART), *EVERY_SWITCH)
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("image.repositry=x", "repositry"),
+        ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
+        ("controller.replicas=0", "/controller/replicas"),
+        ("agent.topTalkers=21", "/agent/topTalkers"),
+        ("agent.privileged=maybe", "/agent/privileged"),
+        ("agent.updateStrategy.maxUnavailable=0%", "/agent/updateStrategy/maxUnavailable"),
+        ("agent.updateStrategy.type=Recreate", "/agent/updateStrategy/type"),
+        ("agent.seLinuxOptions.typ=x", "typ"),
+        (r"agent.labels.app\.kubernetes\.io/name=x", "/agent/labels"),
+        ("uninstall.timeoutSeconds=-1", "/uninstall/timeoutSeconds"),
+        ("metrics.agentPort=70000", "/metrics/agentPort"),
+        ("metrics.podMonitor.interval=soon", "/metrics/podMonitor/interval"),
+        ("agents.privileged=true", "agents"),
+    ],
+)
+def test_a_wrong_value_is_named(helm: Helm, setting: str, named: str) -> None:
+    """Who mistypes a value learns which one before anything is installed."""
+    done = helm("template", "x", str(CHART), f"--set={setting}", check=False)
+    assert done.returncode != 0
+    assert re.search(re.escape(named).replace("/", "[/.]"), done.stderr), done.stderr
+
+
+def test_every_value_is_described_and_judged() -> None:
+    """Each value has its comment, and the schema knows the same values as the file."""
+    text = (CHART / "values.yaml").read_text()
+    described = dict(chart.described(text))
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def known(part: dict[str, Any], path: str = "") -> Iterator[str]:
+        for name, each in part.get("properties", {}).items():
+            where = f"{path}.{name}".lstrip(".")
+            if each.get("properties") and where not in described:
+                yield from known(each, where)
+            else:
+                yield where
+
+    assert set(known(schema)) - {"global"} == set(described)
+    assert len(described) > 40
+
+
+def test_the_readme_s_table_and_the_crds_are_in_step() -> None:
+    """What is generated without helm is as it would be generated now."""
+    assert chart.table() in (CHART / "README.md").read_text()
+    ours = {path.name: path.read_text() for path in (ROOT / "crds").glob("*.yaml")}
+    assert {path.name: path.read_text() for path in (CHART / "files" / "crds").glob("*")} == ours
+
+
+def test_the_manifest_is_in_step(helm: Helm) -> None:
+    """manifests/install.yaml is what the chart makes."""
+    assert (ROOT / "manifests" / "install.yaml").read_text() == chart.manifest(helm)
+
+
+def test_the_agents_config_is_the_controller_s(helm: Helm, tmp_path: Path) -> None:
+    """By default the chart's file says what is built in; each switch reaches the DaemonSet."""
+
+    def config(*arguments: str) -> AgentConfig:
+        text = one(rendered(helm, *arguments), "ConfigMap", "conntrack-operator-agent")["data"]["agent.yaml"]
+        (tmp_path / "agent.yaml").write_text(text)
+        return agent_config_in(str(tmp_path / "agent.yaml"))
+
+    plain = config("--set=metrics.enabled=false")
+    assert plain.model_copy(update={"image_pull_policy": None}) == AgentConfig()
+    spec = agent_documents("ns", "image", config(*EVERY_SWITCH))[-1]["spec"]
+    pod = spec["template"]["spec"]
+    container = pod["containers"][0]
+    assert spec["updateStrategy"] == {"type": "OnDelete"}
+    assert spec["template"]["metadata"]["labels"]["team"] == "net"
+    assert spec["template"]["metadata"]["annotations"] == {"note": "x"}
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    assert "/run/xtables.lock" in [volume["hostPath"]["path"] for volume in pod["volumes"]]
+    assert container["securityContext"]["privileged"]
+    assert container["securityContext"]["seLinuxOptions"] == {"type": "spc_t"}
+    assert container["imagePullPolicy"] == "IfNotPresent"
+    assert container["args"][-2:] == ["--metrics-address", ":9817"]
+    legacy = agent_documents("ns", "image", config("--set=agent.iptablesLegacy=true,agent.kernelLog=true"))[-1]
+    rights = legacy["spec"]["template"]["spec"]["containers"][0]["securityContext"]
+    assert rights["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW", "SYSLOG"]}
+
+
+def test_another_config_is_another_controller(helm: Helm) -> None:
+    """The file is read at the start: a change of it must replace the controller's pods."""
+
+    def template(*arguments: str) -> Any:
+        return one(rendered(helm, *arguments), "Deployment")["spec"]["template"]
+
+    assert template() == template()
+    assert template() != template("--set=agent.topTalkers=0")
+
+
+def test_crds_are_kept_unless_somebody_says_so(helm: Helm) -> None:
+    """A policy must not go because a chart was uninstalled."""
+
+    def kept(*arguments: str) -> list[bool]:
+        crds = [each for each in rendered(helm, *arguments) if each["kind"] == "CustomResourceDefinition"]
+        return ["helm.sh/resource-policy" in each["metadata"].get("annotations", {}) for each in crds]
+
+    assert kept() == [True, True]
+    assert kept("--set=crds.keep=false") == [False, False]
+    assert kept("--set=crds.install=false") == []
+
+
+def test_argo_cd_sees_the_removal_too(helm: Helm) -> None:
+    """The removal comes before everything else also where Argo CD applies the chart."""
+    job = one(rendered(helm), "Job", "conntrack-operator-uninstall")
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete"
+    assert job["metadata"]["annotations"]["argocd.argoproj.io/hook"] == "PreDelete"
+    left = [each["kind"] for each in rendered(helm, "--set=uninstall.deletePolicies=false")]
+    assert "Job" not in left
+
+
+def test_the_api_server_takes_it_all(helm: Helm, cluster: Cluster, crds: Path) -> None:
+    """Every object, every switch on, by a dry run on the server; a warning is an error."""
+    del crds
+    cluster.clear()
+    cluster.kubectl("create", "namespace", "conntrack-system")
+    # A pod is not taken without its account, which a dry run does not make.
+    cluster.kubectl("create", "serviceaccount", "conntrack-operator-check", "-n", "conntrack-system")
+    try:
+        for arguments in ((), EVERY_SWITCH):
+            documents = rendered(helm, *arguments)
+            done = cluster.kubectl(
+                "apply", "--dry-run=server", "--warnings-as-errors", "--server-side", "--force-conflicts", "-f", "-",
+                input=yaml.safe_dump_all(documents),
+            )  # fmt: skip
+            assert done.stdout.count("serverside-applied") == len(documents), done.stdout
+            assert "Warning" not in done.stderr
+        for name in ("install.yaml", "examples"):
+            cluster.kubectl(
+                "apply", "--dry-run=server", "--warnings-as-errors", "--server-side", "--force-conflicts",
+                "-f", str(ROOT / "manifests" / name),
+            )  # fmt: skip
+    finally:
+        cluster.clear()
+
+
+def test_the_controller_s_pod_is_restricted(helm: Helm, cluster: Cluster, crds: Path) -> None:
+    """Where Pod Security enforces its strictest level, the pods of controller, test and removal are still taken."""
+    del crds
+    cluster.clear()
+    cluster.kubectl("create", "namespace", "conntrack-system")
+    cluster.kubectl(
+        "label", "namespace", "conntrack-system",
+        "pod-security.kubernetes.io/enforce=restricted", "pod-security.kubernetes.io/warn=restricted",
+    )  # fmt: skip
+    try:
+        documents = rendered(helm)
+        templates = [
+            one(documents, "Deployment")["spec"]["template"]["spec"],
+            one(documents, "Job", "conntrack-operator-uninstall")["spec"]["template"]["spec"],
+            one(documents, "Pod", "conntrack-operator-check")["spec"],
+        ]
+        for spec in templates:
+            spec.pop("serviceAccountName")
+            spec["restartPolicy"] = "Never"
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "conntrack-system"}}
+            # The namespace's own account comes with the namespace, a moment later.
+            cluster.kubectl("get", "namespace", "conntrack-system")
+            cluster.controller_manager.wait_until(
+                lambda: cluster.get("serviceaccount", "default", "-n", "conntrack-system"), 60, "the account default"
+            )
+            cluster.kubectl(
+                "create", "--dry-run=server", "--warnings-as-errors", "-f", "-", input={**pod, "spec": spec}
+            )
+    finally:
+        cluster.clear()

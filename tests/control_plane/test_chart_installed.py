@@ -1,0 +1,360 @@
+"""The chart installed, used, upgraded, rolled back and uninstalled by Helm on a real API server of its own.
+
+No kubelet runs here: the controller, the test and the removal run as processes in the place of their pods, with the
+arguments, the file and the rights that the chart gives them, and nothing else.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.lab import cluster as lab
+from tests.lab.answering import Answering, answer_to, answering
+from tests.lab.cluster import Cluster
+from tests.lab.helm import CHART, Helm
+from tests.lab.programs import Program, wait_until
+
+from conntrack_operator.cluster.connection import Connection
+from conntrack_operator.errors import Refused
+
+NAMESPACE = "conntrack-system"
+RELEASE = "conntrack-operator"
+AGENT = "conntrack-operator-agent"
+VALUES = ("--set=image.repository=registry.example/conntrack-operator", "--set=metrics.enabled=false",
+          "--set=uninstall.timeoutSeconds=45")  # fmt: skip
+REFUSALS = ("forbidden", "Forbidden", "permission", "rights", "cannot ")
+"""What a controller's log holds that lacks a right."""
+
+
+class Installed:
+    """A cluster with the chart in it, and the programs that its pods would run."""
+
+    def __init__(self, cluster: Cluster, helm: Helm, folder: Path) -> None:
+        self.cluster, self.helm, self.folder = cluster, helm, folder
+        self.controller: Program | None = None
+
+    def document(self, kind: str, name: str) -> dict[str, Any]:
+        """Return an object of the operator's namespace."""
+        found = self.cluster.get(kind, name, "-n", NAMESPACE)
+        assert found, f"there is no {kind} {name}"
+        return found
+
+    def program(self, pod: dict[str, Any], name: str, *, config: str = "") -> Program:
+        """Return the one program of a pod: its arguments, with its account's token."""
+        token = self.cluster.token(pod["serviceAccountName"], NAMESPACE)
+        kubeconfig = self.cluster.kubeconfig_for(token, namespace=NAMESPACE)
+        arguments = list(pod["containers"][0]["args"])
+        if config:
+            (self.folder / "agent.yaml").write_text(config)
+            mount = "/etc/conntrack-operator"
+            arguments = [each.replace(mount, str(self.folder)) for each in arguments]
+        command = [sys.executable, "-m", "conntrack_operator", *arguments, f"--kubeconfig={kubeconfig}"]
+        return Program(name, command, self.folder / f"{name}.log")
+
+    def start_controller(self) -> None:
+        """End the controller, if one runs, and start the one that the Deployment describes now."""
+        self.stop_controller()
+        pod = self.document("deployment", "conntrack-operator")["spec"]["template"]["spec"]
+        config = self.document("configmap", AGENT)["data"]["agent.yaml"]
+        self.controller = self.program(pod, "controller", config=config)
+        self.controller.log.unlink(missing_ok=True)
+        self.controller.start()
+        self.controller.wait_until(self._has_begun, 60, "the controller has read everything")
+
+    def _has_begun(self) -> bool:
+        assert self.controller
+        return "everything is read" in self.controller.log.read_text()
+
+    def stop_controller(self) -> None:
+        """End the controller, as when its pod goes; what it was refused fails the test."""
+        if self.controller is not None:
+            self.controller.stop()
+            assert self.refused() == []
+
+    def refused(self) -> list[str]:
+        """Return the lines of the controller's log that speak of a right it lacks."""
+        assert self.controller
+        lines = self.controller.log.read_text().splitlines()
+        return [line for line in lines if any(word in line for word in REFUSALS)]
+
+    def apply(self, name: str, **spec: Any) -> None:
+        """Apply a policy for the nodes with role=web, which reaches all of them at once."""
+        fields = {
+            "mode": "Enforce", "nodeSelector": {"matchLabels": {"role": "web"}},
+            "rollout": {"canary": 0, "maxUnavailable": "100%"}, "table": {"size": {"maxEntries": 500_000}}, **spec,
+        }  # fmt: skip
+        document = {"apiVersion": "conntrack-operator.io/v1alpha1", "kind": "ConntrackPolicy", "spec": fields}
+        self.cluster.kubectl("apply", "-f", "-", input={**document, "metadata": {"name": name}})
+
+    def is_ready(self, policy: str) -> bool:
+        """Tell whether a policy is Ready in its present version."""
+        found = self.cluster.get("conntrackpolicy", policy) or {}
+        status = found.get("status") or {}
+        current = status.get("observedGeneration") == found.get("metadata", {}).get("generation")
+        return current and any(each["type"] == "Ready" and each["status"] == "True" for each in status["conditions"])
+
+    def daemon_set(self) -> dict[str, Any]:
+        """Return the agents' DaemonSet, empty when there is none."""
+        return self.cluster.get("daemonset", AGENT, "-n", NAMESPACE) or {}
+
+    def capabilities(self) -> list[str]:
+        """Return what the agents may do."""
+        container = self.daemon_set()["spec"]["template"]["spec"]["containers"][0]
+        return list(container["securityContext"]["capabilities"]["add"])
+
+
+@pytest.fixture(scope="module")
+def installed(helm_program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
+    """Give a cluster of its own with three nodes, two of them with role=web, and the chart installed."""
+    if reason := lab.missing():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("installed")
+    cluster = Cluster(folder, lambda line: print(line, file=sys.stderr))
+    try:
+        cluster.start()
+        for name, role in (("n1", "web"), ("n2", "web"), ("n3", "db")):
+            cluster.add_node(name, role=role)
+        made = Installed(cluster, Helm(helm_program, folder, cluster), folder)
+        made.helm("install", RELEASE, str(CHART), "-n", NAMESPACE, "--create-namespace", *VALUES)
+        cluster.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd", "--all")
+        made.start_controller()
+        yield made
+        if made.controller is not None:
+            made.controller.stop()
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def agents(installed: Installed) -> Iterator[Answering]:
+    """Have the agents of all nodes answer."""
+    with answering(installed.cluster, everything=True) as made:
+        yield made
+
+
+# The tests of this file are steps of one story, in this order; a cluster for each would cost ten seconds each.
+
+
+def test_the_rights_suffice(installed: Installed, agents: Answering) -> None:
+    """A policy goes out to its nodes, one with rules that follow pods and Services too, and nothing is refused."""
+    del agents
+    rule = {"name": "web", "side": "Server", "protocol": "TCP", "ports": [80]}
+    installed.apply("web", notrack={"rules": [rule]})
+    wait_until(lambda: installed.is_ready("web"), 90, "policy web is Ready")
+    events = installed.cluster.items("events", "-n", "default")
+    assert [each for each in events if each["reportingComponent"].startswith("conntrack-operator")]
+    assert installed.cluster.items("controllerrevisions", "-n", NAMESPACE)
+    assert installed.daemon_set()["spec"]["template"]["spec"]["tolerations"] == [{"operator": "Exists"}]
+    lease = installed.document("lease", "conntrack-operator-controller")
+    assert lease["spec"]["holderIdentity"]
+    assert installed.refused() == []
+
+
+def test_the_rights_are_no_more_than_that(installed: Installed) -> None:
+    """Of what its neighbours have, the controller may read no Secret and change nothing but what is its own."""
+    account = f"--as=system:serviceaccount:{NAMESPACE}:conntrack-operator"
+
+    def may(*arguments: str) -> bool:
+        return installed.cluster.kubectl("auth", "can-i", *arguments, account, check=False).returncode == 0
+
+    assert may("delete", f"daemonset/{AGENT}", "-n", NAMESPACE)
+    for refused in (
+        ("get", "secrets", "-A"), ("get", "configmaps", "-n", NAMESPACE), ("update", "nodes"), ("patch", "nodes"),
+        ("create", "pods", "-n", NAMESPACE), ("delete", "pods", "-n", NAMESPACE), ("create", "conntrackpolicies"),
+        ("patch", "conntrackpolicies"), ("delete", "conntrackpolicies"), ("create", "daemonsets", "-n", "default"),
+        ("delete", "daemonset/other", "-n", NAMESPACE), ("patch", "clusterrole/cluster-admin"),
+        ("patch", "clusterrolebinding/cluster-admin"), ("delete", "customresourcedefinitions"),
+        ("escalate", "clusterroles"), ("bind", "clusterroles"), ("impersonate", "users"),
+        ("list", "events", "-n", "kube-system"),
+        ("patch", "lease/other", "-n", NAMESPACE), ("create", "serviceaccounts/token", "-n", NAMESPACE),
+        ("get", "namespace/kube-system"), ("create", "tokenreviews"),
+    ):  # fmt: skip
+        assert not may(*refused), refused
+
+
+GROUP = "/apis/conntrack-operator.io/v1alpha1"
+NODES = f"{GROUP}/nodeconntracks"
+MERGE = "application/merge-patch+json"
+
+
+def tried(connection: Connection, method: str, path: str, body: Any = None, content_type: str = MERGE) -> str:
+    """Send one request and return what the API server refuses it with, empty when it obeys.
+
+    The request itself, not kubectl: that one reads before it writes, and would be refused that.
+    """
+    kind = content_type if method == "PATCH" else "application/json"
+    try:
+        assert connection.request(method, path, body=body, content_type=kind) is not None, f"{path} is not there"
+    except Refused as refusal:
+        return f"{refusal.reason}: {refusal}"
+    return ""
+
+
+def test_an_agent_writes_its_own_node_s_status_alone(installed: Installed) -> None:
+    """With the token of node n1's agent: its own status, and nothing else of anything, by any verb."""
+    cluster = installed.cluster
+    found = {node: cluster.get("nodeconntrack", node) or {} for node in ("n1", "n2")}
+    status = {"status": answer_to(found["n1"]["spec"])}
+    mine = Connection(str(cluster.kubeconfig_for(cluster.token(AGENT, NAMESPACE, node="n1"))))
+    unbound = Connection(str(cluster.kubeconfig_for(cluster.token(AGENT, NAMESPACE))))
+    own = "an agent may write the status of the node its token is bound to"
+    # It takes a few seconds to come into force.
+    wait_until(lambda: own in tried(unbound, "PATCH", f"{NODES}/n1/status", status), 60, "the policy is in force")
+    assert own in tried(unbound, "PATCH", f"{NODES}/n2/status", status)
+    assert tried(mine, "PATCH", f"{NODES}/n1/status", status) == ""
+    assert own in tried(mine, "PATCH", f"{NODES}/n2/status", status)
+    whole = {"apiVersion": "conntrack-operator.io/v1alpha1", "kind": "NodeConntrack", "metadata": {"name": "n2"}}
+    applied = f"{NODES}/n2/status?fieldManager=x&force=true"
+    assert own in tried(mine, "PATCH", applied, {**whole, **status}, "application/apply-patch+yaml")
+    # What it lives on, and nothing more.
+    assert tried(mine, "GET", NODES) == tried(mine, "GET", f"{NODES}/n1") == ""
+    # A status patch changes the status alone, whatever else is in it.
+    other = {"spec": {**found["n1"]["spec"], "mode": "Restore"}}
+    assert tried(mine, "PATCH", f"{NODES}/n1/status", {**status, **other}) == ""
+    assert (cluster.get("nodeconntrack", "n1") or {})["spec"]["mode"] == found["n1"]["spec"]["mode"]
+    labels = {"metadata": {"labels": {"a": "b"}}}
+    system = f"/api/v1/namespaces/{NAMESPACE}"
+    refused: list[tuple[Any, ...]] = [
+        (method, f"{NODES}/{node}{part}", body)
+        for node in found
+        for part in ("", "/status")
+        for method, body in (("PUT", found[node]), ("DELETE", None), ("PATCH", other), ("GET", None))
+        if (method, part) not in {("PATCH", "/status"), ("GET", "")} and (method, part) != ("DELETE", "/status")
+    ]
+    refused += [
+        ("POST", NODES, {**found["n1"], "metadata": {"name": "n9"}}),
+        ("DELETE", NODES),
+        ("PATCH", f"{NODES}/n1", labels),
+        *((method, f"{GROUP}/conntrackpolicies/web", other) for method in ("PATCH", "PUT", "DELETE")),
+        ("GET", f"{GROUP}/conntrackpolicies"),
+        ("GET", f"{GROUP}/conntrackpolicies/web"),
+        ("PATCH", f"{GROUP}/conntrackpolicies/web/status", {"status": {}}),
+        ("GET", "/api/v1/nodes/n1"),
+        ("PATCH", "/api/v1/nodes/n1", labels),
+        ("PATCH", "/api/v1/nodes/n1/status", labels),
+        *(("GET", f"/api/v1/{kind}") for kind in ("nodes", "pods", "services", "secrets", "configmaps", "events")),
+        *(("GET", f"{system}/{kind}") for kind in ("secrets", "configmaps", "serviceaccounts", "pods")),
+        ("POST", f"{system}/pods", {"metadata": {"name": "p"}, "spec": {"containers": []}}),
+        ("POST", f"{system}/serviceaccounts/{AGENT}/token", {"spec": {}}),
+        ("GET", f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"),
+        ("DELETE", f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/{AGENT}"),
+        ("PATCH", f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{AGENT}", {"rules": []}),
+    ]
+    for request in refused:
+        assert tried(mine, *request).startswith("Forbidden"), request
+
+
+def test_helm_test(installed: Installed) -> None:
+    """`helm test` passes when its pod's program does, which a controller that answers makes it do."""
+    command, env = installed.helm.command("test", RELEASE, "-n", NAMESPACE, "--timeout=120s")
+    testing = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        where = ("pod", "conntrack-operator-check", "-n", NAMESPACE)
+        wait_until(lambda: installed.cluster.get(*where), 60, "the test's pod is made")
+        check = installed.program((installed.cluster.get(*where) or {})["spec"], "check")
+        check.start()
+        assert check.process
+        assert check.process.wait(90) == 0, check.tail()
+        assert "the controller judged policy" in check.tail()
+        patch = json.dumps({"status": {"phase": "Succeeded"}})
+        installed.cluster.kubectl("patch", *where, "--subresource=status", "--type=merge", "-p", patch)
+        said, _ = testing.communicate(timeout=90)
+    finally:
+        testing.kill()
+        testing.wait()
+    assert testing.returncode == 0
+    assert "Succeeded" in said
+    assert [each["metadata"]["name"] for each in installed.cluster.items("conntrackpolicies")] == ["web"]
+    assert installed.cluster.get("clusterrole", "conntrack-operator-check") is None
+
+
+def test_upgrade_and_rollback(installed: Installed) -> None:
+    """Another pod for the agents, a newer CRD, and back: the DaemonSet follows, policies and nodes' specs stay."""
+    cluster = installed.cluster
+    before = {node: (cluster.get("nodeconntrack", node) or {})["spec"] for node in ("n1", "n2")}
+    newer = installed.folder / "newer"
+    subprocess.run(["cp", "-r", str(CHART), str(newer)], check=True)
+    path = newer / "files" / "crds" / "conntrack-operator.io_conntrackpolicies.yaml"
+    crd = yaml.safe_load(path.read_text())
+    crd["spec"]["names"]["shortNames"].append("newer")
+    path.write_text(yaml.safe_dump(crd))
+
+    def short_names() -> list[str]:
+        found = cluster.get("crd", "conntrackpolicies.conntrack-operator.io") or {}
+        return list(found["spec"]["names"]["shortNames"])
+
+    assert installed.capabilities() == ["NET_ADMIN"]
+    installed.helm("upgrade", RELEASE, str(newer), "-n", NAMESPACE, *VALUES, "--set=agent.kernelLog=true")
+    assert "newer" in short_names()
+    installed.start_controller()
+    wait_until(lambda: installed.capabilities() == ["NET_ADMIN", "SYSLOG"], 60, "the agents have SYSLOG")
+    installed.helm("rollback", RELEASE, "1", "-n", NAMESPACE)
+    assert "newer" not in short_names()
+    installed.start_controller()
+    wait_until(lambda: installed.capabilities() == ["NET_ADMIN"], 60, "the agents have it no more")
+    assert {node: (cluster.get("nodeconntrack", node) or {})["spec"] for node in ("n1", "n2")} == before
+    assert installed.is_ready("web")
+
+
+def test_uninstall(installed: Installed, agents: Answering) -> None:
+    """Every node is restored but the dead one, which is named; in the end only what is documented to stay is there."""
+    cluster = installed.cluster
+    agents.mute = frozenset({"n2"})
+    command, env = installed.helm.command("uninstall", RELEASE, "-n", NAMESPACE, "--timeout=200s")
+    began = time.monotonic()
+    removing = subprocess.Popen(
+        command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        where = ("job", "conntrack-operator-uninstall", "-n", NAMESPACE)
+        wait_until(lambda: cluster.get(*where), 60, "the removal's Job is made")
+        removal = installed.program((cluster.get(*where) or {})["spec"]["template"]["spec"], "uninstall")
+        removal.start()
+        assert removal.process
+        assert removal.process.wait(120) == 0, removal.tail()
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        conditions = [{"type": kind, "status": "True", "lastTransitionTime": moment, "lastProbeTime": moment}
+                      for kind in ("SuccessCriteriaMet", "Complete")]  # fmt: skip
+        done = {"startTime": moment, "completionTime": moment, "succeeded": 1, "conditions": conditions}
+        patch = json.dumps({"status": {**done, "uncountedTerminatedPods": {}}})
+        cluster.kubectl("patch", *where, "--subresource=status", "--type=merge", "-p", patch)
+        said, _ = removing.communicate(timeout=120)
+    finally:
+        removing.kill()
+        removing.wait()
+    assert removing.returncode == 0, said
+    assert time.monotonic() - began < 45 + 90
+    log = removal.log.read_text()
+    assert "skipped n2: not restored within 45 s" in log
+    assert "n1" not in log
+    assert installed.controller
+    installed.controller.stop()
+    assert installed.refused() == []
+    labels = "app.kubernetes.io/name=conntrack-operator"
+
+    def left() -> list[str]:
+        names = cluster.kubectl("api-resources", "--verbs=list", "-o", "name").stdout.split()
+        kinds = [each for each in names if not each.startswith("events")]
+        return cluster.kubectl("get", ",".join(kinds), "-A", "-l", labels, "-o", "name").stdout.split()
+
+    crds = {f"customresourcedefinition.apiextensions.k8s.io/{kind}.conntrack-operator.io"
+            for kind in ("conntrackpolicies", "nodeconntracks")}  # fmt: skip
+    wait_until(lambda: set(left()) == crds, 60, "nothing but the CRDs is left")
+    assert cluster.items("nodeconntracks") == cluster.items("conntrackpolicies") == []
+    assert cluster.items("leases", "-n", NAMESPACE) == []
+    assert cluster.items("secrets", "-n", NAMESPACE) == []
+    kept = {each["metadata"]["name"] for each in cluster.items("configmaps", "-n", NAMESPACE)}
+    assert kept == {"kube-root-ca.crt"}
+
+
+def test_installed_again(installed: Installed) -> None:
+    """What stayed is taken up by the next installation of the same name."""
+    installed.helm("install", RELEASE, str(CHART), "-n", NAMESPACE, *VALUES)
+    installed.start_controller()
+    installed.stop_controller()
