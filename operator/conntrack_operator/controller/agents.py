@@ -67,9 +67,9 @@ class Agents:
     namespace: str
     image: str
     pods: AgentPods
-    config: AgentConfig = AS_BUILT
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    config: AgentConfig = AS_BUILT
     trouble: str = ""
     _impossible: str = ""
     _lacking: str = ""

@@ -60,7 +60,7 @@ def _work(kubeconfig: str | None, namespace: str, agent_image: str, config: Agen
     store = Store(namespace)
     rollouts = Rollouts(store, queue, Book(objects, namespace), Guard(objects, namespace))
     store.kept = rollouts.book.contents
-    agents = Agents(objects, namespace, agent_image, store.agent_pods, config)
+    agents = Agents(objects, namespace, agent_image, store.agent_pods, config=config)
     reconciler = Reconciler(objects, store, queue, agents, rollouts, Telling(objects))
     return Work(kubeconfig, store, queue, reconciler)
 

@@ -84,7 +84,7 @@ def _key(key: Any) -> str:
 
 
 def _problem(detail: ErrorDetails, kind: type[Model]) -> Problem:
-    path = _path(detail["loc"]) + str(detail.get("ctx", {}).get("field", ""))
+    path = (_path(detail["loc"]) + str(detail.get("ctx", {}).get("field", ""))).removeprefix(".")
     if detail["type"] == "extra_forbidden":
         return Problem("", f'unknown field "{path}"{_remedy(detail["loc"], kind)}')
     return Problem(path, _sentence(detail, path))
