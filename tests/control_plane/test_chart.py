@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,46 @@ def test_crds_are_kept_unless_somebody_says_so(helm: Helm) -> None:
     assert kept() == [True, True]
     assert kept("--set=crds.keep=false") == [False, False]
     assert kept("--set=crds.install=false") == []
+
+
+ALERTS = """
+groups:
+  - name: conntrack-operator
+    rules:
+      - {alert: ConntrackFilling, expr: "a > 1", annotations: {summary: "{{ $labels.node }} fills"}}
+      - {alert: ConntrackDropping, expr: "b > 1"}
+"""
+
+
+def test_what_prometheus_and_grafana_get(helm: Helm, tmp_path: Path) -> None:
+    """Nothing unless it is asked for; alerts and dashboard as their files have them, but for those left out."""
+    copy = shutil.copytree(CHART, tmp_path / "chart")
+    (copy / "files" / "alerts.yaml").write_text(ALERTS)
+    (copy / "files" / "dashboard.json").write_text('{"title": "{{node}}"}')
+
+    def made(*arguments: str) -> list[dict[str, Any]]:
+        text = helm("template", "conntrack-operator", str(copy), *arguments).stdout
+        return [document for document in yaml.safe_load_all(text) if document]
+
+    kinds = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "Service"}
+    assert not kinds & {each["kind"] for each in made()}
+    documents = made(
+        "--set=metrics.podMonitor.enabled=true,metrics.serviceMonitor.enabled=true,metrics.dashboard.enabled=true",
+        "--set=metrics.prometheusRule.enabled=true,metrics.prometheusRule.disabledAlerts[0]=ConntrackDropping",
+        "--set=metrics.prometheusRule.labels.release=mine",
+    )
+    assert kinds <= {each["kind"] for each in documents}
+    rule = one(documents, "PrometheusRule")
+    assert rule["metadata"]["labels"]["release"] == "mine"
+    assert rule["spec"]["groups"] == [
+        {"name": "conntrack-operator", "rules": yaml.safe_load(ALERTS)["groups"][0]["rules"][:1]}
+    ]
+    dashboard = one(documents, "ConfigMap", "conntrack-operator-dashboard")
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(dashboard["data"]["conntrack-operator.json"]) == {"title": "{{node}}"}
+    port = one(documents, "Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"][0]["name"]
+    for kind, field in (("PodMonitor", "podMetricsEndpoints"), ("ServiceMonitor", "endpoints")):
+        assert one(documents, kind)["spec"][field][0]["port"] == port
 
 
 def test_argo_cd_sees_the_removal_too(helm: Helm) -> None:

@@ -32,6 +32,30 @@ REFUSALS = ("forbidden", "Forbidden", "permission", "rights", "cannot ")
 """What a controller's log holds that lacks a right."""
 
 
+class Audited(Cluster):
+    """A cluster whose API server writes down who asked it for what."""
+
+    def _apiserver_flags(self, etcd_port: int) -> dict[str, object]:
+        rules = [{"level": "Metadata", "userGroups": [f"system:serviceaccounts:{NAMESPACE}"]}, {"level": "None"}]
+        policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": rules}
+        (self.folder / "audit.json").write_text(json.dumps(policy))
+        flags = {"audit-policy-file": self.folder / "audit.json", "audit-log-path": self.folder / "audit.log"}
+        return super()._apiserver_flags(etcd_port) | flags
+
+    def used(self, account: str) -> set[tuple[str, str, str]]:
+        """Return namespace, resource and verb of each request of an account that was obeyed, or not found."""
+        found = set()
+        for line in (self.folder / "audit.log").read_text().splitlines():
+            event = json.loads(line)
+            what = event.get("objectRef") or {}
+            if event["user"]["username"].endswith(f":{account}") and "resource" in what:
+                resource = "/".join(filter(None, (what["resource"], what.get("subresource"))))
+                # A Namespace is its own namespace to the log; rights on it are the cluster's.
+                namespace = "" if resource == "namespaces" else what.get("namespace", "")
+                found.add((namespace, resource, event["verb"]))
+        return found
+
+
 class Installed:
     """A cluster with the chart in it, and the programs that its pods would run."""
 
@@ -115,7 +139,7 @@ def installed(helm_program: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     if reason := lab.missing():
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("installed")
-    cluster = Cluster(folder, lambda line: print(line, file=sys.stderr))
+    cluster = Audited(folder, lambda line: print(line, file=sys.stderr))
     try:
         cluster.start()
         for name, role in (("n1", "web"), ("n2", "web"), ("n3", "db")):
@@ -337,6 +361,7 @@ def test_uninstall(installed: Installed, agents: Answering) -> None:
     assert "n1" not in log
     assert installed.controller
     installed.controller.stop()
+    installed.controller = None
     labels = "app.kubernetes.io/name=conntrack-operator"
 
     def left() -> list[str]:
@@ -354,8 +379,48 @@ def test_uninstall(installed: Installed, agents: Answering) -> None:
     assert kept == {"kube-root-ca.crt"}
 
 
-def test_installed_again(installed: Installed) -> None:
-    """What stayed is taken up by the next installation of the same name."""
+def test_installed_again(installed: Installed, agents: Answering) -> None:
+    """What stayed is taken up by the next installation of the same name; without policies it takes its agents away."""
+    cluster = installed.cluster
+    agents.mute = frozenset()
     installed.helm("install", RELEASE, str(CHART), "-n", NAMESPACE, *VALUES)
     installed.start_controller()
+    installed.apply("web", rollout={"paused": True})
+    wait_until(lambda: len(cluster.items("nodeconntracks")) == 2, 60, "both nodes have their objects")
+    cluster.kubectl("delete", "node", "n1")
+    wait_until(lambda: len(cluster.items("nodeconntracks")) == 1, 60, "the gone node's object is gone")
+    wait_until(installed.daemon_set, 60, "the agents are there")
+    cluster.kubectl("delete", "conntrackpolicy", "web")
+    where = ("serviceaccount", AGENT, "-n", NAMESPACE)
+    wait_until(lambda: cluster.get(*where) is None, 90, "the agents are gone, their account last")
     installed.stop_controller()
+
+
+NEVER_USED_HERE = {
+    (NAMESPACE, "leases", "create"): "somebody deleted the Lease",
+    (NAMESPACE, "events", "list"): "pods of the agents are refused",
+    ("", "conntrackpolicies", "get"): "a policy's status was written by two",
+    ("default", "events", "patch"): "the same happens again",
+    (NAMESPACE, "controllerrevisions", "delete"): "a policy's fourth version",
+}
+"""Rights that this story does not come to use, with what does."""
+
+
+def test_no_right_is_for_nothing(installed: Installed) -> None:
+    """Of all that the chart lets the controller do, each thing was done in the tests above, by what the server saw."""
+    assert isinstance(installed.cluster, Audited)
+    used = installed.cluster.used("conntrack-operator")
+    granted = set()
+    for kind, namespace in (("clusterrole", ""), ("role", NAMESPACE), ("role", "default")):
+        name = "conntrack-operator-events" if namespace == "default" else "conntrack-operator"
+        where = ("-n", namespace) if namespace else ()
+        role = installed.cluster.get(kind, name, *where)
+        assert role
+        for rule in role["rules"]:
+            granted |= {(namespace, resource, verb) for resource in rule["resources"] for verb in rule["verbs"]}
+    # A resource that is created by applying it is a patch to the log, and asks for the right to create.
+    applied = {(*each[:2], "create") for each in used if each[2] == "patch"}
+    # The agents' rights, which are given on and not used.
+    given = {("", "nodeconntracks/status", "patch")}
+    unused = granted - used - applied - given
+    assert unused <= set(NEVER_USED_HERE), unused - set(NEVER_USED_HERE)

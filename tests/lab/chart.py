@@ -17,7 +17,7 @@ from tests.lab.helm import CHART, ROOT, Helm, program
 BEGIN, END = "<!-- values: begin -->", "<!-- values: end -->"
 HEADER = """\
 # Generated from charts/conntrack-operator by `make chart`. Do not edit: change the chart instead.
-# What `helm install` does, without its test and its removal in order (docs/install.md, Uninstall).
+# What `helm install` does, without its test and its removal in order (charts/conntrack-operator/README.md).
 apiVersion: v1
 kind: Namespace
 metadata:

@@ -5,7 +5,7 @@ import argparse
 from .arguments import whole_number
 from .controller import NAMESPACE
 
-LIMIT_SECONDS = 600
+LIMIT_SECONDS = 240
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

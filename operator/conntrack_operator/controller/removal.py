@@ -15,7 +15,7 @@ from .agents import remove_agents
 from .book import LABELS
 
 PAUSE_SECONDS = 2.0
-TRIES = 30
+TRIES = 15
 """How often a request that is not answered is tried again at the end, PAUSE_SECONDS apart."""
 
 
