@@ -85,6 +85,18 @@ class Book:
         look = self.lookup(())
         return [policy for policy in (look(*each) for each in known) if policy is not None]
 
+    def with_rules(self, policies: Iterable[str], look: Lookup) -> list[ConntrackPolicy]:
+        """Return these policies at each of their revisions that asks for NOTRACK rules, as `look` finds them."""
+        with self._lock:
+            known = [(name, revision) for name in sorted(policies) for revision in self._revisions.get(name, {})]
+        found = (look(*each) for each in known)
+        return [each for each in found if each and each.spec.mode == "Enforce" and each.spec.notrack]
+
+    def knows(self, policy: str, revision: str) -> bool:
+        """Tell whether the revision is in the book."""
+        with self._lock:
+            return revision in self._revisions.get(policy, {})
+
     def name_of(self, policy: ConntrackPolicy) -> str:
         """Return the name of the revision the policy is at, written down or not."""
         key = (policy.metadata.name, policy.metadata.uid, policy.metadata.generation)
