@@ -37,6 +37,7 @@ LABELS = {
 }
 POLICY = "conntrack-operator.io/policy"
 GOOD_SINCE = "conntrack-operator.io/good-since"
+CREATED = "conntrack-operator.io/created"
 NAME_MAX = 230
 READ_KEPT = 512
 
@@ -115,10 +116,16 @@ class Book:
         name, owner = self.name_of(policy), policy.metadata.name
         with self._lock:
             known = dict(self._revisions.get(owner, {}))
+        created = policy.metadata.creation_timestamp or ""
         if name in known:
+            if known[name].created != created:
+                # Deleted and made again as it was: among equals it is the younger one now.
+                self._store(replace(known[name], created=created))
+                with self._lock:
+                    self._read.clear()
             return name
         number = max((each.number for each in known.values()), default=0) + 1
-        revision = Revision(owner, name, number, content_of(policy), policy.metadata.creation_timestamp or "")
+        revision = Revision(owner, name, number, content_of(policy), created)
         self._store(revision)
         log.info("policy %s: revision %s, its number %d", owner, name, number)
         return name
@@ -175,7 +182,7 @@ class Book:
 
     def _store(self, revision: Revision) -> None:
         """Write the revision down. By server-side apply, which may be repeated, and takes its content for the same."""
-        annotations = {POLICY: revision.policy}
+        annotations = {POLICY: revision.policy, CREATED: revision.created}
         if revision.good_since is not None:
             annotations[GOOD_SINCE] = revision.good_since.strftime("%Y-%m-%dT%H:%M:%SZ")
         document = {
@@ -186,7 +193,7 @@ class Book:
                 "annotations": annotations,
             },
             "revision": revision.number,
-            "data": {"spec": revision.content, "created": revision.created},
+            "data": {"spec": revision.content},
         }
         if self._objects.apply(CONTROLLER_REVISIONS, document, self._namespace) is None:
             raise Retry(
@@ -223,6 +230,6 @@ def _revision_in(document: dict[str, Any]) -> Revision | None:
         name=metadata["name"].rpartition("-")[2],
         number=document.get("revision") or 0,
         content=data["spec"],
-        created=str(data.get("created") or ""),
+        created=annotations.get(CREATED, ""),
         good_since=time_in(annotations.get(GOOD_SINCE, "")),
     )

@@ -227,7 +227,7 @@ class Revisions:
 
 
 def test_a_service_touches_who_has_the_rules_of_an_older_revision() -> None:
-    """Those the older revision meant, and those that have it; and whoever has rules that nobody knows, of any policy."""
+    """Those the older revision meant, and those that have it; and whoever has rules that nobody knows."""
     store = asking(ports=[80])
     store.keep_in_mind(Revisions())
     store.put_policy(policy(2, role="db"))

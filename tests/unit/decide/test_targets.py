@@ -319,7 +319,7 @@ def test_services_on_rules_of_before(phase: str, changes: dict[str, str], ports:
 
 
 def test_a_node_that_holds_is_told_of_services() -> None:
-    """Its object may have been lost: then it has the rules of before, ports of pods included. One to restore has not."""
+    """Its object may have been lost: then it has the rules of before, with ports of pods. One to restore has not."""
     step = step_for(NODE, Wish(Holding(), former=[following()]), None, local=local(80))
     assert isinstance(step, Write)
     assert (step.spec.mode, [each.port for each in step.spec.services]) == ("Hold", [80])
