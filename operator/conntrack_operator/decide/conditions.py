@@ -170,7 +170,7 @@ def _degraded(picture: Picture) -> _Verdict:
     ways = (
         (counts.refused, "refused"),
         (counts.rolled_back, "rolled back"),
-        (picture.troubled, "on trial with failures"),
+        (picture.troubled, "with failures so far"),
     )
     parts = ", ".join(_counted((*ways, (counts.unknown, "unknown"), (picture.absent, AWAY))))
     more = filter(None, (picture.first_failure, picture.trouble, picture.blind))

@@ -83,10 +83,9 @@ def test_a_revision_is_written_down_once() -> None:
     assert name == revision_name(policy())
     (document,) = shelves.stored.values()
     assert document["metadata"]["name"] == f"p-{name}"
-    assert document["metadata"]["annotations"] == {POLICY: "p"}
+    assert document["metadata"]["annotations"] == {POLICY: "p", CREATED: "2026-01-01T00:00:00Z"}
     assert "ownerReferences" not in document["metadata"], "it outlives the policy"
     assert document["data"] == {"spec": content_of(policy())}
-    assert document["metadata"]["annotations"][CREATED] == "2026-01-01T00:00:00Z"
     assert book.write_down(policy()) == book.write_down(policy(generation=9, rollout={"canary": 3})) == name
     assert shelves.writes == 1
     book.write_down(policy(entries=2000))

@@ -145,7 +145,7 @@ def test_sentences_of_a_policy_on_its_way() -> None:
     told = "1 of 4 nodes current, 1 yet to answer, 1 on trial, 1 to be tried again; d: d says no (1 more in failures)"
     assert condition(status, "Reconciling").message == told
     assert condition(status, "Degraded").message == (
-        "of 4 nodes: 1 rolled back, 1 on trial with failures; d: d says no (1 more in failures)"
+        "of 4 nodes: 1 rolled back, 1 with failures so far; d: d says no (1 more in failures)"
     )
     assert [failure.node for failure in status.failures] == ["d", "c"]
     parked = condition(summary_of(policy(), [sight("d", "rolled_back")], NOW, Around()), "Stalled")
