@@ -34,10 +34,13 @@ def _started(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def operator(_started: Operator) -> Iterator[Operator]:
-    """Give an operator with no policy and no Service of ours."""
+    """Give an operator with no policy and no Service of ours, whose agent has not had much to say yet."""
     yield _started
     kube_proxy.remove_service(_started.cluster, "shop")
     _started.withdraw()
+    # News is paced after a few writes in a row (decide.news), which are more than one test makes.
+    _started.agent.stop()
+    _started.agent.start()
 
 
 def ports(operator: Operator) -> set[str]:

@@ -133,6 +133,8 @@ class Reconciler:
             self.queue.add(Key("node", name), seconds)
         # One that somebody spoilt is written anew: asked for nothing, the node keeps what it has until it is released.
         existing = found if isinstance(found, NodeConntrack) else None
+        if isinstance(found, Unreadable):
+            log.warning("node %s: its NodeConntrack cannot be read (%s), and is written anew", name, found.sentence)
         wish = self.rollouts.wish_for(node, existing)
         step = step_for(node, wish, existing, merging=self.merges.of, local=local)
         if isinstance(step, Write):

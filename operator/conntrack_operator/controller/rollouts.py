@@ -23,9 +23,10 @@ from conntrack_operator.decide.holding import (
 )
 from conntrack_operator.decide.merge import precedence
 from conntrack_operator.decide.rollout import Verdict
+from conntrack_operator.decide.seen import Seen
 from conntrack_operator.decide.targeting import Node, selects
 from conntrack_operator.decide.targets import Wish
-from conntrack_operator.decide.waves import Fleet, Seen, fleet_at
+from conntrack_operator.decide.waves import Fleet, fleet_at
 from conntrack_operator.model.node import NodeConntrack
 from conntrack_operator.model.policy import ConntrackPolicy
 
@@ -111,6 +112,7 @@ class Rollouts:
         if away != self._away:
             self.queue.add_all(Key("policy", target.name) for target in targets if target.policy is not None)
         self._away = away
+        self.store.note_away(away)
         self._carry_out(before, fleet, targets, now)
         self._ended = time.monotonic()
         self._took = self._ended - began
@@ -119,7 +121,8 @@ class Rollouts:
         self._say(before, fleet)
         stale = self._nodes_with_stale_withdrawals(fleet.travelling)
         needless = {loss.node for loss in fleet.losses if not loss.policy} if self.guard.confirmed() else set()
-        self.queue.add_all(Key("node", name) for name in {*fleet.grants, *stale, *needless})
+        # In the order of their names, so that a controller that ends meanwhile is followed by one that goes on there.
+        self.queue.add_all(Key("node", name) for name in sorted({*fleet.grants, *stale, *needless}))
         self.queue.add_all(
             Key("policy", name)
             for name, verdict in fleet.verdicts.items()

@@ -70,6 +70,11 @@ class Store:
         }
         """For every kind that is watched, what takes in a sight of it."""
 
+    def note_away(self, nodes: frozenset[str]) -> None:
+        """Take note of the nodes that can be given nothing now: a word from one of them makes work."""
+        with self._lock:
+            self._touched.away = nodes
+
     @property
     def kept(self) -> Callable[[], Iterable[ConntrackPolicy]]:
         """Gives the policies at all revisions that nodes may have: their rules are in force until nodes have others."""

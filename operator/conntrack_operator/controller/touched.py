@@ -46,6 +46,8 @@ class Touched:
         self._asking: list[Asking] | None = None
         self.kept: Callable[[], Iterable[ConntrackPolicy]] = tuple
         """Gives the policies at all revisions that nodes may have."""
+        self.away: frozenset[str] = frozenset()
+        """Nodes that could be given nothing when the rollouts were judged last: a word from one of them is news."""
 
     def forget_rules(self) -> None:
         """Work out anew which policies have rules."""
@@ -79,6 +81,8 @@ class Touched:
         if _answer_of(change.before) != _answer_of(change.after):
             # A heartbeat alone changes nothing for the node, and there are many.
             yield from (Key("node", change.name), ROLLOUT)
+        elif change.name in self.away:
+            yield ROLLOUT
         if change.before is None or change.after is None:
             yield Key("agents")
         node = self._nodes.get(change.name)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from conntrack_operator.model.policy import CANARY, MAX_FAILURES, MAX_UNAVAILABLE, ROLLOUT_SOAK_SECONDS, Rollout
+from conntrack_operator.model.policy import Rollout
+
+from .pacing import Pace, number_of
 
 ANSWER_SECONDS = 300
 """A node that has not answered this long after its trial must have ended stops holding up the others."""
@@ -38,6 +40,8 @@ class Member:
     """Whether it has something of this policy that is not known to be good: then it goes first, and not another."""
     busy: bool = False
     """Whether it waits while it is on its way for something else."""
+    is_new: bool = False
+    """Whether its agent was never heard: a node that has just joined, and was given its share then, holds up nobody."""
     is_granted: bool = False
     """Whether it is moving, and its spec does not say so yet: it may still be spared."""
     patience_seconds: float = ANSWER_SECONDS
@@ -78,53 +82,40 @@ def verdict_on(members: Sequence[Member], rollout: Rollout | None, now: datetime
         return Verdict("Paused" if waiting or _left(members) else "Done")
     able = sum(each.able for each in members)
     budget = max(1, number_of(pace.max_unavailable, able, up=True))
+    way = _Way(
+        budget,
+        [
+            each
+            for each in members
+            if (each.state in ("moving", "retrying") or each.busy) and not each.is_new and not each.is_overdue(now)
+        ],
+    )
     canaries = _canaries(members, pace, now)
     if canaries is not None:
-        return _canary_verdict(waiting, canaries, budget, now)
-    return _wave_verdict(members, waiting, pace, budget, now)
-
-
-def number_of(value: int | str, total: int, *, up: bool) -> int:
-    """Return the number that `value`, a number or a percentage such as 10%, means among `total`, rounded up or down."""
-    if isinstance(value, int):
-        return value
-    hundredths = int(value.removesuffix("%")) * total
-    return -(-hundredths // 100) if up else hundredths // 100
+        return _canary_verdict(waiting, canaries, way, now)
+    return _wave_verdict(members, waiting, pace, way)
 
 
 @dataclass(frozen=True)
-class Pace:
-    """A rollout with its defaults in place."""
+class _Way:
+    """What is on its way, for whatever reason, and how much may be."""
 
-    canary: int
-    max_unavailable: int | str
-    max_failures: int | str
-    soak: timedelta
-    paused: bool
+    budget: int
+    members: Sequence[Member]
 
-    @classmethod
-    def of(cls, rollout: Rollout | None) -> "Pace":
-        """Return the pace that `rollout` asks for."""
-        asked = rollout or Rollout()
-        soak = ROLLOUT_SOAK_SECONDS if asked.soak_seconds is None else asked.soak_seconds
-        return cls(
-            canary=CANARY if asked.canary is None else asked.canary,
-            max_unavailable=MAX_UNAVAILABLE if asked.max_unavailable is None else asked.max_unavailable,
-            max_failures=MAX_FAILURES if asked.max_failures is None else asked.max_failures,
-            soak=timedelta(seconds=soak),
-            paused=bool(asked.paused),
-        )
+    def release(self, waiting: Sequence[Member], limit: int) -> tuple[str, ...]:
+        """Return those of `waiting` that may be given the change now, `limit` at most, in their order.
 
-
-def strictest(rollouts: Iterable[Rollout | None], total: int) -> Rollout:
-    """Return the rollout that is as careful as the most careful of `rollouts` in each respect, among `total` nodes."""
-    several = [Pace.of(each) for each in rollouts] or [Pace.of(None)]
-    return Rollout(
-        canary=max(each.canary for each in several),
-        max_unavailable=min(number_of(each.max_unavailable, total, up=True) for each in several),
-        max_failures=min(number_of(each.max_failures, total, up=False) for each in several),
-        soak_seconds=int(max(each.soak for each in several).total_seconds()),
-    )
+        Where something is on its way that was edited since, it is replaced: that takes no room that it did not have.
+        """
+        there = {each.node for each in self.members}
+        room = self.budget - len(there)
+        released: list[str] = []
+        for each in waiting:
+            if len(released) < limit and (each.node in there or room > 0):
+                released.append(each.node)
+                room -= each.node not in there
+        return tuple(released)
 
 
 def _is_free(member: Member, now: datetime) -> bool:
@@ -155,7 +146,7 @@ def _canaries(members: Sequence[Member], pace: Pace, now: datetime) -> _Canaries
     begun = tuple(
         each
         for each in members
-        if each.state in ("moving", "retrying", "failed")
+        if (each.state in ("moving", "retrying", "failed") and not each.is_new)
         # One that was well long before it went away is no canary of today.
         or (each.state == "done" and (each.able or not now - each.since >= soak + timedelta(seconds=ANSWER_SECONDS)))
     )
@@ -164,7 +155,7 @@ def _canaries(members: Sequence[Member], pace: Pace, now: datetime) -> _Canaries
     return _Canaries(begun, max(0, needed - len(begun)), soak)
 
 
-def _canary_verdict(waiting: Sequence[Member], canaries: _Canaries, budget: int, now: datetime) -> Verdict:
+def _canary_verdict(waiting: Sequence[Member], canaries: _Canaries, way: _Way, now: datetime) -> Verdict:
     begun = canaries.begun
     failed = [each.node for each in begun if each.state == "failed"]
     if failed:
@@ -182,8 +173,7 @@ def _canary_verdict(waiting: Sequence[Member], canaries: _Canaries, budget: int,
             message=f"canary {_named(silent)} was given the change and has not answered since; no other node was"
             " touched. Look at that node and at its agent; delete the Node if it is lost",
         )
-    room = budget - sum(each.state in ("moving", "retrying") for each in begun)
-    release = tuple(each.node for each in waiting[: max(0, min(canaries.missing, room))])
+    release = way.release(waiting, canaries.missing)
     away = [each.node for each in begun if not each.able]
     on_the_way = [*release, *(each.node for each in begun if each.state != "done")]
     soaking = [each for each in begun if each.state == "done"]
@@ -198,20 +188,16 @@ def _canary_verdict(waiting: Sequence[Member], canaries: _Canaries, budget: int,
         return Verdict("Canary", release, "Canary", f"canary {_named(on_the_way)} goes first", again)
     until = max((each.since for each in soaking), default=now) + canaries.soak
     if not soaking or until <= now:
-        message = "the next canary has to end what it was given by another policy first"
+        message = "the canary waits until what is on its way for other policies has ended"
         return Verdict("Canary", reason="CanaryBusy", message=message, again_at=again)
     message = f"canary {_named([each.node for each in soaking])} must stay current until {until:%H:%M:%S} UTC"
     return Verdict("Soak", (), "Soak", message, again)
 
 
-def _wave_verdict(
-    members: Sequence[Member], waiting: Sequence[Member], pace: Pace, budget: int, now: datetime
-) -> Verdict:
+def _wave_verdict(members: Sequence[Member], waiting: Sequence[Member], pace: Pace, way: _Way) -> Verdict:
     failing = [each.node for each in members if each.state in ("failed", "retrying")]
     allowed = number_of(pace.max_failures, len(members), up=False)
-    moving = [each for each in members if each.state in ("moving", "retrying") or each.busy]
-    holding = [each for each in moving if not each.is_overdue(now)]
-    again = min((_deadline_of(each) for each in holding), default=None)
+    again = min((_deadline_of(each) for each in way.members), default=None)
     spared = len(waiting) + sum(each.is_granted for each in members)
     if spared and len(failing) > allowed:
         return Verdict(
@@ -221,12 +207,8 @@ def _wave_verdict(
             f" {spared} more were spared. Edit the policy, or set another text in rollout.retry",
             again_at=again,
         )
-    # What has not ended there is replaced by what was edited since: that takes no room that it did not have.
-    replaced = [each.node for each in waiting if each.busy and each.touched and not each.is_overdue(now)]
-    others = [each.node for each in waiting if each.node not in replaced]
-    release = (*replaced, *others[: max(0, budget - len(holding))])
-    if waiting or any(each.able for each in holding):
-        return Verdict("Waves", release, "Waves", "", again)
+    if waiting or any(each.able for each in way.members):
+        return Verdict("Waves", way.release(waiting, len(waiting)), "Waves", "", again)
     # A node that is away now speaks for nobody: with all of them away, nothing has ended well.
     done = any(each.state == "done" and each.able for each in members)
     return Verdict("Done", again_at=again, is_good=done and len(failing) <= allowed)

@@ -136,12 +136,12 @@ class Wish:
     observed: Sequence[ConntrackPolicy] = ()
     """The Observe policies that mean it."""
     attempt: str = ""
-    granted: Grants = field(default_factory=dict)
-    """What of it was granted and is not in its spec yet."""
     is_meant: bool = True
     """Whether any policy means it, or may: one that cannot be read."""
     may_restore: bool = False
     """Whether it has been confirmed that no policy means a node that never had anything."""
+    granted: Grants = field(default_factory=dict)
+    """What of it was granted and is not in its spec yet."""
 
 
 def step_for(

@@ -7,87 +7,18 @@ has just released counts as on its way for those after it.
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from functools import cached_property
+from datetime import datetime
 
-from conntrack_operator.model.node import NodeConntrack, NodeSpec, NodeStatus
+from conntrack_operator.model.node import NodeSpec
 from conntrack_operator.model.policy import TRIAL_SECONDS, Rollout
 
 from .absence import Loss
-from .holding import GONE, Target, attempt_of, given_up_by, held_by
-from .rollout import ANSWER_SECONDS, Member, State, Verdict, strictest, verdict_on
-from .standing import SILENT_AFTER, concerns, is_parked, speaks_of
-from .targeting import Node, selects
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One node and what is known of it. Times are those of the controller, as far as it was there to see."""
-
-    node: Node
-    existing: NodeConntrack | None = None
-    heard_at: datetime | None = None
-    """When its agent was heard last."""
-    told_at: datetime | None = None
-    """Since when its spec is as it is."""
-    answered_at: datetime | None = None
-    """Since when its answer is what it is."""
-    agent_ready: bool | None = None
-    """Whether the agent's pod on it is Ready; None where none can be seen."""
-    unknown: frozenset[str] = frozenset()
-    """Policies that it has at a revision nobody knows: until those are settled, nothing else can be added."""
-
-    def is_able(self, now: datetime) -> bool:
-        """Tell whether the node can be given something: Ready, with an agent that is well and heard of lately."""
-        heard = self.heard_at if self.status is not None else None
-        return self.node.ready and self.agent_ready is not False and heard is not None and now - heard < SILENT_AFTER
-
-    def is_awaited(self, now: datetime) -> bool:
-        """Tell whether it cannot be given anything only because its agent, told a moment ago, has not answered yet."""
-        if not self.node.ready or self.agent_ready is False or self.status is not None:
-            return False
-        return self.told_at is None or now - self.told_at < timedelta(seconds=ANSWER_SECONDS)
-
-    @property
-    def spec(self) -> NodeSpec | None:
-        """What the node was told, if it was this very node."""
-        found = self.existing
-        return found.spec if found is not None and found.spec.node_uid == self.node.uid else None
-
-    @cached_property
-    def status(self) -> NodeStatus | None:
-        """What this very node says of itself."""
-        found = self.existing
-        return found.status if found is not None and speaks_of(self.node, found) else None
-
-    @cached_property
-    def held(self) -> Mapping[str, str]:
-        """The revisions it has, by policy."""
-        return held_by(self.node, self.spec)
-
-    @property
-    def has_answered(self) -> bool:
-        """Whether its status is about what it was told last."""
-        spec, status = self.spec, self.status
-        return (
-            spec is not None
-            and status is not None
-            and (status.observed_revision, status.observed_attempt) == (spec.revision, spec.attempt)
-        )
-
-    @property
-    def is_moving(self) -> bool:
-        """Whether a change is on its way there."""
-        spec, status = self.spec, self.status
-        if spec is None or spec.mode == "Hold":
-            return False
-        return not self.has_answered or (status is not None and status.phase == "Trial")
-
-    def since(self, now: datetime) -> datetime:
-        """Return since when it has been moving, or has said what it says."""
-        if not self.has_answered:
-            return self.told_at or now
-        return self.answered_at or now
+from .holding import GONE, Target, attempt_of, given_up_by
+from .pacing import strictest
+from .rollout import ANSWER_SECONDS, Member, State, Verdict, verdict_on
+from .seen import Seen
+from .standing import concerns, is_parked
+from .targeting import selects
 
 
 @dataclass(frozen=True)
@@ -130,7 +61,6 @@ def fleet_at(
             if wanted == GONE and target.name in each.held:
                 losses.add(_loss(target.name, each))
                 if member.able:
-                    travelling.add((target.name, target.revision))
                     leaving[target.name] += 1
                 if Loss(target.name, each.node.name) not in confirmed:
                     member = replace(member, able=False)
@@ -138,6 +68,8 @@ def fleet_at(
         verdict = verdict_on(members, _rollout_of(target, seen, members), now)
         verdicts[target.name] = verdict
         _grant(target, verdict, seen, grants)
+        if any(_stays(each, target, grants, now) for each in seen):
+            travelling.add((target.name, target.revision))
     losses |= {_loss("", each) for each in seen if _is_needless(each, targets)}
     return Fleet(
         {node: each for node, each in grants.items() if each},
@@ -146,6 +78,16 @@ def fleet_at(
         frozenset(travelling),
         frozenset(losses),
         leaving,
+    )
+
+
+def _stays(seen: Seen, target: Target, grants: Mapping[str, Mapping[str, str]], now: datetime) -> bool:
+    """Tell whether the node still has what it should not, can be told so, and its turn has not come."""
+    return (
+        target.name in seen.held
+        and target.wanted_at(seen.node) == GONE
+        and grants[seen.node.name].get(target.name) != GONE
+        and seen.is_able(now)
     )
 
 
@@ -200,13 +142,14 @@ def _member(seen: Seen, target: Target, wanted: str, scene: _Scene) -> Member | 
             seen.since(now),
             able=able,
             touched=unproven,
-            busy=seen.is_moving or bool(granted),
+            busy=(seen.is_moving and seen.status is not None) or bool(granted),
             patience_seconds=patience,
         )
+    is_new = seen.status is None and seen.is_moving
     state = _answer(seen, name)
     if state in ("failed", "retrying") and _is_of_another(seen, target, scene.targets):
         state = "done"
-    return Member(seen.node.name, state, seen.since(now), able=able, patience_seconds=patience)
+    return Member(seen.node.name, state, seen.since(now), able=able, is_new=is_new, patience_seconds=patience)
 
 
 def _is_asked_again(seen: Seen, targets: Mapping[str, Target]) -> bool:

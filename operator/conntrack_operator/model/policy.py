@@ -257,8 +257,9 @@ class Rollout(Model):
     """
 
     canary: Annotated[int, Field(strict=True, ge=0, le=1000)] | None = None
-    """Nodes that go first and alone. The others wait until these are current and have stayed so for soakSeconds. If one
-    of these rolls the change back for good, or never answers, no other node is touched. 0: no canary. Absent: 1."""
+    """Nodes that go first and alone, no more at a time than maxUnavailable. The others wait until these are current and
+    have stayed so for soakSeconds. If one of these rolls the change back for good, or never answers, no other node is
+    touched. 0: no canary. Absent: 1."""
     max_unavailable: IntOrPercent | None = None
     """Nodes that may be on their way at the same time, out of those that are Ready with a working agent; rounded up, at
     least 1. Absent: 10%."""

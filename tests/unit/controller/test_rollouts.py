@@ -200,6 +200,18 @@ def _hang() -> None:
     raise Retry("it hangs")
 
 
+def test_nodes_are_told_in_the_order_of_their_names() -> None:
+    """A wave that is cut off anywhere has reached the first of them."""
+    controller = settled(nodes=9)
+    controller.apply(2000, rollout={"canary": 0, "maxUnavailable": "100%"})
+    controller.due()
+    controller.judge()
+    keys = []
+    while (key := controller.queue.take(0.0)) is not None:
+        keys.append(key)
+    assert [key.name for key in keys if key.kind == "node"] == [f"n{number}" for number in range(9)]
+
+
 def test_a_grant_made_while_another_is_written_is_not_lost() -> None:
     """An edit between a worker's look and its write: it writes the older one, and the newer one is still granted."""
     controller = settled()

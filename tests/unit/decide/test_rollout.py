@@ -8,17 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conntrack_operator.decide.pacing import Pace, number_of, strictest
 from conntrack_operator.decide.rollout import (
     ANSWER_SECONDS,
     CANARY_FAILED,
     CANARY_SILENT,
     TOO_MANY_FAILURES,
     Member,
-    Pace,
     State,
     Verdict,
-    number_of,
-    strictest,
     verdict_on,
 )
 from conntrack_operator.model.policy import Rollout
@@ -78,7 +76,39 @@ def rollout(**fields: Any) -> Rollout:
             id="canary went long ago",
         ),
         pytest.param(
-            [member("a", busy=True), member("b")], {}, "Canary", ["b"], "Canary", id="not what is busy elsewhere"
+            [member("a", busy=True), member("b"), member("c")],
+            {"maxUnavailable": 2},
+            "Canary",
+            ["b"],
+            "Canary",
+            id="not what is busy elsewhere",
+        ),
+        pytest.param(
+            [member("a", busy=True), member("b")],
+            {},
+            "Canary",
+            [],
+            "CanaryBusy",
+            id="nor while that takes all room",
+        ),
+        pytest.param(
+            [member("a", busy=True, touched=True), member("b")],
+            {},
+            "Canary",
+            ["a"],
+            "Canary",
+            id="what was edited",
+        ),
+        pytest.param(
+            fleet(20, member("j", "moving", is_new=True)), {}, "Canary", ["w00"], "Canary", id="who joins is no canary"
+        ),
+        pytest.param(
+            fleet(9, member("d", "done", SOAK), *(member(f"j{i}", "moving", is_new=True) for i in range(5))),
+            {"maxUnavailable": 1},
+            "Waves",
+            ["w00"],
+            "Waves",
+            id="nor holds up anybody",
         ),
         pytest.param([member("a", busy=True)], {}, "Canary", [], "CanaryBusy", id="all are busy elsewhere"),
         pytest.param(

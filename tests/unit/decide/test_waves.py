@@ -12,9 +12,10 @@ from conntrack_operator.decide.holding import GONE, Target, attempt_of, holding_
 from conntrack_operator.decide.merge import precedence
 from conntrack_operator.decide.revisions import Revision, content_of, last_good, policy_at, revision_name
 from conntrack_operator.decide.rollout import ANSWER_SECONDS
+from conntrack_operator.decide.seen import Seen
 from conntrack_operator.decide.targeting import Node, selects
 from conntrack_operator.decide.targets import Remove, Wish, Write, owner_of, step_for
-from conntrack_operator.decide.waves import Fleet, Seen, fleet_at
+from conntrack_operator.decide.waves import Fleet, fleet_at
 from conntrack_operator.model.node import NodeConntrack, NodeSpec
 from conntrack_operator.model.policy import ConntrackPolicy
 
