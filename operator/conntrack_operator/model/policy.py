@@ -269,8 +269,8 @@ class Rollout(Model):
     soak_seconds: Annotated[int, Field(strict=True, ge=0, le=86400)] | None = None
     """Seconds the canary must stay current before the others follow. Absent: 30."""
     paused: StrictBool | None = None
-    """True: release no further node, neither for a change nor for a withdrawal. What is under way goes on to its end. The
-    withdrawal of a deleted policy is never paused. Absent: false."""
+    """True: release no further node, neither for a change nor for a withdrawal. What is under way goes on to its end.
+    The withdrawal of a deleted policy is never paused. Absent: false."""
     retry: Annotated[str, Field(max_length=63)] | None = None
     """Any new text makes nodes that rolled a change back and gave up try it again, up to three times, and ends
     Contended. It changes no setting. Absent: they do not try again by themselves."""
@@ -309,8 +309,8 @@ class PolicySpec(Settings):
     """Higher wins, field by field. Ties: the older policy, then the name. Absent: 0."""
     rollout: Rollout | None = None
     on_delete: Literal["Restore", "Keep"] | None = None
-    """When the policy goes, or no longer means a node: Restore puts the original values back and removes its rules, Keep
-    leaves both as they are. A value that somebody else has written since is left alone. Absent: Restore."""
+    """When the policy goes, or no longer means a node: Restore puts the original values back and removes its rules,
+    Keep leaves both as they are. A value that somebody else has written since is left alone. Absent: Restore."""
 
 
 _SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"  # RFC 1123, as Kubernetes reads it
