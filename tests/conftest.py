@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.lab import cluster as lab
+from tests.lab import halves
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,6 +14,7 @@ EXPECTED_SKIPS: dict[str, str] = {}
 """Skips that CI may show: the start of a test's id, and the start of the reason. Any other skip fails the run in CI."""
 
 _cluster = pytest.StashKey[lab.Cluster]()
+_turn = pytest.StashKey[halves.Turn]()
 _unexpected = pytest.StashKey[list[str]]()
 
 
@@ -42,6 +44,22 @@ def crds(cluster: lab.Cluster) -> Path:
     """Have the committed CRDs served by the control plane; return their folder."""
     cluster.apply_crds(ROOT / "crds")
     return ROOT / "crds"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Keep a test from touching what its kind may not (tests/lab/halves.py), and the table's sizes steady for it."""
+    stash = item.config.stash
+    steady = (item.path, halves.Kind.NAMESPACES)
+    if (item.path, halves.kind_of(item)) == steady and _turn not in stash:
+        stash[_turn] = halves.Turn(alone=False)
+    try:
+        with halves.at_work(item):
+            return (yield)
+    finally:
+        if _turn in stash and (nextitem is None or (nextitem.path, halves.kind_of(nextitem)) != steady):
+            stash[_turn].end()
+            del stash[_turn]
 
 
 @pytest.hookimpl(wrapper=True)

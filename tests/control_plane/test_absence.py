@@ -64,10 +64,15 @@ def said(program: Program, sentence: str) -> bool:
     return sentence in program.log.read_text()
 
 
-def withdrawn(cluster: Cluster, node: str, seconds: float = 60) -> float:
-    """Wait until the node is asked to put its originals back, its agent being alive; return the seconds it took."""
+def withdrawn(cluster: Cluster, node: str, seconds: float = 60, revived: Program | None = None) -> float:
+    """Wait until the node is asked to put its originals back, its agent being alive; return the seconds it took.
+
+    A controller that ended since it lost its Lease is started again meanwhile, as a kubelet would.
+    """
 
     def is_asked() -> bool:
+        if revived is not None and not revived.running:
+            revived.start()
         return answer(cluster, node, unless="Restore").get("mode") == "Restore"
 
     return wait_until(is_asked, seconds, f"{node} is asked to restore")
@@ -208,9 +213,7 @@ def test_the_namespace_hangs_goes_and_comes_back(settled: Program, cluster: Clus
     time.sleep(TWO_LISTS_SECONDS)
     assert identity(cluster, "n1") == before
     cluster.kubectl("create", "namespace", NAMESPACE)
-    if not settled.running:
-        settled.start()
-    withdrawn(cluster, "n1", 120)
+    withdrawn(cluster, "n1", 120, revived=settled)
 
 
 def test_a_policy_deleted_while_controller_and_agent_are_down(settled: Program, cluster: Cluster) -> None:

@@ -55,13 +55,15 @@ def failed(reason: str, message: str, setting: str = NODE) -> Result:
     return Result(setting=setting, wanted="", observed="", reason=reason, message=message)
 
 
-def report(cluster: Cluster, phase: Any, results: Sequence[Result] = (DONE,), **deed: Any) -> NodeStatus:
+def report(
+    cluster: Cluster, phase: Any, results: Sequence[Result] = (DONE,), node: str = "n1", **deed: Any
+) -> NodeStatus:
     """Write the status of a node that did what it was asked, with this outcome, as its agent would."""
-    node = node_from(cluster.get("nodeconntrack", "n1"))
+    found = node_from(cluster.get("nodeconntrack", node))
     usage = Usage(entries=deed.pop("entries", 400), max_entries=1000, percent=40)
-    made = status_for(node.spec, node.status, Deed(phase, results, **deed), Moment(datetime.now(UTC), "boot", usage))
+    made = status_for(found.spec, found.status, Deed(phase, results, **deed), Moment(datetime.now(UTC), "boot", usage))
     patch = json.dumps([{"op": "add", "path": "/status", "value": made.document()}])
-    cluster.kubectl("patch", "nodeconntrack", "n1", "--subresource=status", "--type=json", "-p", patch)
+    cluster.kubectl("patch", "nodeconntrack", node, "--subresource=status", "--type=json", "-p", patch)
     return made
 
 
@@ -162,27 +164,50 @@ def test_warnings_are_in_the_sentence_of_a_ready_policy(cluster: Cluster, policy
     )
 
 
-@pytest.mark.parametrize(
-    ("phase", "results", "parked"),
-    [
-        ("Current", (DONE,), False),
-        ("Trial", (), False),
-        ("RolledBack", (failed("ProbeFailed", "DNS"),), True),
-        ("Refused", (failed("NATConflict", "NodePort", "notrack/web"),), False),
-        ("Contended", (failed("Contended", "by kube-proxy", MAX),), False),
-    ],
-)
-@pytest.mark.usefixtures("policy")
-def test_a_policy_is_not_written_while_nothing_happens(
-    cluster: Cluster, phase: str, results: tuple[Result, ...], parked: bool
-) -> None:
+IDLE: dict[str, tuple[Any, tuple[Result, ...], bool]] = {
+    "current": ("Current", (DONE,), False),
+    "trial": ("Trial", (), False),
+    "parked": ("RolledBack", (failed("ProbeFailed", "DNS"),), True),
+    "refused": ("Refused", (failed("NATConflict", "NodePort", "notrack/web"),), False),
+    "contended": ("Contended", (failed("Contended", "by kube-proxy", MAX),), False),
+}
+"""A policy and a node for each phase: its results, and whether it is parked."""
+
+
+@pytest.fixture
+def idle(cluster: Cluster) -> Iterator[None]:
+    """Give a node and a policy of its own for each phase; what was said of them goes, too."""
+    for name in IDLE:
+        cluster.add_node(name, idle=name)
+        apply(cluster, name, nodeSelector={"matchLabels": {"idle": name}})
+    soon(lambda: all(spec_of(cluster, name).get("mode") == "Apply" for name in IDLE), "the nodes are told")
+    yield
+    cluster.kubectl("delete", "conntrackpolicies,nodeconntracks", "--all", "--wait=true")
+    cluster.kubectl("delete", "nodes", *IDLE)
+    cluster.kubectl("delete", "events", "--all")
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_policy_is_not_written_while_nothing_happens(cluster: Cluster) -> None:
     """In every phase its status is written for a report of its node, and not otherwise."""
-    report(cluster, phase, results, parked=parked)
-    soon(lambda: condition(cluster, "web", "Ready"), "the policy is judged")
+
+    def versions() -> dict[str, str]:
+        items = cluster.items("conntrackpolicies")
+        return {each["metadata"]["name"]: each["metadata"]["resourceVersion"] for each in items}
+
+    for name, (phase, results, parked) in IDLE.items():
+        report(cluster, phase, results, node=name, parked=parked)
+    judged = lambda name: condition(cluster, name, "Ready").get("reason")  # noqa: E731
+    expected = {
+        "current": "AllNodesCurrent", "trial": "Progressing", "parked": "NodesRolledBack", "refused": "NodesRefused",
+        "contended": "NodesRefused",
+    }  # fmt: skip
+    soon(lambda: {name: judged(name) for name in IDLE} == expected, "every policy is judged")
     time.sleep(1)
-    before = (cluster.get("ctp", "web") or {})["metadata"]["resourceVersion"]
+    before = versions()
     time.sleep(CALM_SECONDS)
-    assert (cluster.get("ctp", "web") or {})["metadata"]["resourceVersion"] == before
-    report(cluster, phase, results, parked=parked)  # the same again: a heartbeat
+    assert versions() == before
+    for name, (phase, results, parked) in IDLE.items():
+        report(cluster, phase, results, node=name, parked=parked)  # the same again: a heartbeat
     time.sleep(1)
-    assert (cluster.get("ctp", "web") or {})["metadata"]["resourceVersion"] == before
+    assert versions() == before

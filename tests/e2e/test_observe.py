@@ -7,6 +7,8 @@ from tests.lab.host import Host, Writes, sysctls
 from tests.lab.operator import Operator
 from tests.lab.programs import wait_until
 
+pytestmark = pytest.mark.tunes_this_machine
+
 ICMP, MAX, BUCKETS = (f"net.netfilter.nf_conntrack_{name}" for name in ("icmp_timeout", "max", "buckets"))
 POLICY: dict[str, Any] = {
     "table": {"size": {"maxEntries": 400_001}, "entriesPerBucket": 2},

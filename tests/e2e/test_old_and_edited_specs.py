@@ -10,6 +10,8 @@ import pytest
 from tests.lab.host import Host
 from tests.lab.operator import NAMESPACE, NODE, Operator
 
+pytestmark = pytest.mark.tunes_this_machine
+
 ICMP = "nf_conntrack_icmp_timeout"
 TRIAL = {"timeoutSeconds": 15, "soakSeconds": 0}
 CRD = "nodeconntracks.conntrack-operator.io"

@@ -14,11 +14,14 @@ from tests.lab.host import Host, Writes, sysctls
 from tests.lab.operator import AGENT, NAMESPACE, NODE, Operator
 from tests.lab.programs import wait_until
 
+pytestmark = pytest.mark.tunes_this_machine
+
 EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 WEB, TIMEOUTS = EXAMPLES / "web.yaml", EXAMPLES / "timeouts.yaml"
 SECONDS_TO_KERNEL = 5
 SECONDS_TO_READY = 30
 STARTS = 50
+QUICK = {"timeoutSeconds": 20, "soakSeconds": 0}
 
 
 def example(path: Path) -> dict[str, Any]:
@@ -164,7 +167,7 @@ def test_of_two_policies_the_loser_names_field_winner_and_node(operator: Operato
             "apply", "-f", "-",
             input={
                 "apiVersion": "conntrack-operator.io/v1alpha1", "kind": "ConntrackPolicy", "metadata": {"name": name},
-                "spec": {"mode": "Enforce", "nodeSelector": selector, **policies[name]},
+                "spec": {"mode": "Enforce", "nodeSelector": selector, "trial": QUICK, **policies[name]},
             },
         )  # fmt: skip
         operator.wait_ready(name)

@@ -17,6 +17,8 @@ from conntrack_operator.decide.plan import BUCKETS, Change
 from conntrack_operator.errors import Refused
 from conntrack_operator.kernel.roots import Roots
 
+pytestmark = pytest.mark.tunes_this_machine
+
 ENTRIES = 20_000
 ICMP = "nf_conntrack_icmp_timeout"
 BUCKETS_A_PAGE = 512

@@ -9,6 +9,8 @@ from tests.lab.host import Host
 from tests.lab.operator import Operator
 from tests.lab.programs import wait_until
 
+pytestmark = pytest.mark.tunes_this_machine
+
 ICMP = "nf_conntrack_icmp_timeout"
 
 

@@ -17,7 +17,7 @@ from conntrack_operator.kernel.firewall import read_firewall
 from conntrack_operator.model.policy import NotrackRule
 
 FAMILIES = ("ipv4", "ipv6")
-SILENCE_SECONDS = 0.4
+SILENCE_SECONDS = 0.2
 """How long to wait for what must not come. What must come is given 5 seconds."""
 
 pytestmark = pytest.mark.parametrize("tool", TOOLS)

@@ -14,6 +14,8 @@ from tests.lab.namespaces import Lab, Namespace, packed
 
 from conntrack_operator.kernel.counters import CounterReader, Counters, read_counters
 
+pytestmark = pytest.mark.tunes_this_machine
+
 FILL_MAX = 400_000
 """More entries than this are not written by a test just to fill a table."""
 

@@ -27,6 +27,8 @@ WISH = NodeSpec(
 def test_three_tries_and_parked(netns, tmp_path, monkeypatch):
     """Each new try says what failed before; the preview of an Observe policy stays; only at the end is it parked."""
     monkeypatch.setattr(trial, "RETRY_PAUSES", (0.2, 0.2))
+    # Less than a policy may ask for: each try is given up after 3 s in place of 6.
+    monkeypatch.setattr("conntrack_operator.agent.trial.budget_for", lambda _: trial.Budget(6.0, 0.0))
     node = netns.namespace()
     roots = Roots(state=tmp_path, etc=tmp_path, usr=tmp_path, run=tmp_path)
     with node.inside(), StateDirectory(roots) as state:

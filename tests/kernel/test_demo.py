@@ -17,6 +17,8 @@ from tests.lab.host import Host, missing, sysctls
 
 from conntrack_operator.cli.demo.host import ROOM
 
+pytestmark = pytest.mark.tunes_this_machine
+
 LIMIT = 65_536
 """Of a demo that fills what is there."""
 PROBES_ENTRIES = 3

@@ -30,6 +30,8 @@ from conntrack_operator.kernel.kernel_log import KMSG, read_kernel_log
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.model.reading import policy_from
 
+pytestmark = pytest.mark.tunes_this_machine
+
 LIMIT = 8192
 FINISHED = Entry("10.0.0.1", "192.0.2.1", state=TIME_WAIT, timeout_seconds=110)
 

@@ -21,7 +21,7 @@ NARROW = {"ipv4": 1000, "ipv6": 1280}
 IP_RECVERR, IPV6_RECVERR = 11, 25  # include/uapi/linux/in.h, in6.h: time exceeded reaches only who asks for errors
 
 FULL_BYTES = 40_000_000
-STUCK_SECONDS = 3
+STUCK_SECONDS = 1.5
 
 FIREWALL = """table inet lab_firewall {
   chain input { type filter hook input priority 1; ct state invalid counter drop; ct state related counter; }

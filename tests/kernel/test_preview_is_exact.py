@@ -240,6 +240,7 @@ SIZES: dict[str, Any] = {
 }
 
 
+@pytest.mark.tunes_this_machine
 def test_every_size(host: Host, roots: Roots) -> None:
     """The kernel rounds buckets up to a page's worth: what is previewed is what it will show."""
     with StateDirectory(roots) as state:

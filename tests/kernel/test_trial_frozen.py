@@ -1,18 +1,38 @@
 """An agent that is frozen or dead in the middle of a trial: the kernel itself lets the rules go, nothing is kept."""
 
+import contextlib
 import json
 import signal
+import subprocess
 import time
+from typing import NamedTuple
 
 import pytest
 from tests.lab.command import conntrack_operator
-from tests.lab.trials import ICMP, PORT, ended, notracked, policy, reachable, start, wait_until
+from tests.lab.namespaces import Namespace
+from tests.lab.trials import ICMP, PORT, Reachable, ended, notracked, policy, reachable, start, wait_until
 
 TRIAL = 15
 
 
-@pytest.fixture
-def trial(netns, tmp_path):
+class OnTrial(NamedTuple):
+    """A node in the middle of a trial; `deadline` on CLOCK_BOOTTIME."""
+
+    node: Namespace
+    target: Reachable
+    process: "subprocess.Popen[str]"
+    state: tuple[object, ...]
+    deadline: float
+
+
+def folder(path):
+    """Make a folder and return it."""
+    path.mkdir()
+    return path
+
+
+@contextlib.contextmanager
+def on_trial(netns, tmp_path):
     """Give a node, its target and an `apply` in the middle of its trial: rule in force, sysctl written."""
     with reachable(netns) as (node, target):
         rule = {"name": "far", "ports": [PORT], "side": "Client", "addresses": [target.end.ipv4]}
@@ -29,7 +49,7 @@ def trial(netns, tmp_path):
         wait_until(lambda: notracked(node, target), 10, "the rule")
         target.close()
         deadline = json.loads((tmp_path / "state/journal.json").read_text())["trial"]["deadline"]
-        yield node, target, process, state, deadline
+        yield OnTrial(node, target, process, state, deadline)
 
 
 def sleep_until(deadline):
@@ -37,35 +57,41 @@ def sleep_until(deadline):
     time.sleep(max(0, deadline - time.clock_gettime(time.CLOCK_BOOTTIME)))
 
 
-def test_frozen_in_a_trial(trial):
-    """SIGSTOP: the rules are gone by the deadline with nobody to remove them; woken after it, it takes all back."""
-    node, target, process, _, deadline = trial
-    process.send_signal(signal.SIGSTOP)
-    target.open()
-    assert notracked(node, target)
-    sleep_until(deadline + 1)
-    assert not notracked(node, target), "the kernel let the rule go"
-    assert node.sysctl(ICMP) == "11", "sysctls cannot expire"
-    process.send_signal(signal.SIGCONT)
-    code, said = ended(process, 20)
-    assert code == 1
-    assert "rolled back" in said
-    assert node.sysctl(ICMP) == "30"
-    assert not notracked(node, target)
+@pytest.fixture
+def trial(netns, tmp_path):
+    """Give one node on trial."""
+    with on_trial(netns, tmp_path) as made:
+        yield made
 
 
-def test_killed_in_a_trial(trial):
-    """SIGKILL: the rules are gone by the deadline with no process alive; the next start puts the sysctls back."""
-    node, target, process, state, deadline = trial
-    process.kill()
-    process.wait(10)
-    target.open()
-    assert notracked(node, target)
-    sleep_until(deadline + 1)
-    assert not notracked(node, target)
-    assert node.sysctl(ICMP) == "11"
-    assert conntrack_operator("restore", *state, namespace=node).returncode == 0
-    assert node.sysctl(ICMP) == "30"
+def test_frozen_and_killed_in_a_trial(netns, tmp_path):
+    """SIGSTOP, and SIGKILL on another node: the rules are gone by the deadline with nobody to remove them.
+
+    Woken after it, the one takes all back; of the other the next start puts the sysctls back.
+    """
+    with contextlib.ExitStack() as stack:
+        # One wait for both deadlines.
+        frozen = stack.enter_context(on_trial(netns, folder(tmp_path / "frozen")))
+        frozen.process.send_signal(signal.SIGSTOP)
+        frozen.target.open()
+        assert notracked(frozen.node, frozen.target)
+        killed = stack.enter_context(on_trial(netns, folder(tmp_path / "killed")))
+        killed.process.kill()
+        killed.process.wait(10)
+        killed.target.open()
+        assert notracked(killed.node, killed.target)
+        sleep_until(max(each.deadline for each in (frozen, killed)) + 1)
+        for each in (frozen, killed):
+            assert not notracked(each.node, each.target), "the kernel let the rule go"
+            assert each.node.sysctl(ICMP) == "11", "sysctls cannot expire"
+        frozen.process.send_signal(signal.SIGCONT)
+        code, said = ended(frozen.process, 20)
+        assert code == 1
+        assert "rolled back" in said
+        assert frozen.node.sysctl(ICMP) == "30"
+        assert not notracked(frozen.node, frozen.target)
+        assert conntrack_operator("restore", *killed.state, namespace=killed.node).returncode == 0
+        assert killed.node.sysctl(ICMP) == "30"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])

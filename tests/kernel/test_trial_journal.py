@@ -7,7 +7,8 @@ import subprocess
 import time
 
 import pytest
-from tests.lab.command import assert_one_sentence, conntrack_operator
+from tests.lab.command import PROGRAM, assert_one_sentence, conntrack_operator
+from tests.lab.programs import Program
 from tests.lab.trials import ICMP, ended, our_table, policy, reachable, start, wait_until
 
 WEB = {"rules": [{"name": "web", "ports": [80]}]}
@@ -46,13 +47,13 @@ def test_a_journal_that_cannot_be_believed(node, tmp_path, spoil):
     words = (str(path), "is damaged or of another version", "repaired, or removed")
     assert_one_sentence(applied(node, tmp_path, 12), *words)
     assert_one_sentence(conntrack_operator("restore", "--state-dir", tmp_path / "state", namespace=node), *words)
-    agent = start(node, "agent", "--policy", tmp_path / "policy.json", "--state-dir", tmp_path / "state")
-    time.sleep(4)
-    assert agent.poll() is None, "an agent lives with it"
-    agent.send_signal(signal.SIGTERM)
-    code, said = ended(agent, 10)
-    assert code == 0
-    assert "JournalUnreadable" in said
+    command = [*PROGRAM, "agent", "--policy", tmp_path / "policy.json", "--state-dir", tmp_path / "state"]
+    agent = Program("agent", [*map(str, command)], tmp_path / "agent.log", inside=node.inside)
+    agent.start()
+    agent.wait_until(lambda: "JournalUnreadable" in agent.tail(), 20, "it is said")
+    time.sleep(0.5)
+    assert agent.running, "an agent lives with it"
+    assert agent.stop() == 0
     assert (node.sysctl(ICMP), our_table(node), path.read_bytes()) == ("11", table, spoilt)
 
 

@@ -13,7 +13,10 @@ def test_a_second_agent_in_a_trial(netns, tmp_path):
         file = policy(tmp_path / "policy.json", timeouts={"icmp": 11})
         other = policy(tmp_path / "other.json", timeouts={"icmp": 12})
         state = ("--state-dir", tmp_path / "state")
-        first = start(node, "apply", "-f", file, *state, "--soak", 12, "--probe", target.address)
+        first = start(node, "apply", "-f", file, *state, "--trial", 120, "--soak", 2, "--probe", target.address)
+        # The target is gone as soon as it was looked at before the change, so that the trial goes on until it is back.
+        wait_until((tmp_path / "state/journal.json").exists, 20, "the journal")
+        target.close()
         wait_until(lambda: node.sysctl(ICMP) == "11", 20, "the trial")
         for command in (("apply", "-f", other), ("restore",), ("agent", "--policy", other)):
             done = conntrack_operator(*command, *state, namespace=node)
@@ -21,6 +24,7 @@ def test_a_second_agent_in_a_trial(netns, tmp_path):
             assert done.returncode == 1
         assert node.sysctl(ICMP) == "11"
         assert first.poll() is None, "the trial should still be going on"
+        target.open()
         assert ended(first, 30)[0] == 0
         assert node.sysctl(ICMP) == "11"
 

@@ -107,9 +107,16 @@ class Cluster:
             program.stop(seconds=0 if program is self.apiserver else 10)
 
     def start_apiserver(self) -> None:
-        """Start the API server and wait until it is ready."""
+        """Start the API server and wait until it is ready.
+
+        A controller manager that was left without one starts anew: its own watches come back up to 30 s later, and
+        meanwhile namespaces stay and get no ServiceAccount.
+        """
         self.apiserver.start()
         self.apiserver.wait_until(lambda: self._answers("/readyz"), 60, "the API server is ready")
+        if self.controller_manager.running:
+            self.controller_manager.stop(seconds=0)
+            self.controller_manager.start()
 
     def stop_apiserver(self) -> None:
         """Kill the API server; etcd keeps what it knew. Watches break, connections are refused."""

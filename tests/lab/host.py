@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.lab.halves import Turn, may_tune_the_machine
 from tests.lab.namespaces import Namespace
 
 LOCK = Path("/run/lock/conntrack-operator-tests.lock")
@@ -67,6 +68,9 @@ class Host(Namespace):
 
     def __enter__(self) -> Self:
         """Take the lock, waiting for whoever has it, and note how the machine is."""
+        may_tune_the_machine()
+        # In this order: a test of this run that holds its turn may take the machine's lock too.
+        self._turn = Turn(alone=True)
         self._lock = LOCK.open("a")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         if NOTED.exists():
@@ -86,6 +90,7 @@ class Host(Namespace):
             self._put_back()
         finally:
             self._lock.close()
+            self._turn.end()
 
     def _put_back(self) -> None:
         if self.table() is not None:

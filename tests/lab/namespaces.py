@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.lab.halves import may_make_namespaces
+
 CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 NAMESPACES = Path("/run/netns")
 
@@ -179,6 +181,7 @@ class Lab:
 
     def namespace(self) -> Namespace:
         """Return a new namespace: loopback up, no duplicate address detection, tracking off."""
+        may_make_namespaces()
         made = Namespace(f"cto-{self.tag}-{len(self._namespaces)}")
         subprocess.run(["ip", "netns", "add", made.name], check=True, capture_output=True)
         self._namespaces.append(made)

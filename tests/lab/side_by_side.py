@@ -1,0 +1,160 @@
+"""Run the suite in two processes at once, and tell of both as of one run. This is what `make test` does.
+
+One begins with the tests that tune this machine, the other with those that touch no conntrack; then both share the rest
+(tests/lab/sharing.py). The second runs in a network namespace of its own, in which the kernel refuses to change sizes.
+
+Lines of progress come as they are printed, each names its file. What a process says of failures comes in one piece when
+it ends; the last lines are the closing line of each and the sum of both. The exit code is 0 when both passed and every
+test was run by one of them. Ctrl-C, SIGTERM and SIGHUP end both, each in order: nothing is left of what tests made.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.lab.halves import ROOT, Kind
+from tests.lab.sharing import left_out
+
+_COUNT = re.compile(r"(\d+) (passed|failed|skipped|deselected|xfailed|xpassed|warning|error)s?\b")
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
+_ORDER = ("failed", "passed", "skipped", "deselected", "xfailed", "xpassed", "warning", "error")  # pytest's own
+SHARING = ("-p", "tests.lab.sharing", "-o", "console_output_style=classic")
+INTERRUPTED = 130
+"""What a shell says of a program that Ctrl-C ended."""
+
+
+def pytest_command(*arguments: str) -> list[str]:
+    """Return the command of one half."""
+    colour = ["--color=yes"] if sys.stdout.isatty() else []
+    return [sys.executable, "-m", "pytest", *colour, *arguments]
+
+
+def in_a_namespace(command: Sequence[str]) -> list[str]:
+    """Return the command with a network namespace of its own around it: loopback, and sizes that nobody can write.
+
+    Where none can be made, tests that make some are skipped.
+    """
+    if subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode != 0:
+        return list(command)
+    return ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *command]
+
+
+class Half:
+    """One half at work: its progress is printed as it comes, the rest in one piece at its end."""
+
+    def __init__(self, name: str, command: Sequence[str], speaking: threading.Lock) -> None:
+        self.name = name
+        self._speaking = speaking
+        self._closing = ""
+        self.process = subprocess.Popen(
+            # Should this process be killed, the half ends as by Ctrl-C. setpriv replaces itself by the program.
+            ["setpriv", "--pdeathsig", "INT", *command],
+            cwd=ROOT, env=os.environ | {"COLUMNS": str(shutil.get_terminal_size().columns)},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            start_new_session=True,  # the terminal's Ctrl-C comes by way of us: twice would end it out of order
+        )  # fmt: skip
+        self._thread = threading.Thread(target=self._pass_on)
+        self._thread.start()
+
+    def _pass_on(self) -> None:
+        headings, rest = 0, []
+        assert self.process.stdout
+        for line in self.process.stdout:
+            plain = _COLOUR.sub("", line)
+            headings += plain.startswith("=====")
+            if headings < 2:  # the first one begins the run, the second one ends its progress
+                self._say(line)
+            else:
+                rest.append(line)
+                if plain.startswith("=") and _COUNT.search(plain):
+                    self._closing = plain.strip("= \n")
+        self.process.wait()
+        self._say(f"\n--- {self.name} ---\n", *rest)
+
+    def _say(self, *lines: str) -> None:
+        with self._speaking:
+            sys.stdout.write("".join(lines))
+            sys.stdout.flush()
+
+    def wait(self) -> int:
+        """Wait until it has ended and everything is printed; return its exit code."""
+        while self._thread.is_alive():  # a wait without end would let no signal through
+            self._thread.join(0.2)
+        return self.process.wait()
+
+    def interrupt(self) -> None:
+        """End it, as Ctrl-C does."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+
+    @property
+    def closing(self) -> str:
+        """What pytest said at the end: counts and time."""
+        return self._closing or f"ended without a result, exit code {self.process.returncode}"
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many tests passed, failed and so on."""
+        return Counter({word: int(number) for number, word in _COUNT.findall(self._closing)})
+
+
+def in_words(counts: Counter[str]) -> str:
+    """Return counts in pytest's words and order."""
+    plural = {word: word + "s" * (word in {"warning", "error"} and counts[word] != 1) for word in _ORDER}
+    return ", ".join(f"{counts[word]} {plural[word]}" for word in _ORDER if counts[word]) or "no tests ran"
+
+
+def run(commands: dict[str, Sequence[str]], folder: Path) -> int:
+    """Run these halves, by name, who tell in `folder` what they ran; return the exit code of all."""
+    began = time.monotonic()
+    speaking = threading.Lock()
+    halves: list[Half] = []
+    ended_by: list[int] = []
+
+    def end(number: int, _frame: object) -> None:
+        ended_by.append(number)
+        for half in halves:
+            half.interrupt()
+
+    # Before the first half: what a program finds ignored it does not hear, what is handled here it hears as ever.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    for name, command in commands.items():
+        if not ended_by:
+            halves.append(Half(name, command, speaking))
+    codes = [half.wait() for half in halves]
+    missing = [] if ended_by else left_out(folder)
+    print(*(f"FAILED: not run, or run twice: {test}" for test in missing), sep="\n")
+    for half in halves:
+        print(f"{half.name}: {half.closing}")
+    if ended_by:
+        print(f"ended by {signal.Signals(ended_by[0]).name}")
+    total = sum((half.counts for half in halves), Counter[str]())
+    print(f" {in_words(total)} in {time.monotonic() - began:.2f}s ".center(80, "="), flush=True)
+    if ended_by:
+        return INTERRUPTED
+    return max(int(bool(missing)), *(abs(code) for code in codes))
+
+
+def main() -> int:
+    """Run the suite."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        own = {
+            kind: pytest_command(*SHARING, f"--own={kind.value}", f"--share={folder}")
+            for kind in (Kind.MACHINE, Kind.BESIDE)
+        }
+        return run({"first": own[Kind.MACHINE], "second": in_a_namespace(own[Kind.BESIDE])}, folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
