@@ -73,8 +73,9 @@ def is_told(cluster: Cluster, *nodes: str, services: tuple[tuple[str, str, int],
 
 
 def take_port(cluster: Cluster) -> None:
-    """Make a Service that takes the port on every node."""
-    make_service(cluster, "shop", type="NodePort", ports=[{"port": 80, "nodePort": PORT}])
+    """Make a Service that takes the port on every node, and that is in other ways all on one port."""
+    ports = [{"port": 80, "nodePort": PORT}]
+    make_service(cluster, "shop", type="NodePort", ports=ports, externalIPs=["198.51.100.5"])
 
 
 def held(cluster: Cluster, kind: str = "Ready", reason: str = "Paused") -> None:
