@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.control_plane.test_controller import NAMESPACE, answer, apply, condition, soon, spec_of, started
+from tests.control_plane.test_controller import (
+    NAMESPACE,
+    answer,
+    apply,
+    are_told,
+    condition,
+    revisions,
+    soon,
+    spec_of,
+    started,
+)
 from tests.control_plane.test_pods_and_services import APPS, PODS, make_pod, make_service, port, rule, services_at
 from tests.lab.answering import Answering, answering
 from tests.lab.cluster import Cluster
@@ -61,9 +71,9 @@ def settings(cluster: Cluster) -> dict[str, Any]:
 
 
 def has_all(cluster: Cluster, notrack: dict[str, Any], **spec: Any) -> dict[str, Any]:
-    """Have all nodes given a policy with these rules, and the policy be Ready; return what they have."""
+    """Have all nodes given a policy with these rules; return what they have. They answer within a moment."""
     apply(cluster, "web", notrack=notrack, **spec)
-    cluster.kubectl("wait", "--for=condition=Ready", "--timeout=60s", "ctp/web")
+    soon(lambda: are_told(cluster, *NODES), "all are told")
     return settings(cluster)
 
 
@@ -73,13 +83,16 @@ def is_told(cluster: Cluster, *nodes: str, services: tuple[tuple[str, str, int],
 
 
 def take_port(cluster: Cluster) -> None:
-    """Make a Service that takes the port on every node."""
-    make_service(cluster, "shop", type="NodePort", ports=[{"port": 80, "nodePort": PORT}])
+    """Make a Service that takes the port on every node, and that is in other ways all on one port."""
+    ports = [{"port": 80, "nodePort": PORT}]
+    make_service(cluster, "shop", type="NodePort", ports=ports, externalIPs=["198.51.100.5"])
 
 
-def held(cluster: Cluster, kind: str = "Ready", reason: str = "Paused") -> None:
-    """Wait until the policy says that its newer revision is held."""
-    soon(lambda: condition(cluster, "web", kind).get("reason") == reason, f"the policy says {reason}", 60)
+def held_back(cluster: Cluster, **spec: Any) -> None:
+    """Apply an edit that takes the port out, and is paused; return when the controller has looked at it."""
+    apply(cluster, "web", notrack=NEW, rollout=PAUSED, **spec)
+    rules = lambda each: each["data"]["spec"]["notrack"]["rules"]  # noqa: E731 - of one revision
+    soon(lambda: NEW["rules"] in [rules(each) for each in revisions(cluster, "web")], "the edit is written down")
 
 
 @pytest.mark.usefixtures("agents")
@@ -102,8 +115,7 @@ def test_a_newer_revision_without_the_port(cluster: Cluster, controller: Program
     When the edit has been released to everybody, the Service is of no concern to anybody.
     """
     before = has_all(cluster, OLD)
-    apply(cluster, "web", notrack=NEW, rollout=PAUSED)
-    held(cluster)
+    held_back(cluster)
     take_port(cluster)
     soon(lambda: is_told(cluster), "all are told of the Service")
     assert settings(cluster) == before
@@ -125,7 +137,7 @@ def test_a_canary_that_rolled_back(cluster: Cluster, agents: Answering) -> None:
     apply(cluster, "web", notrack=NEW, rollout={"soakSeconds": 0})
     soon(lambda: spec_of(cluster, "n1")["settings"]["notrack"]["rules"][0]["ports"] == [9000], "the canary has it")
     answer(cluster, "n1", "RolledBack")
-    held(cluster, "Stalled", "CanaryFailed")
+    soon(lambda: condition(cluster, "web", "Stalled").get("reason") == "CanaryFailed", "the edit is halted")
     before = settings(cluster)
     take_port(cluster)
     soon(lambda: is_told(cluster), "all are told of the Service")
@@ -137,8 +149,7 @@ def test_a_selector_that_means_a_node_no_longer(cluster: Cluster) -> None:
     """The edit is paused, so the nodes it no longer means have their rules, and are told like the one it means."""
     before = has_all(cluster, OLD)
     only = {"matchLabels": {"kubernetes.io/hostname": "n3"}}
-    apply(cluster, "web", notrack=NEW, nodeSelector=only, rollout=PAUSED)
-    held(cluster)
+    held_back(cluster, nodeSelector=only)
     take_port(cluster)
     soon(lambda: is_told(cluster), "all are told of the Service")
     assert settings(cluster) == before
@@ -150,8 +161,7 @@ def test_ports_that_follow_pods(cluster: Cluster) -> None:
     has_all(cluster, rule(pods=PODS))
     make_pod(cluster, "n2", "envoy", port(PORT))
     soon(lambda: "notrack" in spec_of(cluster, "n2")["settings"], "the pod's port is there")
-    apply(cluster, "web", notrack=NEW, rollout=PAUSED)
-    held(cluster)
+    held_back(cluster)
     before = settings(cluster)
     take_port(cluster)
     soon(lambda: is_told(cluster, "n2"), "the pod's node is told")
@@ -166,8 +176,7 @@ def test_a_node_whose_object_was_lost(cluster: Cluster, agents: Answering) -> No
     """
     has_all(cluster, OLD)
     agents.everything = False
-    apply(cluster, "web", notrack=NEW, rollout=PAUSED)
-    held(cluster)
+    held_back(cluster)
     cluster.kubectl("delete", "nct", "n2")
     soon(lambda: spec_of(cluster, "n2").get("mode") == "Hold", "its object is written anew")
     (use,) = spec_of(cluster, "n3")["policies"]

@@ -52,7 +52,7 @@ class Book:
         self._revisions: dict[str, dict[str, Revision]] = {}
         self._stored: set[tuple[str, str]] = set()
         self._names: dict[tuple[str, str | None, int | None], str] = {}
-        self._read: dict[tuple[str, str, str | None, int | None], ConntrackPolicy | None] = {}
+        self._read: dict[tuple[str, str, str, str | None, int | None], ConntrackPolicy | None] = {}
 
     def load(self) -> None:
         """Read the whole book. What is missing there and is still in use, `keep` writes down again."""
@@ -121,8 +121,6 @@ class Book:
             if known[name].created != created:
                 # Deleted and made again as it was: among equals it is the younger one now.
                 self._store(replace(known[name], created=created))
-                with self._lock:
-                    self._read.clear()
             return name
         number = max((each.number for each in known.values()), default=0) + 1
         revision = Revision(owner, name, number, content_of(policy), created)
@@ -164,13 +162,14 @@ class Book:
 
         def look(name: str, revision: str) -> ConntrackPolicy | None:
             policy = policies.get(name)
-            key = (name, revision, policy.metadata.uid if policy else None, policy.metadata.generation if policy else 0)
+            live_as = (policy.metadata.uid, policy.metadata.generation) if policy else (None, 0)
             with self._lock:
+                found = self._revisions.get(name, {}).get(revision)
+                if found is None:
+                    return None
+                key = (name, revision, found.created, *live_as)
                 if key in self._read:
                     return self._read[key]
-                found = self._revisions.get(name, {}).get(revision)
-            if found is None:
-                return None
             read = policy_at(found, policy)
             with self._lock:
                 if len(self._read) >= READ_KEPT:

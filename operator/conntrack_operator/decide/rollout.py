@@ -165,7 +165,7 @@ def _canary_verdict(waiting: Sequence[Member], canaries: _Canaries, way: _Way, n
             message=f"canary {_named(failed)} rolled the change back; no other node was touched."
             " Edit the policy, or let it try again with another text in rollout.retry",
         )
-    silent = [each.node for each in begun if each.state == "moving" and each.is_overdue(now)]
+    silent = [each.node for each in begun if each.state in ("moving", "retrying") and each.is_overdue(now)]
     if silent:
         return Verdict(
             "Halted",
@@ -179,7 +179,7 @@ def _canary_verdict(waiting: Sequence[Member], canaries: _Canaries, way: _Way, n
     soaking = [each for each in begun if each.state == "done"]
     ends = [each.since + canaries.soak for each in soaking]
     ends += [each.since + canaries.soak + timedelta(seconds=ANSWER_SECONDS) for each in soaking if not each.able]
-    ends += [_deadline_of(each) for each in begun if each.state == "moving"]
+    ends += [_deadline_of(each) for each in begun if each.state in ("moving", "retrying")]
     again = min((end for end in ends if end > now), default=None)
     if away:
         message = f"canary {_named(away)} is not Ready, or has no working agent, since it was given the change"

@@ -206,6 +206,10 @@ def test_a_policy_made_again_as_it_was_is_the_younger_one() -> None:
     writes = shelves.writes
     assert book.write_down(again) == name
     assert shelves.writes == writes
+    book.keep({}, [])
+    assert book.lookup(())("p", name) is None, "nobody has it any more"
+    book.write_down(policy())
+    assert book.lookup(())("p", name).metadata.creation_timestamp == "2026-01-01T00:00:00Z"  # type: ignore[union-attr]
 
 
 def test_what_is_found_and_is_not_ours_is_left_alone() -> None:
