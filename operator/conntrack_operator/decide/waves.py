@@ -17,7 +17,7 @@ from .holding import GONE, Target, attempt_of, given_up_by
 from .pacing import strictest
 from .rollout import ANSWER_SECONDS, Member, State, Verdict, verdict_on
 from .seen import Seen
-from .standing import concerns, is_parked
+from .standing import concerns, has_taken, is_parked
 from .targeting import selects
 
 
@@ -179,7 +179,8 @@ def _answer(seen: Seen, policy: str) -> State:
     if status.phase == "RolledBack":
         return "failed" if is_parked(status) else "retrying"
     if status.phase in ("Refused", "Contended") and concerns(policy, spec, status):
-        return "refused"
+        # What it took of the change stands its trial like any other.
+        return "done" if has_taken(policy, spec, status) else "refused"
     return "done"
 
 

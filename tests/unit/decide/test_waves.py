@@ -264,6 +264,25 @@ def test_retry_tries_the_one_that_gave_up() -> None:
     assert world.held() == everywhere(world)
 
 
+def test_a_canary_that_refuses_a_part_soaks_with_the_rest() -> None:
+    """What it took of the change is tried like any other; one that took nothing proves nothing, and another follows."""
+    size = {"setting": "net.netfilter.nf_conntrack_max", "wanted": "2000", "observed": "2000", "reason": "Applied"}
+    icmp = {"setting": "net.netfilter.nf_conntrack_icmp_timeout", "wanted": "", "observed": "", "reason": "Unsupported"}
+    world = settled(20, policy())
+    world.policies["p"] = policy(entries=2000, timeouts={"icmp": 5})
+    world.judge()
+    world.write_all()
+    world.answer("n00", "Refused", results=[icmp, size])
+    verdict = world.judge().verdicts["p"]
+    assert (verdict.stage, verdict.release) == ("Soak", ())
+    world.answer("n00", "Refused", results=[icmp])
+    assert released(world.judge()) == ["n01"]
+    world.write_all()
+    world.answer("n01", "Refused", results=[icmp, size])
+    world.now += timedelta(seconds=31)
+    assert released(world.judge()) == ["n02", "n03"]
+
+
 def test_what_is_tried_again_goes_on_holding_up_the_others() -> None:
     """A halt is not lifted while a node that rolled back is in its next trial, whichever controller looks."""
     world = settled(10, policy())
