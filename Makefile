@@ -14,6 +14,7 @@ demo: setup ## The story in one minute, in a network namespace, no cluster (need
 
 test: setup ## The whole suite on real parts, in two processes; builds the test control plane once (7 to 10 minutes)
 	@$(BIN)/python -m tests.lab.kube >/dev/null
+	@$(BIN)/python -m tests.lab.helm >/dev/null
 	@$(BIN)/python -m tests.lab.side_by_side
 
 check: setup ## Format, lint, types, import contracts, unit tests, generated files in step
