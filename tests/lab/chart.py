@@ -65,14 +65,14 @@ def table() -> str:
     return "\n".join(["| value | default | what it is |", "| --- | --- | --- |", *rows])
 
 
-def generated(helm: Helm) -> dict[Path, str]:
-    """Return every generated file as it should be."""
+def generated() -> dict[Path, str]:
+    """Return every generated file of the chart itself as it should be."""
     readme = (CHART / "README.md").read_text()
     before, rest = readme.split(BEGIN)
     files = {CHART / "README.md": f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"}
     for crd in sorted((ROOT / "crds").glob("*.yaml")):
         files[CHART / "files" / "crds" / crd.name] = crd.read_text()
-    return files | {ROOT / "manifests" / "install.yaml": manifest(helm)}
+    return files
 
 
 def manifest(helm: Helm) -> str:
@@ -81,24 +81,26 @@ def manifest(helm: Helm) -> str:
     return HEADER + text.replace("app.kubernetes.io/managed-by: Helm", "app.kubernetes.io/managed-by: kubectl")
 
 
-def main() -> int:
-    """Write, or check, and return the exit code."""
-    with tempfile.TemporaryDirectory() as folder:
-        wanted = generated(Helm(program(), Path(folder)))
+def settle(wanted: dict[Path, str], *, only_look: bool) -> bool:
+    """Make files as they should be, or only say which are not; return whether all were."""
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
-    stale += [path for path in (CHART / "files" / "crds").glob("*") if path not in wanted]
-    if "--check" in sys.argv[1:]:
-        for path in stale:
-            print(f"{path.relative_to(ROOT)} is out of step: make chart")
-        return 1 if stale else 0
     for path in stale:
-        if path in wanted:
+        print(f"{path.relative_to(ROOT)}{' is out of step: make chart' if only_look else ''}")
+        if not only_look:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(wanted[path])
-        else:
-            path.unlink()
-        print(path.relative_to(ROOT))
-    return 0
+    return not stale
+
+
+def main() -> int:
+    """Write, or check, and return the exit code."""
+    only_look = "--check" in sys.argv[1:]
+    inside = settle(generated(), only_look=only_look)
+    # Then only: the manifest is made of the others.
+    with tempfile.TemporaryDirectory() as folder:
+        text = manifest(Helm(program(), Path(folder)))
+    outside = settle({ROOT / "manifests" / "install.yaml": text}, only_look=only_look)
+    return 0 if not only_look or (inside and outside) else 1
 
 
 if __name__ == "__main__":
