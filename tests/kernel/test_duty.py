@@ -216,6 +216,29 @@ def test_an_error_of_ours_in_a_trial_counts(node, roots):
         assert "a bug" in failures.message
 
 
+def test_a_service_takes_a_port_of_what_is_confirmed(node, roots):
+    """On a node that took a change back and waits: the rule of before goes at once, and comes back with the port."""
+    shop = Service(name="shop/web", kind="NodePort", protocol="TCP", port=80)
+    edit = {"timeouts": {"icmp": 11}, "notrack": {"rules": [{"name": "web", "ports": [81]}]}, "trial": QUICK}
+    assert confirmed(node, roots) == "Current"
+
+    def untracked():
+        listed = node.run("nft", "list", "set", "inet", "conntrack_operator", "confirmed_tcp_server", check=False)
+        return "elements = { 80 }" in listed.stdout
+
+    with node.inside(), StateDirectory(roots) as state:
+        duty = Duty(Machine(roots), state, lambda: [Probe("target", lambda _seconds: node.sysctl(ICMP) == "10")])
+        duty.wish(wish(edit, revision="r2"))
+        assert stepped(duty, 30, lambda: duty.deed.phase == "RolledBack")
+        assert untracked()
+        duty.wish(wish(edit, revision="r2", services=[shop]))
+        assert duty.deed.phase == "RolledBack"
+        assert not untracked()
+        duty.wish(wish(edit, revision="r2"))
+        assert duty.deed.phase == "RolledBack"
+        assert untracked()
+
+
 def test_no_threads_for_probes(node, roots, monkeypatch):
     """Where no probe can be asked nothing is tried: it would be confirmed unseen."""
 
