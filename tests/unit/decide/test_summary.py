@@ -381,6 +381,14 @@ def test_trouble_with_the_agents_is_in_the_conditions() -> None:
     assert "make the namespace" in condition(status, "Ready").message
 
 
+def test_what_keeps_withdrawals_waiting_degrades() -> None:
+    """Nodes keep what they should lose, and the policy is as ready as it was."""
+    status = summary_of(policy(), [sight("a")], NOW, Around(guarded="the CRD is being deleted"))
+    degraded = condition(status, "Degraded")
+    assert (degraded.reason, degraded.message) == ("WithdrawalsWait", "the CRD is being deleted")
+    assert condition(status, "Ready").status == "True"
+
+
 def test_what_the_controller_may_not_see_degrades() -> None:
     """It is said beside the nodes' own failures, and does not make a policy unready that has none."""
     for sights in ([sight("a")], [sight("a", "unknown", None)]):
