@@ -181,7 +181,7 @@ def test_nothing_is_written_while_nothing_changes(node, roots, monkeypatch, capl
 
 def test_starting_again_writes_nothing(node, roots, monkeypatch):
     """With rules and accepts in place an agent may start as often as it likes, with and without an API server."""
-    monkeypatch.setattr("conntrack_operator.agent.duty.MEND_SECONDS", 0.2)
+    monkeypatch.setattr("conntrack_operator.agent.keeping.MEND_SECONDS", 0.2)
     node.run("iptables-restore", text=FIREWALL)
     assert confirmed(node, roots) == "Current"
     assert "CONNTRACK-OP" in node.run("iptables-save").stdout
