@@ -101,7 +101,8 @@ def _phase(spec: Document, status: Document, now: datetime) -> tuple[str, str, s
     if not answered:
         return (phase if phase == "Trial" else PENDING), last.get("time", ""), "it has not answered its last spec yet"
     if spec.get("mode") == "Hold" and phase == "Current":
-        why = _preview_words(status.get("preview")) if spec.get("preview") else "not released yet, or no policy is left"
+        observed = spec.get("preview") is not None
+        why = _preview_words(status.get("preview")) if observed else "not released yet, or no policy is left"
         return HELD, last.get("time", ""), why
     since = last.get("time", "") if last.get("phase") == phase else ""
     return phase, since, _why(status, last, phase)
