@@ -138,6 +138,11 @@ def _told(verb: str, kind: Kind, ask: Callable[[], Answer]) -> Answer:
             f" auth can-i {verb} {what}{where})",
         ) from error
     except Retry as error:
+        if str(error).startswith("the API server said Unauthorized"):
+            raise Unsupported(
+                "the API server does not know you: the token or certificate of this context is wrong or has ended; log"
+                " in again, and see whether kubectl auth whoami answers"
+            ) from error
         if error.__cause__ is None:
             raise
         raise Retry(f"{error}; see whether kubectl version answers, and name a cluster with --context") from error

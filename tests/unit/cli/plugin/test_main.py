@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -140,3 +142,33 @@ def test_a_diagnosis_names_who_fills_the_table() -> None:
         "not seen: names of Nodes: no",
     ):
         assert words in text
+
+
+class _WithoutKinds(BaseHTTPRequestHandler):
+    """An API server that knows none of our kinds."""
+
+    def do_GET(self) -> None:
+        """Say so."""
+        self.send_response(404)
+        self.end_headers()
+        self.wfile.write(b'{"kind": "Status", "reason": "NotFound"}')
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_cluster_without_the_kinds_is_told_how_to_get_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence with the command that installs them, and no empty fleet."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _WithoutKinds) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        cluster = {"name": "a", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
+        (tmp_path / "config").write_text(json.dumps({**KUBECONFIG, "clusters": [cluster]}))
+        code = plugin.main(["status", "--kubeconfig", str(tmp_path / "config")])
+        server.shutdown()
+    assert code == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "has no conntrackpolicies; install them: conntrack-operator crds | kubectl apply -f -" in err
