@@ -134,8 +134,7 @@ def _told(verb: str, kind: Kind, ask: Callable[[], Answer]) -> Answer:
         where = " --all-namespaces" if kind.namespaced else ""
         raise Refused(
             "Forbidden",
-            f"you may not {verb} {what}; ask whoever gives rights in this cluster for that one, then try again (kubectl"
-            f" auth can-i {verb} {what}{where})",
+            f"you may not {verb} {what}; ask for that right (kubectl auth can-i {verb} {what}{where})",
         ) from error
     except Retry as error:
         if str(error).startswith("the API server said Unauthorized"):

@@ -124,7 +124,9 @@ def _why(status: Document, last: Document, phase: str) -> str:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         return f"{first.get('setting')}: {first.get('reason')}: {first.get('message', '')}{more}".strip()
     if last.get("phase") == phase:
-        return ": ".join(filter(None, (last.get("reason"), last.get("message"))))
+        # A reason that only repeats the phase says nothing.
+        reason = last.get("reason") if last.get("reason") != phase else ""
+        return ": ".join(filter(None, (reason, last.get("message"))))
     return ""
 
 

@@ -15,6 +15,8 @@ from conntrack_operator.decide.standing import time_in
 
 Document = dict[str, Any]
 
+_RANKS = {"Created": 0, "SpecWritten": 0, "Revision": 0, "GoodEverywhere": 2}
+
 NAMED = 4
 """Fields of a change that are named; the revision has them all."""
 
@@ -37,7 +39,8 @@ class Happened:
 
 def in_order(happened: Iterable[Happened], most: int) -> list[Happened]:
     """Return the last `most` (0: all), the oldest first; what is said twice of one moment once."""
-    ordered = sorted(dict.fromkeys(happened), key=lambda each: (each.at, each.subject, each.what))
+    # Times are whole seconds: within one, causes come before effects, and what one object tells stays in its own order.
+    ordered = sorted(dict.fromkeys(happened), key=lambda each: (each.at, _RANKS.get(each.what, 1)))
     return ordered[-most:] if most else ordered
 
 
@@ -107,9 +110,10 @@ def of_node(document: Document) -> Iterator[Happened]:
     for each in (document.get("status") or {}).get("history") or ():
         at = time_in(each.get("time") or "")
         if at is not None:
-            why = ": ".join(filter(None, (each.get("reason"), each.get("message"))))
+            reason = each.get("reason") if each.get("reason") != each.get("phase") else ""
+            why = ": ".join(filter(None, (reason, each.get("message"))))
             revision = f" (spec {each['revision']})" if each.get("revision") else ""
-            yield Happened(at, subject, each.get("phase") or "", why + revision)
+            yield Happened(at, subject, each.get("phase") or "", f"{why}{revision}".strip())
 
 
 def of_events(events: Iterable[Document]) -> Iterator[Happened]:

@@ -18,6 +18,13 @@ def test_the_last_ones_in_order() -> None:
     assert [each.at.minute for each in in_order(lines, 2)] == [2, 3]
 
 
+def test_within_one_second_causes_come_first() -> None:
+    """A trial before what came of it, as the node tells it; a revision before both, and its success after."""
+    whats = ["Trial", "Current", "GoodEverywhere", "Revision"]
+    ordered = in_order([Happened(at(1), "node/a", what) for what in whats], 0)
+    assert [each.what for each in ordered] == ["Revision", "Trial", "Current", "GoodEverywhere"]
+
+
 def test_a_policy_tells_who_wrote_it() -> None:
     """From managedFields, without those who write its status."""
     fields = {"f:spec": {"f:timeouts": {}, "f:mode": {}}}
