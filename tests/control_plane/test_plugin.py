@@ -37,11 +37,12 @@ class Plugin:
 
     def __init__(self, cluster: Cluster, kubeconfig: Path | None = None, namespace: str = NAMESPACE) -> None:
         self.folder = cluster.folder
+        self.first: list[Path] = []
         self.options = [f"--kubeconfig={kubeconfig or cluster.kubeconfig}", f"--namespace={namespace}"]
 
     def run(self, *arguments: str, code: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run it; its exit code must be `code`."""
-        here = [Path(sys.executable).parent, Path(kube.kubectl()).parent]
+        here = [*self.first, Path(sys.executable).parent, Path(kube.kubectl()).parent]
         path = os.pathsep.join([*map(str, here), os.environ["PATH"]])
         done = subprocess.run(
             [kube.kubectl(), "conntrack", *arguments, *self.options], input=stdin,
@@ -309,6 +310,47 @@ def test_what_needs_an_agents_pod_says_when_it_cannot(fleet: Fleet, plugin: Plug
         assert "node-000" in said
         assert f"kubectl -n {NAMESPACE} get pods" in said
     assert "top NODE --live" in plugin.complaint("top", "--live")
+
+
+@pytest.fixture
+def agents_pod(cluster: Cluster, fleet: Fleet) -> Iterator[str]:
+    """Give a pod on node-001 that looks like its agent's and says that it runs, though no kubelet is there."""
+    del fleet
+    labels = {"app.kubernetes.io/name": "conntrack-operator", "app.kubernetes.io/component": "agent"}
+    pod = {
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "stand-in", "namespace": NAMESPACE, "labels": labels},
+        "spec": {"nodeName": "node-001", "containers": [{"name": "agent", "image": "registry.example/a"}]},
+    }  # fmt: skip
+    cluster.kubectl("create", "-f", "-", input=pod)
+    running = json.dumps({"status": {"phase": "Running"}})
+    cluster.kubectl("patch", "pod", "stand-in", "-n", NAMESPACE, "--subresource=status", "--type=merge", "-p", running)
+    yield "stand-in"
+    cluster.kubectl("delete", "pod", "stand-in", "-n", NAMESPACE, "--grace-period=0", "--force")
+
+
+def test_kubectl_exec_fails_honestly_without_a_kubelet(agents_pod: str, plugin: Plugin) -> None:
+    """The real kubectl exec is tried, and what it says is passed on."""
+    for arguments in (("doctor", "node-001"), ("top", "node-001", "--live")):
+        said = plugin.complaint(*arguments)
+        assert f"nothing could be run in pod {NAMESPACE}/{agents_pod}: " in said
+        assert f"kubectl -n {NAMESPACE} describe pod {agents_pod}" in said
+
+
+def test_a_live_look_shows_what_the_agent_prints(agents_pod: str, plugin: Plugin, tmp_path: Path) -> None:
+    """With a kubectl that answers for the agent, since no kubelet runs here: rows, and their error."""
+    del agents_pod
+    answer = {"sampled": 10, "entries": 40, "rows": [{"key": TALKER, "entries": 20, "share": 0.5, "error": 0.031}]}
+    stand_in = tmp_path / "kubectl"
+    stand_in.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(answer)}\nEND\n")
+    stand_in.chmod(0o755)
+    plugin.first = [tmp_path]
+    assert plugin.json("top", "node-001", "--live")["rows"] == [
+        {"key": TALKER, "name": "", "entries": 20, "share": 0.5, "nodes": 1, "error": 0.031}
+    ]
+    row = next(line for line in plugin.run("top", "node-001", "--live").stdout.splitlines() if TALKER in line)
+    assert row.split()[-1] == "3.1"
+    stand_in.write_text("#!/bin/sh\necho no JSON\n")
+    assert "may be another version" in plugin.complaint("top", "node-001", "--live")
 
 
 def test_missing_rights_are_named(cluster: Cluster, fleet: Fleet, stranger: str) -> None:

@@ -4,6 +4,7 @@ What is refused is said with the right that is missing. Programs inside a pod ar
 every way of streaming that an API server may want.
 """
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -45,7 +46,11 @@ class Person:
     def __init__(self, way: Way) -> None:
         self._way = way
         self._connection = Connection(
-            way.kubeconfig, context=way.context, user_agent=USER_AGENT, read_seconds=READ_SECONDS
+            # As kubectl: also in a pod, $KUBECONFIG comes before the pod's own account.
+            way.kubeconfig or os.environ.get("KUBECONFIG") or None,
+            context=way.context,
+            user_agent=USER_AGENT,
+            read_seconds=READ_SECONDS,
         )
         self._objects = Objects(self._connection)
 

@@ -18,17 +18,26 @@ _STYLES = {
 }  # fmt: skip
 FULL, HIGH = 95, 80
 SOON_SECONDS = 900
+LAST = ("POLICY@REVISION", "SINCE", "WHY")
+"""The columns after the numbers; only the first where there is little room."""
 
 
 def fleet_view(
-    policies: Sequence[PolicyRow], nodes: Sequence[NodeRow], notes: Sequence[str], *, most: int
+    policies: Sequence[PolicyRow], nodes: Sequence[NodeRow], notes: Sequence[str], *, most: int, narrow: bool = False
 ) -> RenderableType:
-    """Return policies, then the first `most` nodes (0: all of them), then what should be known besides."""
+    """Return policies, then the first `most` nodes (0: all of them), then what should be known besides.
+
+    `narrow` is for terminals without room for sentences in cells: they go below the table, of nodes in trouble alone.
+    """
     parts: list[RenderableType] = [_policies(policies) if policies else Text("There is no policy.")]
     shown = nodes[:most] if most else nodes
-    parts.extend(["", _nodes(shown) if shown else Text("No node has a NodeConntrack: no policy means any.")])
+    parts.extend(
+        ["", _nodes(shown, narrow=narrow) if shown else Text("No node has a NodeConntrack: no policy means any.")]
+    )
     if len(shown) < len(nodes):
         parts.append(Text(f"and {len(nodes) - len(shown):,} more, under less pressure; --all shows them", "dim"))
+    if narrow:
+        parts.extend(Text(f"{row.node}: {row.why}") for row in shown if row.why and row.phase != "Current")
     parts.append(Text(totals(nodes), "dim"))
     parts.extend(Text(note, YELLOW) for note in notes)
     return Group(*parts)
@@ -66,10 +75,10 @@ def _policies(rows: Sequence[PolicyRow]) -> Table:
     return table
 
 
-def _nodes(rows: Sequence[NodeRow]) -> Table:
+def _nodes(rows: Sequence[NodeRow], *, narrow: bool) -> Table:
     numbers = ("USED%", "ENTRIES", "MAX", "DROPS/S", "TOFULL")
     table = table_of(
-        "NODE", "PHASE", *numbers, "SINCE", "POLICY@REVISION", "WHY", right=numbers, fold=("POLICY@REVISION", "WHY")
+        "NODE", "PHASE", *numbers, *LAST[: 1 if narrow else None], right=numbers, fold=("POLICY@REVISION", "WHY")
     )
     for row in rows:
         used = row.used_percent
@@ -84,9 +93,10 @@ def _nodes(rows: Sequence[NodeRow]) -> Table:
             _number(row.max_entries),
             Text(_number(row.drops_per_second), dropping),
             Text(duration_words(row.seconds_to_full), soon),
-            row.since or "-",
-            Text(",".join(row.policies) or "-"),
-            Text(row.why),
+            *(
+                Text(cell)
+                for cell in (",".join(row.policies) or "-", row.since or "-", row.why)[: 1 if narrow else None]
+            ),
         )
     return table
 

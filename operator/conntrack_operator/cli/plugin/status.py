@@ -1,6 +1,7 @@
 """`kubectl conntrack status`: the whole fleet by pressure, and where every rollout stands."""
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,8 @@ from .render_fleet import fleet_view
 
 SHOWN_ROWS = 40
 """On a terminal; a pipe gets all of them."""
+WIDE_COLUMNS = 130
+"""From so many columns on a terminal the table has room for since when and why."""
 QUIET = timedelta(seconds=60)
 """A Lease that nobody has renewed for so long has no controller: four times what a holder may keep it unrenewed."""
 
@@ -42,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         terminal.show_json(fleet_document(*rows, notes))
     else:
         most = SHOWN_ROWS if sys.stdout.isatty() and not arguments.all else 0
-        terminal.show(fleet_view(*rows, notes, most=most))
+        narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE_COLUMNS
+        terminal.show(fleet_view(*rows, notes, most=most, narrow=narrow))
     return 0
 
 

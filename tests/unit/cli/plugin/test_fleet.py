@@ -118,6 +118,16 @@ def test_the_page_ends_with_the_whole_fleet() -> None:
     assert totals([]) == "0 nodes; 0 of 0 entries; 0 dropped/s"
 
 
+def test_a_narrow_terminal_has_sentences_below() -> None:
+    """Of nodes in trouble alone, and no cell is folded into a tower of letters at 100 columns."""
+    refused = [{"setting": "notrack/web", "reason": "NATConflict", "message": "port 30080 is a NodePort"}]
+    rows = node_rows([node("bad", phase="Refused", results=refused), node("good")], NOW)
+    lines = plain(fleet_view([], rows, [], most=0, narrow=True), 100).splitlines()
+    assert "bad: notrack/web: NATConflict: port 30080 is a NodePort" in lines
+    assert [line.split()[0] for line in lines if line.startswith(("bad ", "good "))] == ["bad", "good"]
+    assert not any(line.startswith("good:") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"), [(None, "-"), (0, "0s"), (59, "59s"), (410, "6m50s"), (3600, "1h"), (90061, "1d1h")]
 )
