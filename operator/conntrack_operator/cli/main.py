@@ -4,7 +4,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from conntrack_operator import __version__
@@ -36,12 +36,17 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: this process's) and return the exit code."""
+    return guarded(PROGRAM, lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def guarded(program: str, run: Callable[[], int]) -> int:
+    """Return what `run` returns, or the code for how it ended; an error of ours is said by `program` in a sentence."""
     try:
-        code = _run(list(sys.argv[1:] if argv is None else argv))
+        code = run()
         sys.stdout.flush()
     except ConntrackOperatorError as error:
         for line in str(error).splitlines():
-            print(f"{PROGRAM}: {line}", file=sys.stderr)
+            print(f"{program}: {line}", file=sys.stderr)
         return ERROR
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -48,18 +48,24 @@ class Credentials:
     proxy_url: str | None
 
 
-def read_configuration(kubeconfig: str | None) -> client.Configuration:
+def read_configuration(kubeconfig: str | None, context: str | None = None) -> client.Configuration:
     """Return the configuration from `kubeconfig` when given, else the pod's, else $KUBECONFIG or ~/.kube/config.
 
-    Raises Unsupported when there is none that can be read.
+    `context` names one of a kubeconfig's instead of its current one. Raises Unsupported when there is none that can be
+    read.
     """
     configuration = client.Configuration()
     try:
-        if kubeconfig is None and SERVICE_ACCOUNT_TOKEN.exists() and "KUBERNETES_SERVICE_HOST" in os.environ:
+        if (
+            kubeconfig is None
+            and context is None
+            and SERVICE_ACCOUNT_TOKEN.exists()
+            and "KUBERNETES_SERVICE_HOST" in os.environ
+        ):
             config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         else:
             config.load_kube_config(  # type: ignore[no-untyped-call]
-                config_file=kubeconfig, client_configuration=configuration, persist_config=False
+                config_file=kubeconfig, context=context, client_configuration=configuration, persist_config=False
             )
     except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError) as error:
         where = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
@@ -106,16 +112,18 @@ class Connection:
     With a `fence`, whatever is not a GET is sent only while that is open, and not waited for longer.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each by its name
         self,
         kubeconfig: str | None,
         fence: Fence | None = None,
         *,
+        context: str | None = None,
+        user_agent: str = "conntrack-operator/controller",
         connect_seconds: float = CONNECT_SECONDS,
         read_seconds: float = READ_SECONDS,
     ) -> None:
-        self._api = client.ApiClient(read_configuration(kubeconfig))
-        self._api.user_agent = "conntrack-operator/controller"
+        self._api = client.ApiClient(read_configuration(kubeconfig, context))
+        self._api.user_agent = user_agent
         self._fence = fence
         self._connect_seconds, self._read_seconds = connect_seconds, read_seconds
 

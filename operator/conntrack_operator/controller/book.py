@@ -58,7 +58,7 @@ class Book:
         """Read the whole book. What is missing there and is still in use, `keep` writes down again."""
         label = ",".join(f"{key}={value}" for key, value in LABELS.items())
         listing = self._objects.list(CONTROLLER_REVISIONS, namespace=self._namespace, label_selector=label)
-        found = [each for document in listing.items if (each := _revision_in(document)) is not None]
+        found = [each for document in listing.items if (each := revision_in(document)) is not None]
         with self._lock:
             for each in found:
                 self._revisions.setdefault(each.policy, {})[each.name] = each
@@ -218,7 +218,7 @@ def _object_name(revision: Revision) -> str:
     return f"{revision.policy[:NAME_MAX].rstrip('.-')}-{revision.name}"
 
 
-def _revision_in(document: dict[str, Any]) -> Revision | None:
+def revision_in(document: dict[str, Any]) -> Revision | None:
     """Return the revision in `document`; None when it is not one of ours."""
     metadata, data = document["metadata"], document.get("data")
     annotations = metadata.get("annotations") or {}
