@@ -124,7 +124,11 @@ def whole_number(minimum: int, maximum: int) -> "type[int]":
     return Number
 
 
-def refuse_metrics(address: str | None) -> None:
-    """Refuse --metrics-address, which this version has no answer for."""
-    if address is not None:
-        raise Invalid(Problem("--metrics-address", "this version serves no metrics; leave it out"))
+def add_metrics_address(parser: argparse.ArgumentParser) -> None:
+    """Declare --metrics-address."""
+    parser.add_argument(
+        "--metrics-address",
+        metavar="HOST:PORT",
+        help="serve Prometheus metrics at /metrics, and /healthz and /readyz, there; without a host at every address"
+        " (default: nowhere)",
+    )

@@ -4,7 +4,7 @@ import argparse
 
 from conntrack_operator import __version__
 
-from .arguments import refuse_metrics
+from .arguments import add_metrics_address
 
 NAMESPACE = "conntrack-system"
 IMAGE = f"conntrack-operator:{__version__}"
@@ -24,12 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--agent-image", default=IMAGE, metavar="IMAGE", help="the agents' container image (default: %(default)s)"
     )
-    parser.add_argument("--metrics-address", metavar="HOST:PORT", help=argparse.SUPPRESS)
+    add_metrics_address(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the controller; it ends the process itself."""
-    refuse_metrics(arguments.metrics_address)
     from conntrack_operator.controller import run as controller  # noqa: PLC0415 - kopf takes a second to import
 
-    return controller.run(arguments.kubeconfig, arguments.namespace, arguments.agent_image)
+    return controller.run(arguments.kubeconfig, arguments.namespace, arguments.agent_image, arguments.metrics_address)

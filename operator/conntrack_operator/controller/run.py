@@ -9,12 +9,15 @@ from typing import NoReturn
 
 from conntrack_operator.cluster.connection import Connection
 from conntrack_operator.cluster.objects import Objects
+from conntrack_operator.metrics.endpoint import listen
 
 from .agents import Agents
 from .book import Book
 from .fence import Fence
+from .figures import Figures
 from .guard import Guard
 from .leadership import Leadership, identity, leases
+from .metrics import ControllerMetrics
 from .reconcile import Reconciler
 from .rollouts import Rollouts
 from .store import Store
@@ -31,18 +34,24 @@ ANSWER_SECONDS = 2.0
 """How long writes that are on their way may take then. If one takes longer, the lease is not given up but runs out."""
 
 
-def run(kubeconfig: str | None, namespace: str, agent_image: str) -> NoReturn:
+def run(kubeconfig: str | None, namespace: str, agent_image: str, metrics_address: str | None = None) -> NoReturn:
     """Run until SIGTERM or SIGINT, and end the process with 0; with 1 when it led and does not lead any more.
 
-    Raises Unsupported when no API server is configured. Ending changes nothing on any node.
+    Metrics are served at `metrics_address`, where that is given, also while it waits. Raises Invalid or Unsupported when
+    nothing can listen there, Unsupported when no API server is configured. Ending changes nothing on any node.
     """
     _set_up_logging()
+    listening = listen(metrics_address) if metrics_address is not None else None
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     leadership = Leadership(leases(kubeconfig), namespace, identity())
+    figures = Figures()
+    metrics = ControllerMetrics(leadership, figures)
+    if listening is not None:
+        metrics.serve(listening)
     if leadership.win(stop):
-        work = _work(kubeconfig, namespace, agent_image, leadership.fence)
+        work = metrics.work = _work(kubeconfig, namespace, agent_image, leadership.fence, figures)
         work.begin()
         if why := leadership.keep(stop):
             log.error("%s", why)
@@ -53,15 +62,15 @@ def run(kubeconfig: str | None, namespace: str, agent_image: str) -> NoReturn:
     _end(0)
 
 
-def _work(kubeconfig: str | None, namespace: str, agent_image: str, fence: Fence) -> Work:
-    objects = Objects(Connection(kubeconfig, fence))
+def _work(kubeconfig: str | None, namespace: str, agent_image: str, fence: Fence, figures: Figures) -> Work:
+    objects = Objects(Connection(kubeconfig, fence), figures.writes.add)
     queue: WorkQueue[Key] = WorkQueue()
     store = Store(namespace)
     rollouts = Rollouts(store, queue, Book(objects, namespace), Guard(objects, namespace))
     store.kept = rollouts.book.contents
     agents = Agents(objects, namespace, agent_image, store.agent_pods)
-    reconciler = Reconciler(objects, store, queue, agents, rollouts, Telling(objects))
-    return Work(kubeconfig, store, queue, reconciler)
+    reconciler = Reconciler(objects, store, queue, agents, rollouts, Telling(objects, figures=figures), figures)
+    return Work(kubeconfig, store, queue, reconciler, figures=figures)
 
 
 def _end(code: int) -> NoReturn:
