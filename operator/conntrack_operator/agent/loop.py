@@ -17,6 +17,7 @@ from conntrack_operator.decide.report import Moment, status_for
 from conntrack_operator.decide.usage import Reading, usage_from
 from conntrack_operator.errors import FAILURES
 from conntrack_operator.kernel.facts import read_boot_id
+from conntrack_operator.kernel.heap import give_back
 from conntrack_operator.model.node import NodeStatus, Talker
 
 from .clock import Clock
@@ -83,6 +84,8 @@ class Agent:
                     self._report()
                 self.duty.step()
                 if self.duty.deed is not before or self.clock.monotonic() >= next_look:
+                    if self.duty.deed is not before:
+                        give_back()  # what a look at firewalls and the settings took
                     self._look()
                     next_look = self.clock.monotonic() + SAMPLE_SECONDS
                 self._report()

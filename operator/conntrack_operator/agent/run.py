@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ from conntrack_operator.errors import Retry
 from conntrack_operator.kernel.heap import give_back_early
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
-from conntrack_operator.metrics.endpoint import listen
 from conntrack_operator.model.node import NodeSpec, NodeStatus
 
 from .duty import Duty
@@ -28,12 +28,12 @@ log = logging.getLogger(__name__)
 
 
 def run_in_cluster(
-    node: str, kubeconfig: str | None, roots: Roots, top_talkers: int, metrics_address: str | None = None
+    node: str, kubeconfig: str | None, roots: Roots, top_talkers: int, listening: socket.socket | None = None
 ) -> int:
     """Obey NodeConntrack `node` until SIGTERM or SIGINT. Returns the exit code.
 
-    Metrics are served at `metrics_address`, where that is given. Raises Unsupported when nothing can listen there, when
-    there is no way to the API server or the state directory cannot be written, Retry when another agent is at work here.
+    Metrics are served on `listening`, where that is given. Raises Unsupported when there is no way to the API server or
+    the state directory cannot be written, Retry when another agent is at work here.
     """
     # Imported here so that an agent on a file never loads an HTTP client.
     from conntrack_operator.cluster.access import access_for  # noqa: PLC0415
@@ -60,7 +60,7 @@ def run_in_cluster(
         write,
         find_probes,
         lambda mailbox, pause: watch_object(watching, mailbox, pause),
-        metrics_address=metrics_address,
+        listening=listening,
     )
 
 
@@ -71,7 +71,7 @@ def run_on_file(  # noqa: PLR0913 - what the command line says
     top_talkers: int,
     *,
     probes: Sequence[Probe] = (),
-    metrics_address: str | None = None,
+    listening: socket.socket | None = None,
 ) -> int:
     """Obey the policy in `path`, watched, with no cluster, until SIGTERM or SIGINT. Returns the exit code.
 
@@ -94,7 +94,7 @@ def run_on_file(  # noqa: PLR0913 - what the command line says
         write,
         lambda: [*gateway_probes(), *probes],
         lambda mailbox, pause: watch_file(path, read, mailbox, pause),
-        metrics_address=metrics_address,
+        listening=listening,
     )
 
 
@@ -105,10 +105,9 @@ def _run(  # noqa: PLR0913 - what differs between cluster and file
     find_probes: Callable[[], Sequence[Probe]],
     watch: Callable[[Mailbox, threading.Event], None],
     *,
-    metrics_address: str | None,
+    listening: socket.socket | None,
 ) -> int:
     give_back_early()
-    listening = listen(metrics_address) if metrics_address is not None else None
     mailbox, pause = Mailbox(), threading.Event()
     failure: list[BaseException] = []
 

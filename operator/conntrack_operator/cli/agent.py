@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conntrack_operator.errors import Invalid, Problem
 
-from .arguments import add_metrics_address, add_probes, add_roots, probes_of, roots_of, whole_number
+from .arguments import add_metrics_address, add_probes, add_roots, listening_at, probes_of, roots_of, whole_number
 
 TOP_TALKERS = 5
 
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.policy and not node:
         raise Invalid(Problem("--node", "which node is this? name it, set NODE_NAME, or use --policy FILE"))
     probes = probes_of(arguments) if arguments.policy else []
-    metrics_address: str | None = arguments.metrics_address
+    listening = listening_at(arguments.metrics_address)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # After the arguments are judged, since a wrong option should not wait for pydantic.
     from conntrack_operator.agent import run as agent  # noqa: PLC0415
@@ -63,6 +63,6 @@ def run(arguments: argparse.Namespace) -> int:
             roots_of(arguments),
             arguments.top_talkers,
             probes=probes,
-            metrics_address=metrics_address,
+            listening=listening,
         )
-    return agent.run_in_cluster(node, arguments.kubeconfig, roots_of(arguments), arguments.top_talkers, metrics_address)
+    return agent.run_in_cluster(node, arguments.kubeconfig, roots_of(arguments), arguments.top_talkers, listening)

@@ -4,7 +4,7 @@ import argparse
 
 from conntrack_operator import __version__
 
-from .arguments import add_metrics_address
+from .arguments import add_metrics_address, listening_at
 
 NAMESPACE = "conntrack-system"
 IMAGE = f"conntrack-operator:{__version__}"
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the controller; it ends the process itself."""
+    listening = listening_at(arguments.metrics_address)
     from conntrack_operator.controller import run as controller  # noqa: PLC0415 - kopf takes a second to import
 
-    return controller.run(arguments.kubeconfig, arguments.namespace, arguments.agent_image, arguments.metrics_address)
+    return controller.run(arguments.kubeconfig, arguments.namespace, arguments.agent_image, listening)

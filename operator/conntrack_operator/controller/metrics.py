@@ -53,7 +53,7 @@ class ControllerMetrics:
             yield gauge("queue_length", "Keys that are due and wait for a worker.", self.work.queue.due())
         figures = self._figures
         yield counters(
-            "api_writes", "Writes to the API server, by resource, verb and result; renewals of the Lease are not counted.",
+            "api_writes", "Writes to the API server, by resource, verb and result; not those of the Lease.",
             ("resource", "verb", "result"), figures.writes.values(),
         )  # fmt: skip
         yield figures.reconciles.family("reconcile_duration_seconds", "Time one piece of work took.", "work")

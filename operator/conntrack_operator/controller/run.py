@@ -3,13 +3,13 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from typing import NoReturn
 
 from conntrack_operator.cluster.connection import Connection
 from conntrack_operator.cluster.objects import Objects
-from conntrack_operator.metrics.endpoint import listen
 
 from .agents import Agents
 from .book import Book
@@ -34,14 +34,13 @@ ANSWER_SECONDS = 2.0
 """How long writes that are on their way may take then. If one takes longer, the lease is not given up but runs out."""
 
 
-def run(kubeconfig: str | None, namespace: str, agent_image: str, metrics_address: str | None = None) -> NoReturn:
+def run(kubeconfig: str | None, namespace: str, agent_image: str, listening: socket.socket | None = None) -> NoReturn:
     """Run until SIGTERM or SIGINT, and end the process with 0; with 1 when it led and does not lead any more.
 
-    Metrics are served at `metrics_address`, where that is given, also while it waits. Raises Invalid or Unsupported when
-    nothing can listen there, Unsupported when no API server is configured. Ending changes nothing on any node.
+    Metrics are served on `listening`, where that is given, also while it waits. Raises Unsupported when no API server
+    is configured. Ending changes nothing on any node.
     """
     _set_up_logging()
-    listening = listen(metrics_address) if metrics_address is not None else None
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -6,6 +6,7 @@ answers one client after the other. It reads nothing of a request but its first 
 
 import contextlib
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -32,24 +33,25 @@ def listen(address: str) -> socket.socket:
 
     Raises Invalid for what is no such address, Unsupported when nothing can listen there.
     """
-    host, _, digits = address.rpartition(":")
+    host, colon, digits = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     host = host[1:-1] if bracketed else host
-    if not digits.isascii() or not digits.isdigit() or not 1 <= int(digits) <= 65535 or (":" in host) != bracketed:
+    is_port = digits.isascii() and digits.isdigit() and 1 <= int(digits) <= 65535
+    if not colon or not is_port or (":" in host) != bracketed:
         example = "such as 127.0.0.1:9464, [::1]:9464, or :9464 for every address"
         raise Invalid(Problem("--metrics-address", f"{address!r} is not HOST:PORT, {example}"))
     try:
         if not host and socket.has_dualstack_ipv6():
             return _listening(("::", int(digits)), socket.AF_INET6, dualstack_ipv6=True)
+        anywhere = "0.0.0.0"  # noqa: S104 - without a host it is asked for
         family, _, _, _, where = socket.getaddrinfo(
-            host or "0.0.0.0",
-            int(digits),
-            type=socket.SOCK_STREAM,
-            flags=socket.AI_PASSIVE,
+            host or anywhere, int(digits), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         return _listening(where[:2], family)
     except OSError as error:
-        reason = error.strerror or str(error)
+        # create_server adds where it tried to the words of the number; a name that is not found has no such number.
+        numbered = error.errno and not isinstance(error, socket.gaierror)
+        reason = os.strerror(error.errno or 0) if numbered else error.strerror or str(error)
         raise Unsupported(
             f"--metrics-address: nothing can listen at {address} ({reason}); name an address of this machine and a"
             " port that nobody has"
