@@ -6,6 +6,7 @@ from conntrack_operator.metrics.tally import Counts, Durations
 
 BOUNDS = (0.005, 0.025, 0.1, 0.5, 2.0, 10.0)
 """Seconds. Most work is one look and no write; a write takes some ten milliseconds, a full list seconds."""
+KINDS_OF_WORK = ("node", "policy", "rollout", "agents", "list", "look")
 POSTED, LEFT_OUT, FAILED = "posted", "left_out", "failed"
 
 
@@ -16,8 +17,8 @@ class Figures:
     writes: Counts = field(default_factory=Counts)
     """By resource, verb and result; renewals of the Lease are not among them."""
     reconciles: Durations = field(default_factory=lambda: Durations(BOUNDS))
-    """By what was put right: node, policy, rollout, agents, list, look."""
-    failures: Counts = field(default_factory=Counts)
+    """By the kind of the key that was put right."""
+    failures: Counts = field(default_factory=lambda: Counts((kind,) for kind in KINDS_OF_WORK))
     """Work that failed and comes again, by the same."""
     watch_restarts: Counts = field(default_factory=lambda: Counts([()]))
     full_lists: Counts = field(default_factory=lambda: Counts([()]))

@@ -1,6 +1,6 @@
 """The address where metrics and health are asked for: HTTP/1.1, GET and HEAD, one answer a connection.
 
-The standard library's server would do, at 1.5 MB of modules and a thread for each client; this is one thread that
+The standard library's server would do, at 0.7 MB of modules and a thread for each client; this is one thread that
 answers one client after the other. It reads nothing of a request but its first line.
 """
 
