@@ -1,5 +1,6 @@
 """A real Prometheus scrapes a real agent, in a namespace with traffic, and a real controller."""
 
+import contextlib
 import http.client
 import json
 import re
@@ -43,9 +44,10 @@ class Watched:
         """Return status and body, asked in the node's network."""
         connection = http.client.HTTPConnection("127.0.0.1", port)
         connection.sock = self.operator.host.connect("127.0.0.1", port)
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
+        with contextlib.closing(connection):
+            connection.request("GET", path)
+            with connection.getresponse() as answer:
+                return answer.status, answer.read().decode()
 
     def scrape(self, port: int) -> dict[str, float]:
         """Return every sample, by its name and labels."""

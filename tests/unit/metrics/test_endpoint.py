@@ -1,5 +1,6 @@
 """The address of metrics and health: what it answers, and what is said of a wrong one."""
 
+import contextlib
 import http.client
 import re
 import socket
@@ -30,9 +31,10 @@ def serving(metrics: Callable[[], str], live: Callable[[], str]) -> Iterator[int
 def ask(port: int, method: str, path: str) -> tuple[int, str]:
     """Return status and body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request(method, path)
-    answer = connection.getresponse()
-    return answer.status, answer.read().decode()
+    with contextlib.closing(connection):
+        connection.request(method, path)
+        with connection.getresponse() as answer:
+            return answer.status, answer.read().decode()
 
 
 @pytest.mark.parametrize(
