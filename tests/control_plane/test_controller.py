@@ -26,6 +26,7 @@ IMAGE = "registry.example/conntrack-operator:test"
 KINDS = ("conntrackpolicies", "nodeconntracks")
 AT_ONCE = {"canary": 0, "maxUnavailable": "100%"}
 """The rollout of a policy that reaches every node at once."""
+REVISION_LABELS = "app.kubernetes.io/name=conntrack-operator,app.kubernetes.io/component=revision"
 
 
 def started(cluster: Cluster, folder: Path) -> Program:
@@ -86,8 +87,7 @@ def agents(cluster: Cluster) -> list[str]:
 
 def revisions(cluster: Cluster, policy: str = "") -> list[dict[str, Any]]:
     """Return the revisions that are kept of a policy, or of all."""
-    labels = "app.kubernetes.io/name=conntrack-operator,app.kubernetes.io/component=revision"
-    found = cluster.items("controllerrevisions", "-n", NAMESPACE, "-l", labels)
+    found = cluster.items("controllerrevisions", "-n", NAMESPACE, "-l", REVISION_LABELS)
     owner = "conntrack-operator.io/policy"
     return [each for each in found if policy in ("", each["metadata"]["annotations"][owner])]
 

@@ -100,7 +100,13 @@ class Pair:
 
     def done(self, seconds: float = 60) -> float:
         """Wait until the last edit has reached the node; return the seconds it took."""
-        return soon(self.is_done, "the edit has reached the node", seconds)
+        try:
+            return soon(self.is_done, "the edit has reached the node", seconds)
+        except TimeoutError as error:
+            said = [
+                f"{each.program.name}, running: {each.program.running}\n{each.program.tail()}" for each in self.both
+            ]
+            raise TimeoutError("\n".join([str(error), str(self.lease()), str(self.node()), *said])) from None
 
     def node(self) -> dict[str, Any]:
         """Return the node's object; empty when it has none."""

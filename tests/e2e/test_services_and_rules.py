@@ -16,6 +16,7 @@ POLICY: dict[str, Any] = {
     "notrack": {"rules": [{"name": "ingress", "ports": [30080, 8080]}, {"name": "other", "ports": [9000]}]},
     "trial": {"timeoutSeconds": 20, "soakSeconds": 0},
 }
+EDIT: dict[str, Any] = {**POLICY, "notrack": {"rules": [{"name": "other", "ports": [9000]}]}}
 SERVICES = {
     "NodePort": {"port": 80, "backend": (FAR, 9090), "node_port": 30080},
     "a ClusterIP that ends on this node": {"port": 80, "backend": (NEAR, 8080)},
@@ -92,3 +93,23 @@ def test_a_service_that_was_there_before(operator: Operator) -> None:
     wait_until(lambda: ports(operator) == {"9000"}, 10, "the other rule is there")
     wait_until(lambda: (operator.policy("ports") or {})["status"].get("failures"), 15, "the policy says so")
     assert operator.condition("ports", "Ready")["status"] == "False"
+
+
+def test_a_paused_policy_and_its_edit(operator: Operator) -> None:
+    """A Service takes the rule away although an edit that has not got the port any more is held back: in the kernel."""
+    operator.apply("ports", **POLICY)
+    operator.wait_ready("ports", 30)
+    revision = operator.status()["observedRevision"]
+    operator.apply("ports", **EDIT, rollout={"paused": True})
+    wait_until(lambda: operator.condition("ports", "Ready").get("reason") == "Paused", 30, "the edit is held back")
+    assert ports(operator) == {"30080", "8080", "9000"}
+    kube_proxy.add_service(operator.cluster, "shop", **SERVICES["NodePort"])
+    took = wait_until(lambda: ports(operator) == {"9000"}, WITHDRAWN_SECONDS, "the rule is withdrawn", 0.05)
+    print(f"withdrawn after {took:.1f} s")
+    wait_until(lambda: refusal(operator).get("reason") == "NATConflict", 10, "the node says so")
+    assert operator.status()["observedRevision"] == revision
+    kube_proxy.remove_service(operator.cluster, "shop")
+    wait_until(lambda: ports(operator) == {"30080", "8080", "9000"}, 20, "the rule is back", 0.05)
+    operator.apply("ports", **EDIT)
+    operator.wait_ready("ports", 60)
+    assert ports(operator) == {"9000"}

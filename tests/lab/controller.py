@@ -14,12 +14,16 @@ BEGUN = "everything is read"
 
 
 class Controller:
-    """A controller of `cluster`, in the operator's namespace; `folder` takes its log."""
+    """A controller of `cluster`, in the operator's namespace; `folder` takes its log.
 
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
+    It presents `kubeconfig`, an administrator's when none is named.
+    """
+
+    def __init__(self, cluster: Cluster, folder: Path, kubeconfig: Path | None = None) -> None:
         self.cluster = cluster
         command = [
-            sys.executable, "-m", "conntrack_operator", "controller", "--kubeconfig", str(cluster.kubeconfig),
+            sys.executable, "-m", "conntrack_operator", "controller",
+            "--kubeconfig", str(kubeconfig or cluster.kubeconfig),
             "--namespace", NAMESPACE, "--agent-image", IMAGE,
         ]  # fmt: skip
         self.program = Program("controller", command, folder / "controller.log")

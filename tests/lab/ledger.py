@@ -27,6 +27,7 @@ class Entry:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = False  # so that the end waits for them
+    request_queue_size = 128  # with 5, a controller that starts would wait for seconds until it is let in
 
     def handle_error(self, *_: object) -> None:
         """Say nothing: senders are killed here."""
@@ -41,7 +42,8 @@ class Ledger:
     def __init__(self, cluster: Cluster) -> None:
         self.entries: list[Entry] = []
         self._cluster = cluster
-        self._held = ""
+        self._held, self._free, self._dropped = "", 0, False
+        self._lock = threading.Lock()
         self._go_on = threading.Event()
         self._go_on.set()
         self._trust = ssl.create_default_context(cafile=str(cluster.authority))
@@ -61,10 +63,15 @@ class Ledger:
         """Return what was not a GET, has `part` in its path, and came after `since`."""
         return [each for each in self.entries if each.method != "GET" and part in each.path and each.at > since]
 
-    def hold(self, part: str) -> None:
-        """Hold up every write with `part` in its path."""
-        self._held = part
+    def hold(self, part: str, after: int = 0) -> None:
+        """Hold up every write with `part` in its path, but for the first ones, as many as `after` says."""
+        self._held, self._free, self._dropped = part, after, False
         self._go_on.clear()
+
+    def drop(self) -> None:
+        """Let what is held up never arrive, and hold up nothing more."""
+        self._dropped = True
+        self._go_on.set()
 
     def release(self) -> None:
         """Let what was held up go on, and hold up nothing more."""
@@ -82,8 +89,10 @@ class Ledger:
 
     @contextlib.contextmanager
     def _answer(self, entry: Entry, content: bytes, headers: dict[str, str]) -> Iterator[http.client.HTTPResponse]:
-        if entry.method != "GET" and self._held in entry.path:
+        if self._is_held(entry):
             self._go_on.wait()
+            if self._dropped:
+                raise ConnectionAbortedError
         # Nothing here gives a request up: what was sent arrives, however late.
         connection = http.client.HTTPSConnection("127.0.0.1", self._cluster.port, timeout=600, context=self._trust)
         self._open.add(connection)
@@ -95,6 +104,13 @@ class Ledger:
         finally:
             self._open.discard(connection)
             connection.close()
+
+    def _is_held(self, entry: Entry) -> bool:
+        with self._lock:
+            if self._go_on.is_set() or entry.method == "GET" or self._held not in entry.path:
+                return False
+            self._free -= 1
+            return self._free < 0
 
     def _handler(ledger) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - the handler has a self of its own
         class Handler(BaseHTTPRequestHandler):

@@ -37,6 +37,7 @@ LABELS = {
 }
 POLICY = "conntrack-operator.io/policy"
 GOOD_SINCE = "conntrack-operator.io/good-since"
+CREATED = "conntrack-operator.io/created"
 NAME_MAX = 230
 READ_KEPT = 512
 
@@ -51,7 +52,7 @@ class Book:
         self._revisions: dict[str, dict[str, Revision]] = {}
         self._stored: set[tuple[str, str]] = set()
         self._names: dict[tuple[str, str | None, int | None], str] = {}
-        self._read: dict[tuple[str, str, str | None, int | None], ConntrackPolicy | None] = {}
+        self._read: dict[tuple[str, str, str, str | None, int | None], ConntrackPolicy | None] = {}
 
     def load(self) -> None:
         """Read the whole book. What is missing there and is still in use, `keep` writes down again."""
@@ -85,6 +86,18 @@ class Book:
         look = self.lookup(())
         return [policy for policy in (look(*each) for each in known) if policy is not None]
 
+    def with_rules(self, policies: Iterable[str], look: Lookup) -> list[ConntrackPolicy]:
+        """Return these policies at each of their revisions that asks for NOTRACK rules, as `look` finds them."""
+        with self._lock:
+            known = [(name, revision) for name in sorted(policies) for revision in self._revisions.get(name, {})]
+        found = (look(*each) for each in known)
+        return [each for each in found if each and each.spec.mode == "Enforce" and each.spec.notrack]
+
+    def knows(self, policy: str, revision: str) -> bool:
+        """Tell whether the revision is in the book."""
+        with self._lock:
+            return revision in self._revisions.get(policy, {})
+
     def name_of(self, policy: ConntrackPolicy) -> str:
         """Return the name of the revision the policy is at, written down or not."""
         key = (policy.metadata.name, policy.metadata.uid, policy.metadata.generation)
@@ -103,10 +116,14 @@ class Book:
         name, owner = self.name_of(policy), policy.metadata.name
         with self._lock:
             known = dict(self._revisions.get(owner, {}))
+        created = policy.metadata.creation_timestamp or ""
         if name in known:
+            if known[name].created != created:
+                # Deleted and made again as it was: among equals it is the younger one now.
+                self._store(replace(known[name], created=created))
             return name
         number = max((each.number for each in known.values()), default=0) + 1
-        revision = Revision(owner, name, number, content_of(policy), policy.metadata.creation_timestamp or "")
+        revision = Revision(owner, name, number, content_of(policy), created)
         self._store(revision)
         log.info("policy %s: revision %s, its number %d", owner, name, number)
         return name
@@ -145,13 +162,14 @@ class Book:
 
         def look(name: str, revision: str) -> ConntrackPolicy | None:
             policy = policies.get(name)
-            key = (name, revision, policy.metadata.uid if policy else None, policy.metadata.generation if policy else 0)
+            live_as = (policy.metadata.uid, policy.metadata.generation) if policy else (None, 0)
             with self._lock:
+                found = self._revisions.get(name, {}).get(revision)
+                if found is None:
+                    return None
+                key = (name, revision, found.created, *live_as)
                 if key in self._read:
                     return self._read[key]
-                found = self._revisions.get(name, {}).get(revision)
-            if found is None:
-                return None
             read = policy_at(found, policy)
             with self._lock:
                 if len(self._read) >= READ_KEPT:
@@ -163,7 +181,7 @@ class Book:
 
     def _store(self, revision: Revision) -> None:
         """Write the revision down. By server-side apply, which may be repeated, and takes its content for the same."""
-        annotations = {POLICY: revision.policy}
+        annotations = {POLICY: revision.policy, CREATED: revision.created}
         if revision.good_since is not None:
             annotations[GOOD_SINCE] = revision.good_since.strftime("%Y-%m-%dT%H:%M:%SZ")
         document = {
@@ -174,7 +192,7 @@ class Book:
                 "annotations": annotations,
             },
             "revision": revision.number,
-            "data": {"spec": revision.content, "created": revision.created},
+            "data": {"spec": revision.content},
         }
         if self._objects.apply(CONTROLLER_REVISIONS, document, self._namespace) is None:
             raise Retry(
@@ -211,6 +229,6 @@ def _revision_in(document: dict[str, Any]) -> Revision | None:
         name=metadata["name"].rpartition("-")[2],
         number=document.get("revision") or 0,
         content=data["spec"],
-        created=str(data.get("created") or ""),
+        created=annotations.get(CREATED, ""),
         good_since=time_in(annotations.get(GOOD_SINCE, "")),
     )

@@ -86,7 +86,8 @@ class Policies:
             verdict=rollouts.verdict(name, revision),
             leaving=rollouts.leaving(name),
             trouble=self.agents.trouble_on([sight.standing.node for sight in sights]),
-            blind="; ".join(filter(None, (blindness_of(policy.spec, self.store.refused()), rollouts.guard.trouble))),
+            blind=blindness_of(policy.spec, self.store.refused()),
+            guarded=rollouts.guard.trouble,
         )
 
     def _says(self, name: str, status: PolicyStatus) -> bool:

@@ -167,6 +167,7 @@ class Rollouts:
             attempt=told.attempt
             if told is not None and keeps
             else attempt_of(p for p in live if p.metadata.name in held),
+            former=self.book.with_rules({*held, *(policy.metadata.name for policy in mine)}, lookup),
             is_meant=bool(mine) or bool(self.store.unreadable_policies()),
             may_restore=Loss("", node.name) in self.guard.confirmed(),
         )

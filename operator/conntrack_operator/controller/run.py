@@ -66,7 +66,7 @@ def _work(kubeconfig: str | None, namespace: str, agent_image: str, fence: Fence
     queue: WorkQueue[Key] = WorkQueue()
     store = Store(namespace)
     rollouts = Rollouts(store, queue, Book(objects, namespace), Guard(objects, namespace))
-    store.kept = rollouts.book.contents
+    store.keep_in_mind(rollouts.book)
     agents = Agents(objects, namespace, agent_image, store.agent_pods)
     reconciler = Reconciler(objects, store, queue, agents, rollouts, Telling(objects, figures=figures), figures)
     return Work(kubeconfig, store, queue, reconciler, figures=figures)

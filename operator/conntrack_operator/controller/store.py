@@ -6,7 +6,7 @@ Of Services, endpoints and pods it keeps only what rules can meet: ports and add
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from conntrack_operator.cluster.objects import (
     ENDPOINT_SLICES,
@@ -46,6 +46,16 @@ class Lists:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
+class Kept(Protocol):
+    """The revisions that nodes may have."""
+
+    def contents(self) -> Iterable[ConntrackPolicy]:
+        """Return every policy at each of its revisions."""
+
+    def knows(self, policy: str, revision: str) -> bool:
+        """Tell whether the revision is among them."""
+
+
 class Store:
     """All that is known. Reads return copies; every write returns the keys of the work it makes."""
 
@@ -75,14 +85,9 @@ class Store:
         with self._lock:
             self._touched.away = nodes
 
-    @property
-    def kept(self) -> Callable[[], Iterable[ConntrackPolicy]]:
-        """Gives the policies at all revisions that nodes may have: their rules are in force until nodes have others."""
-        return self._touched.kept
-
-    @kept.setter
-    def kept(self, contents: Callable[[], Iterable[ConntrackPolicy]]) -> None:
-        self._touched.kept = contents
+    def keep_in_mind(self, book: Kept) -> None:
+        """Have the revisions in `book` count: their rules are in force until nodes have others."""
+        self._touched.kept, self._touched.knows = book.contents, book.knows
 
     def policy(self, name: str) -> ConntrackPolicy | Unreadable | None:
         """Return the policy named so."""

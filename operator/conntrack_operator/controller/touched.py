@@ -6,7 +6,7 @@ Most changes in a cluster concern nobody here, and must cost next to nothing.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from conntrack_operator.decide.asking import Asking, asking_of
+from conntrack_operator.decide.asking import Asking, asking_of, asking_of_nodes
 from conntrack_operator.decide.pods import HostPod
 from conntrack_operator.decide.services import Translation
 from conntrack_operator.decide.targeting import Node, policies_for
@@ -46,6 +46,8 @@ class Touched:
         self._asking: list[Asking] | None = None
         self.kept: Callable[[], Iterable[ConntrackPolicy]] = tuple
         """Gives the policies at all revisions that nodes may have."""
+        self.knows: Callable[[str, str], bool] = lambda _policy, _revision: True
+        """Tells whether a revision of a policy is among them."""
         self.away: frozenset[str] = frozenset()
         """Nodes that could be given nothing when the rollouts were judged last: a word from one of them is news."""
 
@@ -83,6 +85,8 @@ class Touched:
             yield from (Key("node", change.name), ROLLOUT)
         elif change.name in self.away:
             yield ROLLOUT
+        if self._is_lost(change.after):
+            self.forget_rules()
         if change.before is None or change.after is None:
             yield Key("agents")
         node = self._nodes.get(change.name)
@@ -109,8 +113,19 @@ class Touched:
 
     def _policies_with_rules(self) -> list[Asking]:
         if self._asking is None:
-            self._asking = asking_of([*readable(self._policies), *self.kept()])
+            lost = (
+                (each.metadata.name, each.spec)
+                for each in self._node_conntracks.values()
+                if isinstance(each, NodeConntrack) and self._is_lost(each)
+            )
+            self._asking = [*asking_of([*readable(self._policies), *self.kept()]), *asking_of_nodes(lost)]
         return self._asking
+
+    def _is_lost(self, found: NodeConntrack | Unreadable | None) -> bool:
+        """Tell whether a node has rules of a revision nobody knows."""
+        if not isinstance(found, NodeConntrack) or found.spec.settings.notrack is None:
+            return False
+        return not all(self.knows(use.name, use.revision) for use in found.spec.policies)
 
     def _has(self, node: str, policy: str) -> bool:
         found = self._node_conntracks.get(node)

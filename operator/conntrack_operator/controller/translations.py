@@ -95,10 +95,10 @@ class Translations:
             place = _Place(kind, change.name)
             before = change.before.translations if change.before else ()
             after = change.after.translations if change.after else ()
-            for each in before:
-                self._by_port[each.key].pop(place, None)
-                if not self._by_port[each.key]:
-                    del self._by_port[each.key]
+            for key in {each.key for each in before}:  # several may be on one port: a ClusterIP, a LoadBalancer
+                self._by_port[key].pop(place, None)
+                if not self._by_port[key]:
+                    del self._by_port[key]
             for each in after:
                 self._by_port.setdefault(each.key, {}).setdefault(place, []).append(each)
             changed += changed_between(before, after)

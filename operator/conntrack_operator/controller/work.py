@@ -62,6 +62,10 @@ class Work:
                 delay = self.queue.failed(key)
                 log.warning("%s; again in %.1f s", error, delay)
                 self.reconciler.lookout.distrust()
+            except Exception as error:  # a leader that does not begin would keep every other from it
+                delay = self.queue.failed(key)
+                log.error("%s: %s; again in %.1f s", type(error).__name__, error, delay)  # noqa: TRY400 - as in _work
+                log.debug("%s", key, exc_info=True)
             else:
                 break
         self.queue.done(key)

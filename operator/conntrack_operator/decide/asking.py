@@ -6,6 +6,7 @@ Most changes in a cluster are about ports that no rule names; they must cost nex
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from conntrack_operator.model.node import NodeSpec
 from conntrack_operator.model.policy import ConntrackPolicy
 
 from .pods import follows_pods
@@ -15,11 +16,13 @@ from .targeting import Node, policies_for
 
 @dataclass(frozen=True)
 class Asking:
-    """One policy with NOTRACK rules: what they take in, and the namespaces whose pods they follow."""
+    """NOTRACK rules, mostly of one policy: what they take in, and the namespaces whose pods they follow."""
 
-    policy: ConntrackPolicy
+    policy: ConntrackPolicy | None
     reaches: tuple[Reach, ...]
     namespaces: frozenset[str]
+    nodes: frozenset[str] = frozenset()
+    """Nodes that have these rules of no policy anybody knows."""
 
     def touched_by(
         self,
@@ -48,7 +51,10 @@ class Asking:
         for node in nodes:
             if at_home and addresses.isdisjoint(node.addresses):
                 continue
-            if policies_for(node.labels, [self.policy]) or has(node.name, self.policy.metadata.name):
+            policy = self.policy
+            if node.name in self.nodes or (
+                policy is not None and (policies_for(node.labels, [policy]) or has(node.name, policy.metadata.name))
+            ):
                 yield node.name
 
 
@@ -59,3 +65,13 @@ def asking_of(policies: Iterable[ConntrackPolicy]) -> list[Asking]:
         for policy in policies
         if policy.spec.notrack and (rules := policy.spec.notrack.rules)
     ]
+
+
+def asking_of_nodes(specs: Iterable[tuple[str, NodeSpec]]) -> list[Asking]:
+    """Return the rules in these specs, by name of their node; those that are the same are asked for once."""
+    nodes: dict[tuple[Reach, ...], set[str]] = {}
+    for name, spec in specs:
+        rules = spec.settings.notrack.rules if spec.settings.notrack else None
+        if rules:
+            nodes.setdefault(tuple(map(reach_of, rules)), set()).add(name)
+    return [Asking(None, reaches, frozenset(), frozenset(names)) for reaches, names in nodes.items()]

@@ -160,6 +160,8 @@ def _degraded(picture: Picture) -> _Verdict:
     bad = picture.failed + picture.troubled + counts.unknown + picture.absent
     if not bad and picture.trouble:
         return _Verdict("True", AGENTS_NOT_RUNNING, picture.trouble)
+    if not bad and picture.guarded:
+        return _Verdict("True", "WithdrawalsWait", picture.guarded)
     if not bad:
         return _Verdict("True", "ControllerMayNotSee", picture.blind) if picture.blind else _NO_NODE_FAILED
     reason = "NodesAway"
@@ -170,10 +172,10 @@ def _degraded(picture: Picture) -> _Verdict:
     ways = (
         (counts.refused, "refused"),
         (counts.rolled_back, "rolled back"),
-        (picture.troubled, "on trial with failures"),
+        (picture.troubled, "with failures so far"),
     )
     parts = ", ".join(_counted((*ways, (counts.unknown, "unknown"), (picture.absent, AWAY))))
-    more = filter(None, (picture.first_failure, picture.trouble, picture.blind))
+    more = filter(None, (picture.first_failure, picture.trouble, picture.guarded, picture.blind))
     return _Verdict("True", reason, "; ".join((f"of {_nodes(counts.matched)}: {parts}", *more)))
 
 

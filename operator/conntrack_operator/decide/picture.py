@@ -34,7 +34,11 @@ class Picture:
     verdict: Verdict | None = None
     preview: PolicyPreview | None = None
     trouble: str = ""
+    """What keeps the agents from running."""
     blind: str = ""
+    """What the controller may not see."""
+    guarded: str = ""
+    """Why nothing is withdrawn from any node."""
 
     @property
     def is_held(self) -> bool:

@@ -235,7 +235,7 @@ def _while_forwarding(
 def _possible_rules(draft: Draft, settings: Settings, table: TableState) -> Iterator[NotrackRule]:
     for rule in (settings.notrack and settings.notrack.rules) or ():
         if rule.ports is None:
-            continue  # It follows pods, and outside a cluster there are none; refused by name in decide.later.
+            continue  # It follows pods, and outside a cluster there are none; refused by name in decide.cluster_only.
         if table.problem:
             draft.refuse(f"notrack/{rule.name}", "Unsupported", table.problem)
         elif problem := notrack.problem_with(rule):

@@ -31,7 +31,7 @@ class Member:
     node: str
     state: State
     """waiting: not given it yet. moving: given, not answered. retrying: rolled back, will try again by itself. done:
-    as asked. refused: it said no, and nothing was changed. failed: rolled back for good."""
+    as asked. refused: it said no to all of it, and nothing was changed. failed: rolled back for good."""
     since: datetime
     """Since when it has been so."""
     able: bool = True
@@ -162,16 +162,16 @@ def _canary_verdict(waiting: Sequence[Member], canaries: _Canaries, way: _Way, n
         return Verdict(
             "Halted",
             reason=CANARY_FAILED,
-            message=f"canary {_named(failed)} rolled the change back; no other node was touched."
+            message=f"canary {_named(failed)} rolled the change back; {_untouched(begun)} was touched."
             " Edit the policy, or let it try again with another text in rollout.retry",
         )
-    silent = [each.node for each in begun if each.state == "moving" and each.is_overdue(now)]
+    silent = [each.node for each in begun if each.state in ("moving", "retrying") and each.is_overdue(now)]
     if silent:
         return Verdict(
             "Halted",
             reason=CANARY_SILENT,
-            message=f"canary {_named(silent)} was given the change and has not answered since; no other node was"
-            " touched. Look at that node and at its agent; delete the Node if it is lost",
+            message=f"canary {_named(silent)} was given the change and has not answered since; {_untouched(begun)}"
+            " was touched. Look at that node and at its agent; delete the Node if it is lost",
         )
     release = way.release(waiting, canaries.missing)
     away = [each.node for each in begun if not each.able]
@@ -179,7 +179,7 @@ def _canary_verdict(waiting: Sequence[Member], canaries: _Canaries, way: _Way, n
     soaking = [each for each in begun if each.state == "done"]
     ends = [each.since + canaries.soak for each in soaking]
     ends += [each.since + canaries.soak + timedelta(seconds=ANSWER_SECONDS) for each in soaking if not each.able]
-    ends += [_deadline_of(each) for each in begun if each.state == "moving"]
+    ends += [_deadline_of(each) for each in begun if each.state in ("moving", "retrying")]
     again = min((end for end in ends if end > now), default=None)
     if away:
         message = f"canary {_named(away)} is not Ready, or has no working agent, since it was given the change"
@@ -212,6 +212,10 @@ def _wave_verdict(members: Sequence[Member], waiting: Sequence[Member], pace: Pa
     # A node that is away now speaks for nobody: with all of them away, nothing has ended well.
     done = any(each.state == "done" and each.able for each in members)
     return Verdict("Done", again_at=again, is_good=done and len(failing) <= allowed)
+
+
+def _untouched(canaries: Sequence[Member]) -> str:
+    return "no other node" if len(canaries) == 1 else "no node beyond the canaries"
 
 
 def _deadline_of(member: Member) -> datetime:

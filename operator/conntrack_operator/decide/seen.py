@@ -11,6 +11,7 @@ from .holding import held_by
 from .rollout import ANSWER_SECONDS
 from .standing import SILENT_AFTER, speaks_of
 from .targeting import Node
+from .trial import ROLLED_BACK_BY
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,14 @@ class Seen:
         if spec is None or spec.mode == "Hold":
             return False
         return not self.has_answered or (status is not None and status.phase == "Trial")
+
+    @property
+    def is_tried_again(self) -> bool:
+        """Whether what is on trial there has been rolled back before: the node says so until it goes well."""
+        status = self.status
+        if status is None or status.phase != "Trial" or not self.has_answered:
+            return False
+        return any(result.reason in ROLLED_BACK_BY for result in status.results)
 
     def since(self, now: datetime) -> datetime:
         """Return since when it has been moving, or has said what it says."""

@@ -97,6 +97,13 @@ def standing_of(
     return _by_preview(node, share, existing, status) if share.observes else _by_phase(node, share, status)
 
 
+def has_taken(policy: str, spec: NodeSpec, status: NodeStatus) -> bool:
+    """Return whether a node that refuses something has applied anything else that `policy` asks for."""
+    fields = share_of(policy, "", spec).fields
+    applied = (result for result in status.results if result.reason == APPLIED)
+    return any(fields_behind(result.setting, fields) for result in applied)
+
+
 def unknown_revision(node: Node, revision: str) -> NodeFailure:
     """Return what is said of a node that was given a revision of a policy that nobody knows any more."""
     return NodeFailure(

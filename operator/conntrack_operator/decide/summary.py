@@ -55,7 +55,9 @@ class Around:
     trouble: str = ""
     """What keeps the agents from running, as a sentence with the remedy."""
     blind: str = ""
-    """What the controller may not see, or not do, and this policy needs."""
+    """What the controller may not see and this policy needs."""
+    guarded: str = ""
+    """Why nothing is withdrawn from any node, though nodes have what they should not."""
 
 
 def summary_of(policy: ConntrackPolicy, sights: Iterable[Sight], now: datetime, around: Around) -> PolicyStatus:
@@ -88,6 +90,7 @@ def summary_of(policy: ConntrackPolicy, sights: Iterable[Sight], now: datetime, 
         preview=preview,
         trouble=around.trouble,
         blind=around.blind,
+        guarded=around.guarded,
     )
     return PolicyStatus(
         observed_generation=policy.metadata.generation or 0,

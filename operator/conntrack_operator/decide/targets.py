@@ -115,6 +115,29 @@ def _uses_of(merge: Merge, holding: Holding, told: NodeSpec | None) -> Iterator[
         yield use.model_copy(update=update)
 
 
+def _told_of_former(
+    spec: NodeSpec, former: Sequence[ConntrackPolicy], existing: NodeConntrack | None, local: Local
+) -> NodeSpec:
+    """Return `spec` with the Services that meet what the node may still have in force, besides what it asks for.
+
+    That is until the node says that it is as the spec asks: one that rolled back has its old rules again, and one whose
+    object was lost is asked for nothing and keeps what it had.
+    """
+    if spec.mode == "Restore" or not former or (spec.mode == "Apply" and _is_current(spec, existing)):
+        return spec
+    told = existing.spec if existing is not None and existing.spec.node_uid == spec.node_uid else None
+    rules = [resolved(policy.spec, local.pods) for policy in former]
+    return spec.model_copy(update={"services": _services_for((spec.settings, spec.preview, *rules), told, local)})
+
+
+def _is_current(spec: NodeSpec, existing: NodeConntrack | None) -> bool:
+    status = existing.status if existing is not None else None
+    return status is not None and (
+        (status.node_uid, status.observed_revision, status.observed_attempt, status.phase)
+        == (spec.node_uid, spec.revision, spec.attempt, "Current")
+    )
+
+
 def frozen_spec(existing: NodeSpec, local: Local) -> NodeSpec:
     """Return `existing` with the Services of now: of a node that has something nobody can put together any more."""
     services = _services_for((existing.settings, existing.preview), existing, local)
@@ -136,6 +159,8 @@ class Wish:
     observed: Sequence[ConntrackPolicy] = ()
     """The Observe policies that mean it."""
     attempt: str = ""
+    former: Sequence[ConntrackPolicy] = ()
+    """Its policies at all revisions that are kept: rules of these may be in force, whatever it is asked for."""
     is_meant: bool = True
     """Whether any policy means it, or may: one that cannot be read."""
     may_restore: bool = False
@@ -182,6 +207,7 @@ def step_for(
             local=local,
             generation=existing.metadata.generation or 0 if existing is not None else 0,
         )
+    spec = _told_of_former(spec, wish.former, existing, local)
     if existing is not None and existing.spec == spec and is_owned_by(existing, node):
         return None
     return Write(spec)

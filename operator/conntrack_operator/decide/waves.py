@@ -17,7 +17,7 @@ from .holding import GONE, Target, attempt_of, given_up_by
 from .pacing import strictest
 from .rollout import ANSWER_SECONDS, Member, State, Verdict, verdict_on
 from .seen import Seen
-from .standing import concerns, is_parked
+from .standing import concerns, has_taken, is_parked
 from .targeting import selects
 
 
@@ -148,7 +148,7 @@ def _member(seen: Seen, target: Target, wanted: str, scene: _Scene) -> Member | 
     is_new = seen.status is None and seen.is_moving
     state = _answer(seen, name)
     if state in ("failed", "retrying") and _is_of_another(seen, target, scene.targets):
-        state = "done"
+        state = "moving" if seen.is_moving else "done"
     return Member(seen.node.name, state, seen.since(now), able=able, is_new=is_new, patience_seconds=patience)
 
 
@@ -174,11 +174,13 @@ def _is_of_another(seen: Seen, target: Target, targets: Mapping[str, Target]) ->
 def _answer(seen: Seen, policy: str) -> State:
     status, spec = seen.status, seen.spec
     if seen.is_moving or status is None or spec is None:
-        return "moving"
+        # What failed before has not gone well while it is tried again: else a halt would be lifted for each try.
+        return "retrying" if seen.is_tried_again else "moving"
     if status.phase == "RolledBack":
         return "failed" if is_parked(status) else "retrying"
     if status.phase in ("Refused", "Contended") and concerns(policy, spec, status):
-        return "refused"
+        # What it took of the change stands its trial like any other.
+        return "done" if has_taken(policy, spec, status) else "refused"
     return "done"
 
 

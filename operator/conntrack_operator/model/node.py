@@ -50,10 +50,12 @@ class NodeSpec(Model):
     revision: str
     """Hash of mode and settings. The status repeats it when the node has acted on it."""
     attempt: str = ""
-    """Changes when a policy's rollout.retry does: a node that gave up tries again. Empty: nobody asked."""
+    """Changes when a policy's rollout.retry does: a node that gave up tries again. With Restore it tells one restore
+    from the next. Empty: nobody asked."""
     mode: Literal["Hold", "Apply", "Restore"]
-    """Hold: change nothing and report; the node keeps what it has confirmed, if anything, until it is released.
-    Apply: make the settings true. Restore: put every original value back and remove the rules."""
+    """Hold: change nothing and report; the node keeps what it has confirmed, if anything, until its turn comes, and
+    makes the preview where there is one. Apply: make the settings true. Restore: put the original values back and
+    remove the rules, but for what onDelete: Keep leaves."""
     node_uid: Annotated[str, Field(alias="nodeUID")]
     """UID of the Node this was written for; a new node of the same name is another node."""
     policies: list[PolicyUse] = []

@@ -2,8 +2,7 @@
 
 Everything here is read by people through `kubectl explain`, so the docstrings are documentation. Merged fields carry no
 defaults: a default nobody wrote would win a merge. What an absent field means is said by its docstring and applied by
-the node's agent. Fields whose work comes later (rollout, but for retry) are accepted here and refused by name in
-`decide.later`; their docstrings say so.
+the node's agent, or for rollout by the controller.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -251,29 +250,30 @@ class Rollout(Model):
     """How a change of the policy travels over the nodes: a few first, then all others in waves.
 
     The change may be the policy's first appearance, an edit of anything but rollout and onDelete, or its withdrawal,
-    also by deleting it. A node that is not released keeps what it has. Nodes that are not Ready, or have no working
+    also by deleting it. A node whose turn has not come keeps what it has. Nodes that are not Ready, or have no working
     agent, wait until they are back and hold nobody up. What must not wait does not: a rule is withdrawn at once where
-    NAT would break it, and a node that joins the cluster gets the last revision that went well everywhere.
+    NAT would break it, and a node that joins the cluster gets the last revision that went well. Changes of rollout and
+    onDelete themselves act at once.
     """
 
     canary: Annotated[int, Field(strict=True, ge=0, le=1000)] | None = None
-    """Nodes that go first and alone, no more at a time than maxUnavailable. All others wait until they are current and
-    have stayed so for soakSeconds; if one of them rolls the change back, no other node is touched. 0: no canary.
-    Absent: 1."""
+    """Nodes that go first and alone, no more at a time than maxUnavailable. The others wait until these are current and
+    have stayed so for soakSeconds. If one of these rolls the change back for good, or never answers, no other node is
+    touched. 0: no canary. Absent: 1."""
     max_unavailable: IntOrPercent | None = None
-    """Nodes that may be on their way at the same time, as a number or a percentage of the nodes that are Ready with a
-    working agent, rounded up, at least 1. Absent: 10%."""
+    """Nodes that may be on their way at the same time, out of those that are Ready with a working agent; rounded up, at
+    least 1. Absent: 10%."""
     max_failures: IntOrPercent | None = None
-    """Nodes that may roll the change back before the others are spared it: with more of them the rollout halts. A
-    percentage of all matched nodes, rounded down. A refusal is no failure. Absent: 2%."""
+    """Nodes that may roll the change back, out of all it is about; rounded down. With more of them the rollout halts,
+    and the others are spared. A refusal is no failure. Absent: 2%."""
     soak_seconds: Annotated[int, Field(strict=True, ge=0, le=86400)] | None = None
     """Seconds the canary must stay current before the others follow. Absent: 30."""
     paused: StrictBool | None = None
-    """True: release no further node, neither for a change nor for a withdrawal. What is under way ends. Absent:
-    false."""
+    """True: release no further node, neither for a change nor for a withdrawal. What is under way goes on to its end.
+    The withdrawal of a deleted policy is never paused. Absent: false."""
     retry: Annotated[str, Field(max_length=63)] | None = None
     """Any new text makes nodes that rolled a change back and gave up try it again, up to three times, and ends
-    Contended. It changes no setting. Absent: no further try."""
+    Contended. It changes no setting. Absent: they do not try again by themselves."""
 
 
 class Settings(Model):
@@ -301,16 +301,16 @@ class PolicySpec(Settings):
     """What is wanted, and where. Policies that match the same node are merged field by field; higher priority wins."""
 
     mode: Literal["Enforce", "Observe"]
-    """Enforce: make it so. Observe: plan it on every matching node, report in its NodeConntrack what would change and
-    what would be refused, and change nothing."""
+    """Enforce: make it so, node by node as rollout says. Observe: plan it on every matching node, report what would
+    change and what would be refused, and change nothing; nodes that have it from Enforce give it up."""
     node_selector: LabelSelector
     """The nodes, by label. Required and never empty: for every node write matchLabels: {kubernetes.io/os: linux}."""
     priority: Annotated[int, Field(strict=True, ge=-1_000_000, le=1_000_000)] | None = None
     """Higher wins, field by field. Ties: the older policy, then the name. Absent: 0."""
     rollout: Rollout | None = None
     on_delete: Literal["Restore", "Keep"] | None = None
-    """When the policy goes: Restore puts the original values back and removes its rules, Keep leaves both as they are.
-    A value that somebody else has written since is left alone. Absent: Restore."""
+    """When the policy goes, or no longer means a node: Restore puts the original values back and removes its rules,
+    Keep leaves both as they are. A value that somebody else has written since is left alone. Absent: Restore."""
 
 
 _SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"  # RFC 1123, as Kubernetes reads it

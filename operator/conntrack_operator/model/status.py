@@ -54,8 +54,8 @@ class NodeCounts(Reported):
     updating: int = 0
     """Nodes where a change is on trial."""
     pending: int = 0
-    """Nodes that wait for their turn or for rollout.paused, that are not Ready or have no working agent, and those that
-    were told and have not answered yet."""
+    """Nodes that wait for their turn, also while the rollout is paused or has halted; that are not Ready or have no
+    working agent; and those that were told and have not answered yet."""
     refused: int = 0
     """Nodes that refuse some setting of this policy, or where somebody keeps changing it (Contended); failures says
     why."""

@@ -4,6 +4,7 @@ import logging
 import threading
 
 import pytest
+from tests.lab.programs import wait_until
 
 from conntrack_operator.agent.mailbox import Mailbox
 from conntrack_operator.agent.sources import delivery_from, watch_file, watch_object
@@ -94,9 +95,10 @@ def test_watch_file(tmp_path, monkeypatch, caplog):
         assert mailbox.take(5).spec.revision == "first"
         with caplog.at_level(logging.WARNING):
             path.write_text("wrong")
-            assert mailbox.take(0.3) is None
+            wait_until(lambda: "wrong" in read_count, 30, "the wrong file is read")
             path.unlink()
-            assert mailbox.take(0.3) is None
+            wait_until(lambda: "the file is gone" in caplog.text, 30, "the missing file is named")
+            assert mailbox.take(0.1) is None
         path.write_text("second, longer")
         assert mailbox.take(5).spec.revision == "second, longer"
     finally:

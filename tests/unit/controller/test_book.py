@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from conntrack_operator.cluster.objects import CONTROLLER_REVISIONS, Kind, Listing
-from conntrack_operator.controller.book import GOOD_SINCE, LABELS, POLICY, Book
+from conntrack_operator.controller.book import CREATED, GOOD_SINCE, LABELS, POLICY, Book
 from conntrack_operator.decide.revisions import content_of, revision_name
 from conntrack_operator.errors import Retry
 from conntrack_operator.model.policy import ConntrackPolicy
@@ -83,9 +83,9 @@ def test_a_revision_is_written_down_once() -> None:
     assert name == revision_name(policy())
     (document,) = shelves.stored.values()
     assert document["metadata"]["name"] == f"p-{name}"
-    assert document["metadata"]["annotations"] == {POLICY: "p"}
+    assert document["metadata"]["annotations"] == {POLICY: "p", CREATED: "2026-01-01T00:00:00Z"}
     assert "ownerReferences" not in document["metadata"], "it outlives the policy"
-    assert document["data"] == {"spec": content_of(policy()), "created": "2026-01-01T00:00:00Z"}
+    assert document["data"] == {"spec": content_of(policy())}
     assert book.write_down(policy()) == book.write_down(policy(generation=9, rollout={"canary": 3})) == name
     assert shelves.writes == 1
     book.write_down(policy(entries=2000))
@@ -193,10 +193,29 @@ def test_lookup_reads_a_revision_with_what_is_live() -> None:
     assert again.spec.on_delete == "Restore", "not what was read before the edit"
 
 
+def test_a_policy_made_again_as_it_was_is_the_younger_one() -> None:
+    """Its revision is the same, and what decides between equals is when the policy was made that is there now."""
+    book, shelves = books()
+    name = book.write_down(policy())
+    assert book.lookup(())("p", name).metadata.creation_timestamp == "2026-01-01T00:00:00Z"  # type: ignore[union-attr]
+    made = "2026-02-02T00:00:00Z"
+    again = policy().model_copy(update={"metadata": policy().metadata.model_copy(update={"creation_timestamp": made})})
+    assert book.write_down(again) == name
+    for each in (book, reopened(shelves)):
+        assert each.lookup(())("p", name).metadata.creation_timestamp == made  # type: ignore[union-attr]
+    writes = shelves.writes
+    assert book.write_down(again) == name
+    assert shelves.writes == writes
+    book.keep({}, [])
+    assert book.lookup(())("p", name) is None, "nobody has it any more"
+    book.write_down(policy())
+    assert book.lookup(())("p", name).metadata.creation_timestamp == "2026-01-01T00:00:00Z"  # type: ignore[union-attr]
+
+
 def test_what_is_found_and_is_not_ours_is_left_alone() -> None:
     """Somebody else's object under our labels, and one whose content a newer version wrote."""
     shelves = Shelves()
-    newer = {"spec": {**content_of(policy()), "fromTheFuture": 1}, "created": ""}
+    newer = {"spec": {**content_of(policy()), "fromTheFuture": 1}}
     marked = {POLICY: "p", GOOD_SINCE: "no time at all"}
     shelves.stored = {
         "x": {"metadata": {"name": "x-1"}, "data": {"spec": {}}},

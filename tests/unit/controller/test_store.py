@@ -6,6 +6,7 @@ from conntrack_operator.cluster.objects import Listing
 from conntrack_operator.controller.sights import Unreadable
 from conntrack_operator.controller.store import Lists, Store
 from conntrack_operator.controller.touched import ROLLOUT, Key
+from conntrack_operator.model.policy import ConntrackPolicy
 
 
 def policy(version: int, name: str = "p", role: str = "web", **changes: Any) -> dict[str, Any]:
@@ -210,6 +211,38 @@ def test_a_service_touches_the_nodes_whose_rules_it_meets() -> None:
     store.put_service(node_port(3))
     assert store.put_service(node_port(4, 30099)) == BOTH
     assert store.put_service(node_port(5, 30099), deleted=True) == set()
+
+
+class Revisions:
+    """A book with one revision of the policy p."""
+
+    def contents(self) -> list[ConntrackPolicy]:
+        """Return the policy as it was."""
+        rules = {"rules": [{"name": "web", "ports": [30080]}]}
+        return [ConntrackPolicy.model_validate(policy(1, spec={"notrack": rules}))]
+
+    def knows(self, policy: str, revision: str) -> bool:
+        """Tell whether it is that one."""
+        return (policy, revision) == ("p", "old")
+
+
+def test_a_service_touches_who_has_the_rules_of_an_older_revision() -> None:
+    """Those the older revision meant, and those that have it; and whoever has rules that nobody knows."""
+    store = asking(ports=[80])
+    store.keep_in_mind(Revisions())
+    store.put_policy(policy(2, role="db"))
+    assert store.put_service(node_port(3)) == BOTH
+
+    def has(version: int, revision: str, port: int) -> dict[str, Any]:
+        uses = [{"name": "p", "revision": revision, "fields": []}]
+        settings = {"notrack": {"rules": [{"name": "web", "ports": [port]}]}}
+        spec = {"revision": "r", "mode": "Apply", "nodeUID": "u", "policies": uses, "settings": settings}
+        return {**node_conntrack(version, "d"), "spec": spec}
+
+    store.put_node_conntrack(has(4, "old", 30080))
+    assert store.put_service(node_port(5), deleted=True) == {*BOTH, Key("node", "d")}
+    store.put_node_conntrack(has(6, "lost", 30099))
+    assert store.put_service(node_port(7, 30099)) == {Key("node", "d")}
 
 
 def test_a_service_on_a_port_of_a_followed_pod() -> None:

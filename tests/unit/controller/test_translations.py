@@ -115,6 +115,22 @@ def test_what_changes_and_what_does_not() -> None:
     assert kinds(translations) == []
 
 
+def test_several_kinds_on_one_port() -> None:
+    """A Service with an address of its own and others beside it changes, and goes, as a whole."""
+    translations = Translations()
+    translations.put_service(service(1, externalIPs=["198.51.100.5"], ports=[{"port": 80, "nodePort": 30080}]))
+    assert sorted(kinds(translations)) == ["ExternalIP", "NodePort"]
+    changed = translations.put_service(service(2, externalIPs=["198.51.100.6"]))
+    assert {(each.kind, each.addresses) for each in changed} == {
+        ("ExternalIP", ("198.51.100.5",)),
+        ("ExternalIP", ("198.51.100.6",)),
+        ("NodePort", ()),
+    }
+    assert kinds(translations) == ["ExternalIP"]
+    assert {each.kind for each in translations.put_service(service(3), deleted=True)} == {"ClusterIP", "ExternalIP"}
+    assert kinds(translations) == []
+
+
 def test_full_lists() -> None:
     """A list brings what was missed and takes what has gone; where there is none, what is known stays."""
     translations = Translations()

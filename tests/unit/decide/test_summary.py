@@ -145,7 +145,7 @@ def test_sentences_of_a_policy_on_its_way() -> None:
     told = "1 of 4 nodes current, 1 yet to answer, 1 on trial, 1 to be tried again; d: d says no (1 more in failures)"
     assert condition(status, "Reconciling").message == told
     assert condition(status, "Degraded").message == (
-        "of 4 nodes: 1 rolled back, 1 on trial with failures; d: d says no (1 more in failures)"
+        "of 4 nodes: 1 rolled back, 1 with failures so far; d: d says no (1 more in failures)"
     )
     assert [failure.node for failure in status.failures] == ["d", "c"]
     parked = condition(summary_of(policy(), [sight("d", "rolled_back")], NOW, Around()), "Stalled")
@@ -379,6 +379,14 @@ def test_trouble_with_the_agents_is_in_the_conditions() -> None:
     status = summary_of(policy(), [sight("a", "pending", None)], NOW, Around(trouble="make the namespace"))
     assert condition(status, "Reconciling").reason == "AgentsNotRunning"
     assert "make the namespace" in condition(status, "Ready").message
+
+
+def test_what_keeps_withdrawals_waiting_degrades() -> None:
+    """Nodes keep what they should lose, and the policy is as ready as it was."""
+    status = summary_of(policy(), [sight("a")], NOW, Around(guarded="the CRD is being deleted"))
+    degraded = condition(status, "Degraded")
+    assert (degraded.reason, degraded.message) == ("WithdrawalsWait", "the CRD is being deleted")
+    assert condition(status, "Ready").status == "True"
 
 
 def test_what_the_controller_may_not_see_degrades() -> None:

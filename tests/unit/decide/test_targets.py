@@ -294,6 +294,39 @@ def test_services_are_written_and_are_no_revision() -> None:
     assert step_for(NODE, wish(policy()), stored(spec_of(policy())), local=local()) is None, "without rules, none"
 
 
+@pytest.mark.parametrize(
+    ("phase", "changes", "ports"),
+    [
+        pytest.param("RolledBack", {}, [80, 81], id="its old rules are in force again"),
+        pytest.param("Trial", {}, [80, 81], id="it may roll back"),
+        pytest.param("Current", {"observedRevision": "older"}, [80, 81], id="not answered yet"),
+        pytest.param("Current", {"nodeUID": "another"}, [80, 81], id="another node's answer"),
+        pytest.param("Current", {}, [81], id="as asked: nothing else is in force"),
+    ],
+)
+def test_services_on_rules_of_before(phase: str, changes: dict[str, str], ports: list[int]) -> None:
+    """What meets a rule that may still be in force is told, although the spec does not ask for it any more."""
+    old, new = (policy(notrack={"rules": [{"name": "web", "ports": [port]}]}) for port in (80, 81))
+    spec = spec_of(new, local=local())
+    status = {"phase": phase, "observedRevision": spec.revision, "observedAttempt": "", "nodeUID": "uid-1", **changes}
+    existing = stored(spec.model_copy(update={"services": []}), status=status)
+    step = step_for(NODE, wish(new, former=[old, new]), existing, local=local())
+    assert isinstance(step, Write)
+    assert sorted({each.port for each in step.spec.services}) == ports
+    assert step.spec.revision == spec.revision
+    told = stored(step.spec, status=status)
+    assert step_for(NODE, wish(new, former=[old, new]), told, local=local()) is None
+
+
+def test_a_node_that_holds_is_told_of_services() -> None:
+    """Its object may have been lost: then it has the rules of before, with ports of pods. One to restore has not."""
+    step = step_for(NODE, Wish(Holding(), former=[following()]), None, local=local(80))
+    assert isinstance(step, Write)
+    assert (step.spec.mode, [each.port for each in step.spec.services]) == ("Hold", [80])
+    spec = restoring()
+    assert step_for(NODE, replace(UNMEANT, former=[following()]), stored(spec), local=local(80)) is None
+
+
 def test_what_cannot_be_seen_stays() -> None:
     """Without a look at pods and Services the node is told what it was told before."""
     told = spec_of(following(), local=local(80))

@@ -101,7 +101,7 @@ class World:
         told = existing.spec if existing else None
         attempt = told.attempt if told and told.mode == "Apply" and not share else attempt_of(holding.policies)
         observed = [each for each in mine if each.spec.mode == "Observe"]
-        wish = Wish(holding, observed, attempt, bool(mine), may_restore=Loss("", name) in self.confirmed)
+        wish = Wish(holding, observed, attempt, is_meant=bool(mine), may_restore=Loss("", name) in self.confirmed)
         step = step_for(node, wish, existing)
         if isinstance(step, Remove):
             del self.objects[name]
@@ -262,6 +262,45 @@ def test_retry_tries_the_one_that_gave_up() -> None:
     assert before.revision == after.revision
     world.settle()
     assert world.held() == everywhere(world)
+
+
+def test_a_canary_that_refuses_a_part_soaks_with_the_rest() -> None:
+    """What it took of the change is tried like any other; one that took nothing proves nothing, and another follows."""
+    size = {"setting": "net.netfilter.nf_conntrack_max", "wanted": "2000", "observed": "2000", "reason": "Applied"}
+    icmp = {"setting": "net.netfilter.nf_conntrack_icmp_timeout", "wanted": "", "observed": "", "reason": "Unsupported"}
+    world = settled(20, policy())
+    world.policies["p"] = policy(entries=2000, timeouts={"icmp": 5})
+    world.judge()
+    world.write_all()
+    world.answer("n00", "Refused", results=[icmp, size])
+    verdict = world.judge().verdicts["p"]
+    assert (verdict.stage, verdict.release) == ("Soak", ())
+    world.answer("n00", "Refused", results=[icmp])
+    assert released(world.judge()) == ["n01"]
+    world.write_all()
+    world.answer("n01", "Refused", results=[icmp, size])
+    world.now += timedelta(seconds=31)
+    assert released(world.judge()) == ["n02", "n03"]
+
+
+def test_what_is_tried_again_goes_on_holding_up_the_others() -> None:
+    """A halt is not lifted while a node that rolled back is in its next trial, whichever controller looks."""
+    world = settled(10, policy())
+    world.policies["p"] = policy(entries=2000, rollout={"maxUnavailable": 3})
+    world.turn()
+    assert released(world.judge()) == ["n01", "n02", "n03"]
+    world.write_all()
+    world.answer("n02")
+    tries_again = [{"type": "Stalled", "status": "False", "reason": "NotStalled", "lastTransitionTime": "x"}]
+    failed = [{"setting": "node", "wanted": "", "observed": "", "reason": "ProbeFailed"}]
+    for phase in ("RolledBack", "Trial", "RolledBack", "Trial"):
+        world.answer("n01", phase, conditions=tries_again, results=failed)
+        verdict = world.judge().verdicts["p"]
+        assert (verdict.reason, verdict.release) == ("TooManyFailures", ()), phase
+        world.forget()
+        world.now += timedelta(seconds=9)
+    world.answer("n01")
+    assert released(world.judge()) == ["n04", "n05"]
 
 
 def test_losses_are_granted_only_when_they_are_confirmed() -> None:
