@@ -26,6 +26,7 @@ from tests.lab.programs import Program, free_port, wait_until
 FILES = Path(__file__).parents[2] / "charts" / "conntrack-operator" / "files"
 DASHBOARD = json.loads((FILES / "dashboard.json").read_text())
 QUERIES = {target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]}
+METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 GROUPS = yaml.safe_load((FILES / "alerts.yaml").read_text())["groups"]
 ALERTS = [rule["expr"] for group in GROUPS for rule in group["rules"]]
 AGENT_PORT, PROMETHEUS_PORT = 9464, 9090
@@ -190,6 +191,9 @@ def test_it_is_as_prometheus_wants_it(watched: Watched, half: str) -> None:
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
     assert not re.search(r"\d+\.\d+\.\d+\.\d+", text)
+    named = set(re.findall(r"`(\w+)`", METRICS_PAGE.read_text()))
+    found = set(re.findall(r"# TYPE (\w+)", text))
+    assert {name.removeprefix("conntrack_operator_") for name in found} <= named
     assert watched.operator.name not in re.sub(r'policy="\w+"', "", text)
 
 
