@@ -5,6 +5,7 @@ libraries know none of this, and keep less by themselves.
 """
 
 import ctypes
+import gc
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX: malloc.h
 _KEPT_BYTES = 65_536
@@ -21,6 +22,7 @@ def give_back_early() -> None:
 
 
 def give_back() -> None:
-    """Give back to the kernel what is free now; under a millisecond."""
+    """Give back to the kernel what nobody needs any more; some milliseconds."""
+    gc.collect()
     if hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)
