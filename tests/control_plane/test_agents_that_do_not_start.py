@@ -112,7 +112,7 @@ def test_pod_security_names_the_label(cluster: Cluster) -> None:
     cluster.kubectl(*cure.split()[1:])
     agents_are_made(cluster)
     is_cured(cluster, "web")
-    soon(lambda: told(cluster) == ["AgentsNotRunning", "AgentsStart"], "both are told")
+    soon(lambda: told(cluster) == ["AgentsNotRunning", "AgentsStart"], "both are told", 120)
 
 
 def told(cluster: Cluster) -> list[str]:

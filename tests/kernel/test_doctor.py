@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -210,7 +211,7 @@ def test_looking_leaves_us_where_we_were(netns: Lab) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_the_kernel_log_names_this_table(netns: Lab) -> None:
-    """Lines of the real log about this namespace, in the last minute by the wall clock."""
+    """Lines of the real log about this namespace, no older by the wall clock than it is full."""
     if read_kernel_log().problem:
         pytest.skip(f"no kernel log here: {read_kernel_log().problem}")
     namespace = netns.namespace()
@@ -218,6 +219,7 @@ def test_the_kernel_log_names_this_table(netns: Lab) -> None:
     namespace.track()
     inject_many(namespace, FINISHED, LIMIT, sources=50)
     lines = ()
+    began = time.monotonic()
     for _ in range(15):  # the kernel prints ten such lines in 5 s for the whole machine
         knock(namespace)
         symptoms = _symptoms_by_a_process_of(namespace)
@@ -226,7 +228,8 @@ def test_the_kernel_log_names_this_table(netns: Lab) -> None:
             break
     assert lines
     assert symptoms["own"], "no line of the log names this namespace"
-    assert all(0 <= age < 60 for age in symptoms["own"])
+    passed = time.monotonic() - began
+    assert all(-1 <= age <= passed + 1 for age in symptoms["own"]), (passed, symptoms["own"])
 
 
 def _symptoms_by_a_process_of(namespace: Namespace) -> dict:

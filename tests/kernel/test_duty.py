@@ -181,7 +181,7 @@ def test_nothing_is_written_while_nothing_changes(node, roots, monkeypatch, capl
 
 def test_starting_again_writes_nothing(node, roots, monkeypatch):
     """With rules and accepts in place an agent may start as often as it likes, with and without an API server."""
-    monkeypatch.setattr("conntrack_operator.agent.duty.MEND_SECONDS", 0.2)
+    monkeypatch.setattr("conntrack_operator.agent.keeping.MEND_SECONDS", 0.2)
     node.run("iptables-restore", text=FIREWALL)
     assert confirmed(node, roots) == "Current"
     assert "CONNTRACK-OP" in node.run("iptables-save").stdout
@@ -214,6 +214,29 @@ def test_an_error_of_ours_in_a_trial_counts(node, roots):
         assert failures is not None
         assert (failures.count, failures.reason) == (1, "AgentFailed")
         assert "a bug" in failures.message
+
+
+def test_a_service_takes_a_port_of_what_is_confirmed(node, roots):
+    """On a node that took a change back and waits: the rule of before goes at once, and comes back with the port."""
+    shop = Service(name="shop/web", kind="NodePort", protocol="TCP", port=80)
+    edit = {"timeouts": {"icmp": 11}, "notrack": {"rules": [{"name": "web", "ports": [81]}]}, "trial": QUICK}
+    assert confirmed(node, roots) == "Current"
+
+    def untracked():
+        listed = node.run("nft", "list", "set", "inet", "conntrack_operator", "confirmed_tcp_server", check=False)
+        return "elements = { 80 }" in listed.stdout
+
+    with node.inside(), StateDirectory(roots) as state:
+        duty = Duty(Machine(roots), state, lambda: [Probe("target", lambda _seconds: node.sysctl(ICMP) == "10")])
+        duty.wish(wish(edit, revision="r2"))
+        assert stepped(duty, 30, lambda: duty.deed.phase == "RolledBack")
+        assert untracked()
+        duty.wish(wish(edit, revision="r2", services=[shop]))
+        assert duty.deed.phase == "RolledBack"
+        assert not untracked()
+        duty.wish(wish(edit, revision="r2"))
+        assert duty.deed.phase == "RolledBack"
+        assert untracked()
 
 
 def test_no_threads_for_probes(node, roots, monkeypatch):

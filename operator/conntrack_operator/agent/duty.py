@@ -24,6 +24,7 @@ from conntrack_operator.errors import FAILURES, ConntrackOperatorError, Retry
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.model.node import NodeSpec, Result
 from conntrack_operator.model.policy import Settings
+from conntrack_operator.model.surroundings import Service
 
 from .figures import Figures
 from .foresight import Foresight, reason_of
@@ -61,6 +62,7 @@ class Duty:
     _refusals: int = 0
     _changes: int = 0
     _said: tuple[str, ...] = ()
+    _services: list[Service] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._keeping = Keeping(self.machine, self.state, self.figures.repairs)
@@ -307,8 +309,10 @@ class Duty:
         seconds = seconds_to_next_try(failures, Wishing(spec.revision, spec.attempt), self.machine.clock())
         if failures is None or seconds == 0:
             return False
-        if self._keeping.confirmed is None:
+        if self._keeping.confirmed is None or (spec.services != self._services and not self._keeping.mender.left):
+            # A Service may take a port of what is confirmed: nothing here moves for it, and it must not wait a minute.
             self._put_confirmed_in_force()
+            self._services = list(spec.services)
         result = Result(
             setting=NODE, wanted="", observed="", reason=failures.reason, message=why_not_now(failures, seconds)
         )

@@ -23,7 +23,7 @@ _LIVE = ("rollout", "onDelete")
 
 @dataclass(frozen=True)
 class Revision:
-    """One version of a policy, as it is kept. Numbers count up; the same content later gets a new number."""
+    """One version of a policy, as it is kept. New content gets a new number; what comes back has its own."""
 
     policy: str
     name: str

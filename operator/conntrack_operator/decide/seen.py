@@ -32,9 +32,19 @@ class Seen:
     """Policies that it has at a revision nobody knows: until those are settled, nothing else can be added."""
 
     def is_able(self, now: datetime) -> bool:
-        """Tell whether the node can be given something: Ready, with an agent that is well and heard of lately."""
-        heard = self.heard_at if self.status is not None else None
-        return self.node.ready and self.agent_ready is not False and heard is not None and now - heard < SILENT_AFTER
+        """Tell whether the node can be given something: Ready, with an agent that is well and heard of lately.
+
+        For an agent that has not been heard yet its pod speaks, where that is Ready.
+        """
+        if not self.node.ready or self.agent_ready is False:
+            return False
+        if self.status is None:
+            return self.agent_ready is True
+        return self.heard_at is not None and now - self.heard_at < SILENT_AFTER
+
+    def is_new(self, now: datetime) -> bool:
+        """Tell whether the node has just joined: nothing speaks for an agent there yet."""
+        return self.status is None and not self.is_able(now)
 
     def is_awaited(self, now: datetime) -> bool:
         """Tell whether it cannot be given anything only because its agent, told a moment ago, has not answered yet."""

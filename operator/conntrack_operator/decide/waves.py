@@ -142,10 +142,10 @@ def _member(seen: Seen, target: Target, wanted: str, scene: _Scene) -> Member | 
             seen.since(now),
             able=able,
             touched=unproven,
-            busy=(seen.is_moving and seen.status is not None) or bool(granted),
+            busy=(seen.is_moving and not seen.is_new(now)) or bool(granted),
             patience_seconds=patience,
         )
-    is_new = seen.status is None and seen.is_moving
+    is_new = seen.is_new(now) and seen.is_moving
     state = _answer(seen, name)
     if state in ("failed", "retrying") and _is_of_another(seen, target, scene.targets):
         state = "moving" if seen.is_moving else "done"
