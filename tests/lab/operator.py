@@ -35,6 +35,8 @@ class Operator:
 
     def __init__(self, cluster: Cluster, host: Namespace, folder: Path, node: str = NODE, server: str = "") -> None:
         self.cluster, self.host, self.folder, self.name, self.server = cluster, host, folder, node, server
+        self.neighbour: Namespace | None = None
+        """Whom the node reaches, where it is a namespace of `in_namespace`."""
         self.state = folder / "state"
         self.controller = self._program("controller", f"--kubeconfig={cluster.kubeconfig}", f"--namespace={NAMESPACE}")
         self.agent = self._program(
@@ -176,6 +178,7 @@ def in_namespace(cluster: Cluster, folder: Path, name: str, server: str = "") ->
         lab.route(namespace, far)
         relay = Relay(neighbour, cluster.port, (FAR, FAR_PORT))
         operator = Operator(cluster, namespace, folder, name, server or f"https://{FAR}:{FAR_PORT}")
+        operator.neighbour = neighbour
         try:
             yield operator
         finally:

@@ -26,6 +26,7 @@ from conntrack_operator.model.node import NodeSpec, Result
 from conntrack_operator.model.policy import Settings
 from conntrack_operator.model.surroundings import Service
 
+from .figures import Figures
 from .foresight import Foresight, reason_of
 from .keeping import Keeping
 from .machine import Machine, Outcome
@@ -54,6 +55,7 @@ class Duty:
     spec: NodeSpec | None = None
     deed: Deed | None = None
     """How the newest wish stands; None until there was one."""
+    figures: Figures = field(default_factory=Figures)
     _done: str = ""
     _trial: Trial | None = None
     _due: float = field(default=float("inf"))
@@ -63,15 +65,21 @@ class Duty:
     _services: list[Service] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._keeping = Keeping(self.machine, self.state)
+        self._keeping = Keeping(self.machine, self.state, self.figures.repairs)
         self._foresight = Foresight(self.machine)
 
     def start(self) -> None:
         """Take back what another agent left unfinished. Call it before anything else."""
         try:
-            self.machine.recover(self.state)
+            self._recover()
         except FAILURES as error:
             log.warning("%s", error)
+
+    def _recover(self) -> Outcome | None:
+        undone = self.machine.recover(self.state)
+        if undone is not None:
+            self.figures.trials.add("recovered")
+        return undone
 
     def resume(self) -> None:
         """Put the settings kept on this node in force: without its object the node stays as it was confirmed."""
@@ -109,6 +117,8 @@ class Duty:
             # nobody watches it now.
             trial, self._trial = self._trial, None
             spec = trial.spec if trial else self.spec
+            if trial is not None:
+                self.figures.trials.add("failed")
             if spec is not None:
                 self._failed(spec, error)
             return True
@@ -120,6 +130,7 @@ class Duty:
                 return False
             trial, self._trial = self._trial, None
             log.info("trial ended after %.0f s: %s", trial.elapsed, outcome.phase)
+            self.figures.trials.add("rolled_back" if outcome.phase == "RolledBack" else "confirmed")
             self._ended(trial.spec, outcome)
             return True
         if time.monotonic() >= self._due:
@@ -147,6 +158,11 @@ class Duty:
         asked = spec is not None and spec.mode == "Apply" and spec.settings != Settings()
         return asked or self._keeping.confirmed is not None
 
+    @property
+    def left(self) -> frozenset[str]:
+        """The settings that are left to whoever keeps changing them."""
+        return self._keeping.mender.left
+
     def end(self, error: BaseException | None = None) -> None:
         """Take back a trial under way; what is confirmed stays in force.
 
@@ -159,6 +175,7 @@ class Duty:
         if trial is None:
             return
         self._done = ""
+        self.figures.trials.add("aborted")
         try:
             trial.abort(why, failed=failed)
         except FAILURES as error:
@@ -217,7 +234,7 @@ class Duty:
             return False
 
     def _begin(self, spec: NodeSpec) -> None:
-        undone = self.machine.recover(self.state)
+        undone = self._recover()
         if undone is not None and self.machine.journal(self.state).trial is not None:
             self._finish(spec, Deed(undone.phase, undone.results), RETRY_SECONDS)
         elif spec.mode == "Restore":

@@ -9,6 +9,7 @@ from conntrack_operator.decide.outcome import APPLIED
 from conntrack_operator.decide.trial import known_part
 from conntrack_operator.errors import FAILURES
 from conntrack_operator.kernel.journal import StateDirectory
+from conntrack_operator.metrics.tally import Counts
 from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec
 from conntrack_operator.model.surroundings import Service
@@ -28,6 +29,8 @@ class Keeping:
 
     machine: Machine
     state: StateDirectory
+    repairs: Counts = field(default_factory=Counts)
+    """Counts what was put right, by setting and kind of rival."""
     confirmed: Confirmed | None = None
     """What is watched; None until something was put in force by this process, and after a restore."""
     due: float = float("inf")
@@ -35,7 +38,7 @@ class Keeping:
     _blind: str = ""
 
     def __post_init__(self) -> None:
-        self.mender = Mender(self.machine)
+        self.mender = Mender(self.machine, self.repairs)
 
     def put_in_force(self, services: Sequence[Service] = ()) -> Outcome | None:
         """Repair what was confirmed here, if need be; return what came of it, None when nothing is confirmed."""

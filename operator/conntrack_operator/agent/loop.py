@@ -7,6 +7,7 @@ fails is a result, and is tried again.
 import logging
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,10 +17,12 @@ from conntrack_operator.decide.report import Moment, status_for
 from conntrack_operator.decide.usage import Reading, usage_from
 from conntrack_operator.errors import FAILURES
 from conntrack_operator.kernel.facts import read_boot_id
+from conntrack_operator.kernel.heap import give_back
 from conntrack_operator.model.node import NodeStatus, Talker
 
 from .clock import Clock
 from .duty import Duty
+from .figures import REPORTED, UNREPORTED, Figures
 from .mailbox import Delivery, Mailbox
 from .meter import Meter
 
@@ -46,6 +49,8 @@ class Agent:
     """Names who holds most entries of a table with that many."""
     clock: Clock = field(default_factory=Clock)
     """The same as the mailbox's."""
+    figures: Figures = field(default_factory=Figures)
+    """What is counted for /metrics; the duty's, too."""
     _uid: str = ""
     _reported: NodeStatus | None = None
     _composed: NodeStatus | None = None
@@ -71,6 +76,7 @@ class Agent:
         try:
             while not self.mailbox.stopped:
                 before = self.duty.deed
+                self.figures.beat = time.monotonic()
                 if delivery is not None:
                     self._obey(delivery)
                     if self.duty.deed is not before:
@@ -78,6 +84,8 @@ class Agent:
                     self._report()
                 self.duty.step()
                 if self.duty.deed is not before or self.clock.monotonic() >= next_look:
+                    if self.duty.deed is not before:
+                        give_back()  # what a look at firewalls and the settings took
                     self._look()
                     next_look = self.clock.monotonic() + SAMPLE_SECONDS
                 self._report()
@@ -98,11 +106,13 @@ class Agent:
         try:
             self._readings.append(self.meter.read())
             self._blind = ""
+            self.figures.looked(self._readings[-1], usage_from(self._readings).seconds_to_full)
         except FAILURES as error:
             # Said once: it is looked at every few seconds.
             if str(error) != self._blind:
                 log.warning("%s", error)
             self._blind = str(error)
+            self.figures.looked(None)
 
     def _report(self) -> None:
         deed, spec = self.duty.deed, self.duty.spec
@@ -129,6 +139,7 @@ class Agent:
         except Exception as error:  # noqa: BLE001 - whatever it is, it must neither end the thread nor come in a storm
             if str(error) != self._unheard:
                 log.warning("%s; the report waits", error)
+            self.figures.reports.add(UNREPORTED)
             self._unheard = str(error)
             # Spread over half the pause, so that a fleet does not return in step.
             self._write_at = self.clock.monotonic() + self._write_pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreading
@@ -136,6 +147,8 @@ class Agent:
         else:
             self._reported, self._unheard, self._write_pause = status, "", FIRST_PAUSE_SECONDS
             self._allowance = self._allowance.spent(self.clock.monotonic())
+            self.figures.reports.add(REPORTED)
+            self.figures.reported_at = time.time()
         finally:
             self.mailbox.wake()
 

@@ -14,7 +14,8 @@ from conntrack_operator.decide.notrack import TABLE, ruleset_for
 from conntrack_operator.decide.outcome import APPLIED
 from conntrack_operator.decide.plan import ABSENT
 from conntrack_operator.decide.refusal import Refusal
-from conntrack_operator.decide.rivals import Table, likely_flusher, sentence_for
+from conntrack_operator.decide.rivals import UNKNOWN_KIND, Table, kind_of_rival, likely_flusher, sentence_for
+from conntrack_operator.decide.symptoms import Writer
 from conntrack_operator.decide.trial import known_part
 from conntrack_operator.errors import ConntrackOperatorError
 from conntrack_operator.kernel.accepts import read_accepts
@@ -22,6 +23,7 @@ from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.table_rivals import read_flushers, read_handles
 from conntrack_operator.kernel.vigil import Mark, Moved, Vigil
 from conntrack_operator.kernel.writers import read_writers
+from conntrack_operator.metrics.tally import Counts
 from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec
 from conntrack_operator.model.policy import NotrackRule
@@ -62,8 +64,10 @@ class Mended:
 class Mender:
     """Watches one machine for drift from what is confirmed on it."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, counted: Counts | None = None) -> None:
         self._machine = machine
+        self._counted = counted if counted is not None else Counts()
+        self._writers: Sequence[Writer] = ()
         self._vigil = Vigil(machine.roots)
         self._handles: dict[Table, int] = {}
         self._rules: Sequence[NotrackRule] = ()
@@ -115,9 +119,11 @@ class Mender:
         outcome = self._machine.settle(mended, journal, state, confirmed.uses)
         failed = {result.setting for result in outcome.results if result.reason != APPLIED}
         self._went(sight, failed - {drift.setting for drift in mending.left})
-        mending.note(failed, self.repairs, now)
+        for drift in mending.note(failed, self.repairs, now):
+            self._counted.add(key_of(drift.setting), kind_of_rival(drift, self._writers))
         if accepts and ACCEPTS not in failed:
             self.repairs.repaired(ACCEPTS, now)
+            self._counted.add(ACCEPTS, UNKNOWN_KIND)
         if sight.accepts_differ and sight.plan.rules:
             sentences[ACCEPTS] = _ACCEPTS_CHANGED
         self._expect(sight, mark, mending)
@@ -130,13 +136,13 @@ class Mender:
             left = {setting: sentences[setting] for setting in self._left}
             outcome = replace(outcome, phase="Contended", results=with_contended(outcome.results, left))
         warnings = tuple(
-            Refusal(setting, REPAIRED, self._counted(setting, sentence))
+            Refusal(setting, REPAIRED, self._with_count(setting, sentence))
             for setting, sentence in sentences.items()
             if setting not in self._left
         )
         return Mended(outcome, warnings, tuple(sentences.values()), len(mending.repairing) + accepts)
 
-    def _counted(self, setting: str, sentence: str) -> str:
+    def _with_count(self, setting: str, sentence: str) -> str:
         count = self.repairs.totals.get(key_of(setting), 0)
         return f"{sentence} (put right {count} {'time' if count == 1 else 'times'} since the agent started)"
 
@@ -182,7 +188,7 @@ class Mender:
         if not drifts:
             return {}
         roots = self._machine.roots
-        writers = read_writers(roots, sight.facts.cpus)
+        self._writers = writers = read_writers(roots, sight.facts.cpus)
         rival = likely_flusher(self._handles, _handles(), OURS, read_flushers(roots))
         return {drift.setting: sentence_for(drift, writers, rival) for drift in drifts}
 

@@ -65,6 +65,8 @@ class Meter:
                     counters.drop,
                     counters.early_drop,
                     counters.insert_failed,
+                    counters.invalid,
+                    counters.search_restart,
                 )
         values = read_sysctls(self._roots, (COUNT, MAX))
         if len(values) < 2:

@@ -4,11 +4,13 @@ import gc
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from conntrack_operator.errors import Retry
+from conntrack_operator.kernel.heap import give_back_early
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.model.node import NodeSpec, NodeStatus
@@ -18,17 +20,20 @@ from .loop import Agent
 from .machine import Machine
 from .mailbox import Mailbox
 from .meter import Meter
+from .metrics import AgentMetrics
 from .probes import Probe, address_of, cluster_probes, gateway_probes
 from .sources import watch_file, watch_object
 
 log = logging.getLogger(__name__)
 
 
-def run_in_cluster(node: str, kubeconfig: str | None, roots: Roots, top_talkers: int) -> int:
+def run_in_cluster(
+    node: str, kubeconfig: str | None, roots: Roots, top_talkers: int, listening: socket.socket | None = None
+) -> int:
     """Obey NodeConntrack `node` until SIGTERM or SIGINT. Returns the exit code.
 
-    Raises Unsupported when there is no way to the API server or the state directory cannot be written, Retry when
-    another agent is at work here.
+    Metrics are served on `listening`, where that is given. Raises Unsupported when there is no way to the API server or
+    the state directory cannot be written, Retry when another agent is at work here.
     """
     # Imported here so that an agent on a file never loads an HTTP client.
     from conntrack_operator.cluster.access import access_for  # noqa: PLC0415
@@ -49,11 +54,24 @@ def run_in_cluster(node: str, kubeconfig: str | None, roots: Roots, top_talkers:
         return [api_server, *cluster_probes(roots, host, port, os.environ)]
 
     machine = Machine(roots, api_server=host_and_port(access))
-    return _run(machine, top_talkers, write, find_probes, lambda mailbox, pause: watch_object(watching, mailbox, pause))
+    return _run(
+        machine,
+        top_talkers,
+        write,
+        find_probes,
+        lambda mailbox, pause: watch_object(watching, mailbox, pause),
+        listening=listening,
+    )
 
 
-def run_on_file(
-    path: Path, read: Callable[[Path], NodeSpec], roots: Roots, top_talkers: int, probes: Sequence[Probe] = ()
+def run_on_file(  # noqa: PLR0913 - what the command line says
+    path: Path,
+    read: Callable[[Path], NodeSpec],
+    roots: Roots,
+    top_talkers: int,
+    *,
+    probes: Sequence[Probe] = (),
+    listening: socket.socket | None = None,
 ) -> int:
     """Obey the policy in `path`, watched, with no cluster, until SIGTERM or SIGINT. Returns the exit code.
 
@@ -76,16 +94,20 @@ def run_on_file(
         write,
         lambda: [*gateway_probes(), *probes],
         lambda mailbox, pause: watch_file(path, read, mailbox, pause),
+        listening=listening,
     )
 
 
-def _run(
+def _run(  # noqa: PLR0913 - what differs between cluster and file
     machine: Machine,
     top_talkers: int,
     write: Callable[[NodeStatus], None],
     find_probes: Callable[[], Sequence[Probe]],
     watch: Callable[[Mailbox, threading.Event], None],
+    *,
+    listening: socket.socket | None,
 ) -> int:
+    give_back_early()
     mailbox, pause = Mailbox(), threading.Event()
     failure: list[BaseException] = []
 
@@ -111,7 +133,10 @@ def _run(
             meter=meter,
             write_status=write,
             top_talkers=lambda entries: meter.talkers(top_talkers, entries),
+            figures=duty.figures,
         )
+        if listening is not None:
+            AgentMetrics(duty, duty.figures).serve(listening)
         agent.run()
         pause.set()
         # Nothing is left to be told. Python would put the default back before it exits, and another SIGTERM be its end.

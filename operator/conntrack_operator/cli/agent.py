@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conntrack_operator.errors import Invalid, Problem
 
-from .arguments import add_probes, add_roots, probes_of, refuse_metrics, roots_of, whole_number
+from .arguments import add_metrics_address, add_probes, add_roots, listening_at, probes_of, roots_of, whole_number
 
 TOP_TALKERS = 5
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="report this many of the busiest addresses, ports and states; 0 reports none (default: %(default)s)",
     )
-    parser.add_argument("--metrics-address", metavar="HOST:PORT", help=argparse.SUPPRESS)
+    add_metrics_address(parser)
     add_roots(parser)
     parser.epilog = (
         "What was never confirmed on this machine is on trial first: what answered before\n"
@@ -41,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the agent until SIGTERM and return its exit code."""
-    refuse_metrics(arguments.metrics_address)
     node = arguments.node or os.environ.get("NODE_NAME", "")
     if arguments.policy and (arguments.node or arguments.kubeconfig):
         raise Invalid(Problem("--policy", "an agent on a file has no cluster; leave out --node and --kubeconfig"))
@@ -50,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.policy and not node:
         raise Invalid(Problem("--node", "which node is this? name it, set NODE_NAME, or use --policy FILE"))
     probes = probes_of(arguments) if arguments.policy else []
+    listening = listening_at(arguments.metrics_address)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # After the arguments are judged, since a wrong option should not wait for pydantic.
     from conntrack_operator.agent import run as agent  # noqa: PLC0415
@@ -57,5 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.policy:
         from .reading import node_spec_in  # noqa: PLC0415 - the only reader of YAML
 
-        return agent.run_on_file(arguments.policy, node_spec_in, roots_of(arguments), arguments.top_talkers, probes)
-    return agent.run_in_cluster(node, arguments.kubeconfig, roots_of(arguments), arguments.top_talkers)
+        return agent.run_on_file(
+            arguments.policy,
+            node_spec_in,
+            roots_of(arguments),
+            arguments.top_talkers,
+            probes=probes,
+            listening=listening,
+        )
+    return agent.run_in_cluster(node, arguments.kubeconfig, roots_of(arguments), arguments.top_talkers, listening)

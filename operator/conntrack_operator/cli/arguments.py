@@ -12,6 +12,8 @@ from conntrack_operator.errors import Invalid, Problem
 from conntrack_operator.kernel.roots import DEFAULT_STATE, Roots
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from conntrack_operator.agent.probes import Probe
 
 PROGRAM = "conntrack-operator"
@@ -124,7 +126,20 @@ def whole_number(minimum: int, maximum: int) -> "type[int]":
     return Number
 
 
-def refuse_metrics(address: str | None) -> None:
-    """Refuse --metrics-address, which this version has no answer for."""
-    if address is not None:
-        raise Invalid(Problem("--metrics-address", "this version serves no metrics; leave it out"))
+def add_metrics_address(parser: argparse.ArgumentParser) -> None:
+    """Declare --metrics-address."""
+    parser.add_argument(
+        "--metrics-address",
+        metavar="HOST:PORT",
+        help="serve Prometheus metrics at /metrics, and /healthz and /readyz, there; without a host at every address"
+        " (default: nowhere)",
+    )
+
+
+def listening_at(address: str | None) -> "socket | None":
+    """Return a socket that listens at --metrics-address; None without one. Raises as `metrics.endpoint.listen` does."""
+    if address is None:
+        return None
+    from conntrack_operator.metrics.endpoint import listen  # noqa: PLC0415 - other commands serve nothing
+
+    return listen(address)

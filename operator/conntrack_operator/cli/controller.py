@@ -4,7 +4,7 @@ import argparse
 
 from conntrack_operator import __version__
 
-from .arguments import refuse_metrics
+from .arguments import add_metrics_address, listening_at
 
 NAMESPACE = "conntrack-system"
 IMAGE = f"conntrack-operator:{__version__}"
@@ -29,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="how the agents' pods are made: an AgentConfig in YAML or JSON, read at the start (default: as built)",
     )
-    parser.add_argument("--metrics-address", metavar="HOST:PORT", help=argparse.SUPPRESS)
+    add_metrics_address(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the controller; it ends the process itself."""
-    refuse_metrics(arguments.metrics_address)
+    listening = listening_at(arguments.metrics_address)
     # pydantic and kopf take a second to import: after the arguments are judged.
     from conntrack_operator.model.agent_config import AgentConfig  # noqa: PLC0415
 
@@ -43,4 +43,4 @@ def run(arguments: argparse.Namespace) -> int:
     config = agent_config_in(arguments.agent_config) if arguments.agent_config else AgentConfig()
     from conntrack_operator.controller import run as controller  # noqa: PLC0415
 
-    return controller.run(arguments.kubeconfig, arguments.namespace, arguments.agent_image, config)
+    return controller.run(arguments.kubeconfig, arguments.namespace, arguments.agent_image, config, listening)

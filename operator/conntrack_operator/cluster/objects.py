@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from conntrack_operator.errors import Retry
+from conntrack_operator.errors import LookAgain, Refused, Retry, StandBack
 from conntrack_operator.model.base import GROUP, VERSION
 
 from .connection import JSON_PATCH, Connection
@@ -64,10 +64,32 @@ class Listing:
 
 
 class Objects:
-    """Reads and writes objects. Every method raises Retry or Refused, as Connection.request does."""
+    """Reads and writes objects. Every method raises Retry or Refused, as Connection.request does.
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    `tally` is told of every write: the resource, the verb, and one word for how it ended.
+    """
+
+    def __init__(self, connection: Connection, tally: Callable[[str, str, str], object] = lambda *_: None) -> None:
+        self._connection, self._tally = connection, tally
+
+    def _write(self, kind: Kind, method: str, path: str, **request: Any) -> dict[str, Any] | None:
+        """Request a write, and count it by resource, verb and result."""
+        result = "error"
+        try:
+            answer = self._connection.request(method, path, **request)
+            result = "success" if answer is not None else "gone"
+        except LookAgain:
+            result = "conflict"
+            raise
+        except StandBack:
+            result = "withheld"
+            raise
+        except Refused:
+            result = "refused"
+            raise
+        finally:
+            self._tally(kind.plural, method.lower(), result)
+        return answer
 
     def list(
         self,
@@ -109,7 +131,8 @@ class Objects:
 
     def create(self, kind: Kind, document: dict[str, Any], namespace: str = "") -> dict[str, Any]:
         """Create the object and return it as stored. One that exists already is a Retry."""
-        stored = self._connection.request(
+        stored = self._write(
+            kind,
             "POST",
             kind.path(namespace),
             body={"apiVersion": kind.api_version, "kind": kind.kind, **document},
@@ -138,7 +161,8 @@ class Objects:
         is carried out late does no harm to what others have written since.
         """
         tests = [{"op": "test", "path": path, "value": value} for path, value in (only_if or {}).items()]
-        return self._connection.request(
+        return self._write(
+            kind,
             "PATCH",
             kind.path(namespace, name, subresource),
             body=[*tests, *({"op": "add", "path": path, "value": value} for path, value in parts.items())],
@@ -151,7 +175,8 @@ class Objects:
 
         Writes nothing when they are so already.
         """
-        return self._connection.request(
+        return self._write(
+            kind,
             "PATCH",
             kind.path(namespace, document["metadata"]["name"]),
             body={"apiVersion": kind.api_version, "kind": kind.kind, **document},
@@ -162,7 +187,8 @@ class Objects:
     def delete(self, kind: Kind, name: str, namespace: str = "", *, uid: str = "", resource_version: str = "") -> None:
         """Delete the object in the background; when given, only this very one, in this very version."""
         conditions = {"uid": uid, "resourceVersion": resource_version}
-        self._connection.request(
+        self._write(
+            kind,
             "DELETE",
             kind.path(namespace, name),
             body={

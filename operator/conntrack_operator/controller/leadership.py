@@ -7,6 +7,7 @@ import logging
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -68,6 +69,8 @@ class Leadership:
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.name = name
+        self.beat = time.monotonic()
+        """When its loop was last at work, on time.monotonic."""
         self.fence = Fence(clock)
         self._objects, self._namespace = objects, namespace
         self._clock, self._wall = clock, wall
@@ -83,6 +86,7 @@ class Leadership:
         """Wait until we lead, and renew from then on; False when `stop` came first."""
         pause: float | None = 0.0
         while pause is not None:
+            self.beat = time.monotonic()
             if stop.wait(pause):
                 return False
             pause = self.attempt()
@@ -92,10 +96,16 @@ class Leadership:
     def keep(self, stop: threading.Event) -> str:
         """Return when we lead no longer, with a sentence that says why; an empty one when `stop` came first."""
         while not stop.wait(WATCH_SECONDS):
+            self.beat = time.monotonic()
             if why := self.loss():
                 self.fence.shut()
                 return why
         return ""
+
+    @property
+    def trouble(self) -> str:
+        """Why it neither leads nor knows who does; empty when all is well."""
+        return self._said if self._failures and self.fence.left_seconds() <= 0 else ""
 
     def loss(self) -> str:
         """Return why we do not lead any more; empty while we do."""

@@ -5,7 +5,7 @@ Nothing is decided here. Every method can be repeated at any time; what is right
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from conntrack_operator.cluster.objects import (
@@ -25,6 +25,7 @@ from conntrack_operator.errors import LookAgain, Refused
 from conntrack_operator.model.node import NodeConntrack, NodeSpec
 
 from .agents import Agents
+from .figures import Figures
 from .lookout import LOOK_SECONDS, Lookout
 from .merges import Merges
 from .policies import Policies
@@ -51,6 +52,7 @@ class Reconciler:
     agents: Agents
     rollouts: Rollouts
     telling: Telling
+    figures: Figures = field(default_factory=Figures)
 
     def __post_init__(self) -> None:
         self.lookout = Lookout(self.objects, self.store, self.queue)
@@ -108,6 +110,7 @@ class Reconciler:
         )
         self.rollouts.take_in_list(policies.items, began)
         self.rollouts.tidy()
+        self.figures.full_lists.add()
         self.queue.add_all(self.store.every_key())
         self.queue.add(Key("list"), RELIST_SECONDS)
         self.queue.add(Key("look"), LOOK_SECONDS)

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from typing import NoReturn
@@ -14,8 +15,10 @@ from conntrack_operator.model.agent_config import AgentConfig
 from .agents import Agents
 from .book import Book
 from .fence import Fence
+from .figures import Figures
 from .guard import Guard
 from .leadership import Leadership, identity, leases
+from .metrics import ControllerMetrics
 from .reconcile import Reconciler
 from .rollouts import Rollouts
 from .store import Store
@@ -32,18 +35,29 @@ ANSWER_SECONDS = 2.0
 """How long writes that are on their way may take then. If one takes longer, the lease is not given up but runs out."""
 
 
-def run(kubeconfig: str | None, namespace: str, agent_image: str, config: AgentConfig) -> NoReturn:
+def run(
+    kubeconfig: str | None,
+    namespace: str,
+    agent_image: str,
+    config: AgentConfig,
+    listening: socket.socket | None = None,
+) -> NoReturn:
     """Run until SIGTERM or SIGINT, and end the process with 0; with 1 when it led and does not lead any more.
 
-    Raises Unsupported when no API server is configured. Ending changes nothing on any node.
+    Metrics are served on `listening`, where that is given, also while it waits. Raises Unsupported when no API server
+    is configured. Ending changes nothing on any node.
     """
     _set_up_logging()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     leadership = Leadership(leases(kubeconfig), namespace, identity())
+    figures = Figures()
+    metrics = ControllerMetrics(leadership, figures)
+    if listening is not None:
+        metrics.serve(listening)
     if leadership.win(stop):
-        work = _work(kubeconfig, namespace, agent_image, config, leadership.fence)
+        work = metrics.work = _work(kubeconfig, namespace, agent_image, config, leadership.fence, figures)
         work.begin()
         if why := leadership.keep(stop):
             log.error("%s", why)
@@ -54,15 +68,17 @@ def run(kubeconfig: str | None, namespace: str, agent_image: str, config: AgentC
     _end(0)
 
 
-def _work(kubeconfig: str | None, namespace: str, agent_image: str, config: AgentConfig, fence: Fence) -> Work:
-    objects = Objects(Connection(kubeconfig, fence))
+def _work(
+    kubeconfig: str | None, namespace: str, agent_image: str, config: AgentConfig, fence: Fence, figures: Figures
+) -> Work:
+    objects = Objects(Connection(kubeconfig, fence), figures.writes.add)
     queue: WorkQueue[Key] = WorkQueue()
     store = Store(namespace)
     rollouts = Rollouts(store, queue, Book(objects, namespace), Guard(objects, namespace))
     store.keep_in_mind(rollouts.book)
     agents = Agents(objects, namespace, agent_image, store.agent_pods, config=config)
-    reconciler = Reconciler(objects, store, queue, agents, rollouts, Telling(objects))
-    return Work(kubeconfig, store, queue, reconciler)
+    reconciler = Reconciler(objects, store, queue, agents, rollouts, Telling(objects, figures=figures), figures)
+    return Work(kubeconfig, store, queue, reconciler, figures=figures)
 
 
 def _end(code: int) -> NoReturn:

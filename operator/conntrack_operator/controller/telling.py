@@ -19,6 +19,7 @@ from conntrack_operator.decide.happenings import Happening
 from conntrack_operator.decide.targeting import Node
 from conntrack_operator.errors import ConntrackOperatorError
 
+from .figures import FAILED, LEFT_OUT, POSTED, Figures
 from .pace import Pace
 
 log = logging.getLogger(__name__)
@@ -36,8 +37,11 @@ ALL = ""
 class Telling:
     """Posts what happens to policies and their nodes. Safe for threads, as long as each policy is with one of them."""
 
-    def __init__(self, objects: Objects, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, objects: Objects, clock: Callable[[], float] = time.monotonic, figures: Figures | None = None
+    ) -> None:
         self._objects = objects
+        self._figures = figures or Figures()
         self._clock = clock
         self._of_policies = Pace(clock, burst=POLICY_BURST, refill_seconds=POLICY_REFILL_SECONDS)
         self._of_nodes = Pace(clock, burst=POLICY_BURST, refill_seconds=POLICY_REFILL_SECONDS)
@@ -61,12 +65,14 @@ class Telling:
             pace = self._of_nodes if happening.node else self._of_policies
             if pace.wait_seconds(policy.name) > 0 or self._of_all.wait_seconds(ALL) > 0:
                 self._left_out.setdefault(policy.name, Counter())[happening.reason] += 1
+                self._figures.events.add(LEFT_OUT)
                 continue
             pace.spend(policy.name)
             self._told[policy.name][key] = self._clock()
             try:
                 self._post(policy, happening, node_named, now)
             except ConntrackOperatorError as error:
+                self._figures.events.add(FAILED)
                 log.warning("an event about %s could not be posted: %s", policy.name, error)
 
     def forget(self, policy: str) -> None:
@@ -81,12 +87,14 @@ class Telling:
     ) -> None:
         self._of_all.spend(ALL)
         post_event(self._objects, policy, happening, now, self._more(policy.name, happening.reason))
+        self._figures.events.add(POSTED)
         node = node_named(happening.node) if happening.node else None
         if node is not None:
             # There it goes without saying which node, but not which policy.
             said = f"policy {policy.name}: {happening.message.removeprefix(f'{node.name}: ')}"
             self._of_all.spend(ALL)
             post_event(self._objects, Subject(NODES, node.name, node.uid), replace(happening, message=said), now)
+            self._figures.events.add(POSTED)
 
     def _is_news(self, policy: str, key: tuple[object, ...]) -> bool:
         clock = self._clock()

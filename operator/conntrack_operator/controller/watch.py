@@ -24,6 +24,7 @@ from conntrack_operator.cluster.objects import (
 )
 from conntrack_operator.errors import ConntrackOperatorError
 
+from .figures import Figures
 from .store import Store
 from .touched import Key
 from .workqueue import WorkQueue
@@ -107,7 +108,8 @@ def registry_for(store: Store, queue: WorkQueue[Key], kubeconfig: str | None) ->
 class Watches:
     """kopf at work, until the end, and begun anew in between when somebody asks for it."""
 
-    def __init__(self, store: Store, queue: WorkQueue[Key], kubeconfig: str | None) -> None:
+    def __init__(self, store: Store, queue: WorkQueue[Key], kubeconfig: str | None, figures: Figures) -> None:
+        self._figures = figures
         self._store, self._queue, self._kubeconfig = store, queue, kubeconfig
         # It calls every try to reach the API server an error, seven a round, and prints tracebacks. Our own requests
         # say the same, ever more rarely, and `run` says why the watches ended.
@@ -135,6 +137,7 @@ class Watches:
                     "the watches ended: %s: %s; again in %.0f s", type(error).__name__, error, RESTART_SECONDS
                 )
             if not self._ended.wait(RESTART_SECONDS):
+                self._figures.watch_restarts.add()
                 self._queue.add(Key("list"))
 
     def begin_anew(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from conntrack_operator.errors import ConntrackOperatorError, LookAgain, StandBack
 
+from .figures import Figures
 from .reconcile import Reconciler
 from .store import Store
 from .touched import Key
@@ -27,10 +28,11 @@ class Work:
     queue: WorkQueue[Key]
     reconciler: Reconciler
     _stop: threading.Event = field(default_factory=threading.Event)
+    figures: Figures = field(default_factory=Figures)
     _workers: list[threading.Thread] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._watches = Watches(self.store, self.queue, self.kubeconfig)
+        self._watches = Watches(self.store, self.queue, self.kubeconfig, self.figures)
         self.reconciler.lookout.begin_watches_anew = self._watches.begin_anew
 
     def begin(self) -> None:
@@ -77,17 +79,23 @@ class Work:
 
     def _work(self) -> None:
         while (key := self.queue.take()) is not None:
+            began = time.monotonic()
             try:
                 self.reconciler.put_right(key)
             except (LookAgain, StandBack) as error:
                 log.info("%s: %s; again in %.1f s", key, error, self.queue.failed(key))
+                self.figures.failures.add(key.kind)
             except ConntrackOperatorError as error:
                 log.warning("%s: %s; again in %.1f s", key, error, self.queue.failed(key))
+                self.figures.failures.add(key.kind)
             except Exception as error:  # a bug in one key's work must not stop the others'
                 delay = self.queue.failed(key)
                 log.error(  # noqa: TRY400 - one line each time; the traceback is there when debugging
                     "%s: %s: %s; again in %.1f s", key, type(error).__name__, error, delay
                 )
                 log.debug("%s", key, exc_info=True)
+                self.figures.failures.add(key.kind)
             else:
                 self.queue.done(key)
+            finally:
+                self.figures.reconciles.observe(key.kind, time.monotonic() - began)

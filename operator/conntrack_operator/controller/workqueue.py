@@ -33,6 +33,12 @@ class WorkQueue(Generic[K]):
     def __len__(self) -> int:
         return len(self._due)
 
+    def due(self) -> int:
+        """Return the number of keys that are due now and wait for a worker."""
+        with self._changed:
+            now = self._clock()
+            return sum(1 for due in self._due.values() if due <= now)
+
     def add(self, key: K, delay_seconds: float = 0.0) -> None:
         """Have `key` worked on in `delay_seconds`, or earlier if that was settled already."""
         with self._changed:

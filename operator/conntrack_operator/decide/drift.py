@@ -134,10 +134,15 @@ class Mending:
     left: tuple[Drift, ...]
     """Contended: reported, not touched."""
 
-    def note(self, failed: Collection[str], repairs: Repairs, now: float) -> None:
-        """Count what was put right, once the plan was carried out; `failed` are the settings whose write failed."""
-        for key in dict.fromkeys(key_of(drift.setting) for drift in self.repairing if drift.setting not in failed):
+    def note(self, failed: Collection[str], repairs: Repairs, now: float) -> tuple[Drift, ...]:
+        """Count what was put right, once the plan was carried out; `failed` are the settings whose write failed.
+
+        Returns one drift for each thing that counted.
+        """
+        mended = {key_of(drift.setting): drift for drift in self.repairing if drift.setting not in failed}
+        for key in mended:
             repairs.repaired(key, now)
+        return tuple(mended.values())
 
 
 def mending_of(plan: Plan, repairs: Repairs, now: float, applied: Collection[str] | None = None) -> Mending:

@@ -98,6 +98,12 @@ def label_of(name: str) -> str:
     return name if len(name) <= LABEL_MAX else f"{name[: LABEL_MAX - 9]}~{digest_of(name)}"
 
 
+def label_in(comment: str) -> str:
+    """Return the label of the rule of ours that has this comment; empty when it is none that leaves packets by."""
+    match = _COMMENT.fullmatch(comment)
+    return match[1] if match else ""
+
+
 def digest_of(text: str) -> str:
     """Return eight hexadecimal digits that stand for `text`."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]

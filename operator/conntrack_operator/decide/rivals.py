@@ -14,6 +14,7 @@ from .drift import Drift
 from .symptoms import Writer
 
 UNKNOWN = "somebody unknown"
+UNKNOWN_KIND = "unknown"
 BUCKETS_ROUNDING = 512
 """Buckets of a page, to which the kernel rounds up (tried: 512 on pages of 4 KiB)."""
 
@@ -27,6 +28,12 @@ def likely_writer(setting: str, observed: int | str | None, writers: Sequence[Wr
     if writer is None:
         return UNKNOWN
     return f"{'likely' if exact else 'perhaps'} by {_described(writer)}"
+
+
+def kind_of_rival(drift: Drift, writers: Sequence[Writer] = ()) -> str:
+    """Return who is suspected of `drift`, as one of few words: a kind of writer, or "unknown"."""
+    writer, _ = _suspect(drift.setting, drift.observed, writers)
+    return writer.kind if writer is not None else UNKNOWN_KIND
 
 
 def sentence_for(drift: Drift, writers: Sequence[Writer] = (), rival: str = "") -> str:

@@ -28,6 +28,18 @@ class Reading:
     drop: int = 0
     early_drop: int = 0
     insert_failed: int = 0
+    invalid: int = 0
+    search_restart: int = 0
+
+
+def growth_of(counter: str, before: Reading | None, now: Reading) -> int:
+    """Return by how much a counter, named as in Reading, grew since `before`; since its start when there is none.
+
+    Each CPU's counter wraps, which Prometheus would take for a new beginning and for billions of drops in one moment.
+    """
+    if before is None:
+        return int(getattr(now, counter))
+    return _grown(getattr(before, counter), getattr(now, counter))
 
 
 def usage_from(readings: Sequence[Reading]) -> Usage:
@@ -74,12 +86,14 @@ def is_another_band(reported: Usage | None, now: Usage) -> bool:
 
 
 def _rate(before: int, now: int, seconds: float) -> int:
+    # Rounded up: one drop in a minute is a drop, and a reader must not see 0.
+    return -int(-_grown(before, now) // seconds) if seconds > 0 else 0
+
+
+def _grown(before: int, now: int) -> int:
     # Each CPU's counter is 32 bits wide and wraps; a step back of more than half of that is a counter that began anew.
     count = (now - before) % WRAP
-    if seconds <= 0 or count > WRAP // 2:
-        return 0
-    # Rounded up: one drop in a minute is a drop, and a reader must not see 0.
-    return -int(-count // seconds)
+    return 0 if count > WRAP // 2 else count
 
 
 def _soon(usage: Usage, seconds: int = SOON_UNTIL_SECONDS) -> bool:

@@ -1,0 +1,148 @@
+"""Draws docs/metrics.svg: a minute of a real agent's metrics, scraped every second, while its table fills.
+
+The agent runs in a network namespace on a policy file; entries come in steadily, and clients ask port 80. After half a
+minute the file gets a NOTRACK rule for that port. Needs root. Run: python -m tests.bench.draw_metrics
+"""
+
+import http.client
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.lab.entries import Entry, inject_many
+from tests.lab.namespaces import Lab, Namespace
+from tests.lab.programs import Program, wait_until
+
+SECONDS, RULE_AT, PORT = 70, 35, 9464
+PICTURE = Path(__file__).parents[2] / "docs" / "metrics.svg"
+WIDTH, HEIGHT, LEFT, TOP, GAP = 760, 96, 150, 44, 34
+INK, FAINT, LINE = "#3b4252", "#d8dee9", "#2f6fab"
+PREFIX = "conntrack_operator_"
+PANELS = (
+    ("Table used", "used_ratio", "%", 100.0),
+    ("Minutes to full", "time_to_full_seconds", "min", 1 / 60),
+    ("Packets untracked / s", 'bypassed_packets_total{rule="tcp/server"}', "", 1.0),
+)
+
+
+def policy(*ports: int) -> str:
+    """Return a policy file that asks for a timeout, and for NOTRACK of `ports`."""
+    spec = {"mode": "Enforce", "nodeSelector": {"matchLabels": {"kubernetes.io/os": "linux"}},
+            "timeouts": {"icmp": "20s"}, "trial": {"timeoutSeconds": 20, "soakSeconds": 2}}  # fmt: skip
+    if ports:
+        spec["notrack"] = {"rules": [{"name": "web", "ports": list(ports)}]}
+    return json.dumps({"apiVersion": "conntrack-operator.io/v1alpha1", "kind": "ConntrackPolicy",
+                       "metadata": {"name": "web"}, "spec": spec})  # fmt: skip
+
+
+def scrape(node: Namespace) -> dict[str, float]:
+    """Return the agent's samples."""
+    connection = http.client.HTTPConnection("127.0.0.1", PORT)
+    connection.sock = node.connect("127.0.0.1", PORT)
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    connection.close()
+    return {key: float(value) for key, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+
+def measured() -> list[tuple[float, dict[str, float]]]:
+    """Return a minute of samples, with the second each was taken at."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder, Lab() as lab:
+        node, clients = lab.namespace(), lab.namespace()
+        near, _ = lab.link(node, clients)
+        node.track()
+        file = Path(folder) / "policy.json"
+        file.write_text(policy())
+        command = [
+            sys.executable, "-m", "conntrack_operator", "agent", f"--policy={file}", f"--state-dir={folder}/state",
+            f"--metrics-address=127.0.0.1:{PORT}",
+        ]  # fmt: skip
+        agent = Program("agent", command, Path(folder) / "agent.log", inside=node.inside)
+        agent.start()
+        try:
+            agent.wait_until(lambda: _is_ready(node), 30, "the agent is ready")
+            rate = int(scrape(node)[PREFIX + "entries_limit"] * 0.85 / RULE_AT)
+            began = time.monotonic()
+            with node.listen(near.ipv4, 80) as server:
+                for second in range(SECONDS):
+                    wait_until(lambda at=began + second: time.monotonic() >= at, 10, "the next second", every=0.01)
+                    if second == RULE_AT:
+                        file.write_text(policy(80))
+                    if second < RULE_AT:
+                        like = Entry(f"198.18.{second}.0", f"198.19.{second}.1", destination_port=9, timeout_seconds=45)
+                        inject_many(node, like, rate)
+                    for _ in range(20):
+                        with clients.connect(near.ipv4, 80) as client:
+                            client.sendall(b"hello")
+                            server.accept()[0].close()
+                    found.append((time.monotonic() - began, scrape(node)))
+        finally:
+            agent.stop()
+    return found
+
+
+def _is_ready(node: Namespace) -> bool:
+    try:
+        return PREFIX + "entries" in scrape(node)
+    except OSError:
+        return False
+
+
+def series(samples: list[tuple[float, dict[str, float]]], name: str, scale: float) -> list[tuple[float, float]]:
+    """Return the points of one metric; of a counter its rate over five seconds."""
+    points = [(at, found[PREFIX + name] * scale) for at, found in samples if PREFIX + name in found]
+    if "_total" not in name:
+        return points
+    pairs = zip(points, points[5:], strict=False)
+    return [(now[0], (now[1] - before[1]) / (now[0] - before[0])) for before, now in pairs]
+
+
+def panel(title: str, points: list[tuple[float, float]], unit: str, top: int) -> str:
+    """Return one panel as SVG; a gap of more than two seconds is one in the line."""
+    most = max((value for _, value in points), default=0) or 1
+
+    def at(second: float, value: float) -> str:
+        return f"{LEFT + second / SECONDS * (WIDTH - LEFT - 20):.1f},{top + HEIGHT - value / most * HEIGHT:.1f}"
+
+    runs: list[list[str]] = []
+    last = float("-inf")
+    for second, value in points:
+        if second - last > 2.5:
+            runs.append([])
+        runs[-1].append(at(second, value))
+        last = second
+    lines = "".join(
+        f'<polyline points="{" ".join(run)}" fill="none" stroke="{LINE}" stroke-width="2"/>' for run in runs
+    )
+    rule = LEFT + RULE_AT / SECONDS * (WIDTH - LEFT - 20)
+    return (
+        f'<text x="16" y="{top + 14}" font-weight="600">{title}</text>'
+        f'<text x="16" y="{top + 32}" fill-opacity="0.7">at most {most:,.0f} {unit}</text>'
+        f'<line x1="{LEFT}" x2="{WIDTH - 20}" y1="{top + HEIGHT}" y2="{top + HEIGHT}" stroke="{FAINT}"/>'
+        f'<line x1="{rule:.1f}" x2="{rule:.1f}" y1="{top}" y2="{top + HEIGHT}" stroke="{INK}" stroke-dasharray="3 4"/>'
+        f"{lines}"
+    )
+
+
+def main() -> None:
+    """Measure and draw."""
+    samples = measured()
+    parts = [
+        panel(title, series(samples, name, scale), unit, TOP + number * (HEIGHT + GAP))
+        for number, (title, name, unit, scale) in enumerate(PANELS)
+    ]
+    height = TOP + len(PANELS) * (HEIGHT + GAP)
+    title = f"A table that fills, {SECONDS} s of one agent; dashed: the policy gets a NOTRACK rule for port 80"
+    PICTURE.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif"'
+        f' font-size="12" fill="{INK}"><rect width="100%" height="100%" fill="#fff"/>'
+        f'<text x="16" y="24" font-size="14" font-weight="600">{title}</text>{"".join(parts)}</svg>\n'
+    )
+    print(f"{PICTURE}: {len(samples)} scrapes, limit {samples[-1][1][PREFIX + 'entries_limit']:,.0f} entries")
+
+
+if __name__ == "__main__":
+    main()
