@@ -43,4 +43,5 @@ def run(arguments: argparse.Namespace) -> int:
     config = agent_config_in(arguments.agent_config) if arguments.agent_config else AgentConfig()
     from conntrack_operator.controller import run as controller  # noqa: PLC0415
 
-    return controller.run(arguments.kubeconfig, arguments.namespace, arguments.agent_image, config, listening)
+    place = controller.Place(arguments.kubeconfig, arguments.namespace, arguments.agent_image, config)
+    return controller.run(place, listening)

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import threading
+from dataclasses import dataclass
 from typing import NoReturn
 
 from conntrack_operator.cluster.connection import Connection
@@ -35,13 +36,17 @@ ANSWER_SECONDS = 2.0
 """How long writes that are on their way may take then. If one takes longer, the lease is not given up but runs out."""
 
 
-def run(
-    kubeconfig: str | None,
-    namespace: str,
-    agent_image: str,
-    config: AgentConfig,
-    listening: socket.socket | None = None,
-) -> NoReturn:
+@dataclass(frozen=True)
+class Place:
+    """Where the controller works, and how it makes the agents."""
+
+    kubeconfig: str | None
+    namespace: str
+    agent_image: str
+    agent_config: AgentConfig
+
+
+def run(place: Place, listening: socket.socket | None = None) -> NoReturn:
     """Run until SIGTERM or SIGINT, and end the process with 0; with 1 when it led and does not lead any more.
 
     Metrics are served on `listening`, where that is given, also while it waits. Raises Unsupported when no API server
@@ -51,13 +56,13 @@ def run(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    leadership = Leadership(leases(kubeconfig), namespace, identity())
+    leadership = Leadership(leases(place.kubeconfig), place.namespace, identity())
     figures = Figures()
     metrics = ControllerMetrics(leadership, figures)
     if listening is not None:
         metrics.serve(listening)
     if leadership.win(stop):
-        work = metrics.work = _work(kubeconfig, namespace, agent_image, config, leadership.fence, figures)
+        work = metrics.work = _work(place, leadership.fence, figures)
         work.begin()
         if why := leadership.keep(stop):
             log.error("%s", why)
@@ -68,17 +73,15 @@ def run(
     _end(0)
 
 
-def _work(
-    kubeconfig: str | None, namespace: str, agent_image: str, config: AgentConfig, fence: Fence, figures: Figures
-) -> Work:
-    objects = Objects(Connection(kubeconfig, fence), figures.writes.add)
+def _work(place: Place, fence: Fence, figures: Figures) -> Work:
+    objects = Objects(Connection(place.kubeconfig, fence), figures.writes.add)
     queue: WorkQueue[Key] = WorkQueue()
-    store = Store(namespace)
-    rollouts = Rollouts(store, queue, Book(objects, namespace), Guard(objects, namespace))
+    store = Store(place.namespace)
+    rollouts = Rollouts(store, queue, Book(objects, place.namespace), Guard(objects, place.namespace))
     store.keep_in_mind(rollouts.book)
-    agents = Agents(objects, namespace, agent_image, store.agent_pods, config=config)
+    agents = Agents(objects, place.namespace, place.agent_image, store.agent_pods, config=place.agent_config)
     reconciler = Reconciler(objects, store, queue, agents, rollouts, Telling(objects, figures=figures), figures)
-    return Work(kubeconfig, store, queue, reconciler, figures=figures)
+    return Work(place.kubeconfig, store, queue, reconciler, figures=figures)
 
 
 def _end(code: int) -> NoReturn:
