@@ -12,7 +12,7 @@ setup:
 demo: setup ## The story in one minute, in a network namespace, no cluster (needs root)
 	@$(BIN)/conntrack-operator demo
 
-test: setup ## The whole suite on real parts, in two processes; builds the test control plane once (7 to 10 minutes)
+test: setup ## The whole suite on real parts, in three processes; builds the test control plane once (7 to 10 minutes)
 	@$(BIN)/python -m tests.lab.kube >/dev/null
 	@$(BIN)/python -m tests.lab.helm >/dev/null
 	@$(BIN)/python -m tests.lab.side_by_side

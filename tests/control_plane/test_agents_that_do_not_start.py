@@ -23,6 +23,7 @@ def controller(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFa
     """Have a controller at work, and three nodes, two of which are meant by a policy."""
     del crds
     cluster.clear()
+    cluster.kubectl("delete", "events", "--all", "-n", "default")  # of other tests
     cluster.kubectl("create", "namespace", NAMESPACE)
     for name, role in (("n1", "web"), ("n2", "web"), ("n3", "db")):
         cluster.add_node(name, role=role)

@@ -1,7 +1,8 @@
-"""A pytest plugin: one of the two processes of `make test` runs its own tests, then those that either may run.
+"""A pytest plugin: one of the processes of `make test` runs its own tests, then those that any of them may run.
 
-Its own are those of one kind (tests/lab/halves.py): `machine` or `beside`. All others are shared, module by module: a
-process that comes to one claims it by a file in a folder both know, so that neither waits for the other at the end.
+Its own are those of one kind (tests/lab/halves.py): `machine`, which one process alone has, or `beside`, which two
+share. What is shared goes module by module: a process that comes to one claims it by a file in a folder all know, so
+that none waits for the others at the end.
 What was collected and what was run is written there, for `tests.lab.side_by_side` to see that nothing was left out.
 """
 
@@ -38,7 +39,7 @@ class Sharing:
         self._ran: list[str] = []
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Have our own first, then what is shared, and nothing of the other process."""
+        """Have our own first, then what is shared, and nothing of the others."""
         self._collected = [item.nodeid for item in items]
         kinds = [(kind_of(item), item) for item in items]
         items[:] = [item for wanted in (self._own, Kind.NAMESPACES) for kind, item in kinds if kind is wanted]
@@ -64,7 +65,7 @@ class Sharing:
         for item in items:
             key = item.path, kind_of(item)
             if key not in self._claimed:
-                self._claimed[key] = key[1] is self._own or self._is_first(item.path)
+                self._claimed[key] = key[1] is Kind.MACHINE or self._is_first(item.path)
             if self._claimed[key]:
                 yield item
 
@@ -79,7 +80,7 @@ class Sharing:
     def pytest_sessionfinish(self) -> None:
         """Write down what was collected and run."""
         document = {"collected": self._collected, "ran": self._ran}
-        (self._folder / f"{self._own.value}.json").write_text(json.dumps(document))
+        (self._folder / f"{os.getpid()}.json").write_text(json.dumps(document))
 
 
 def left_out(folder: Path) -> list[str]:

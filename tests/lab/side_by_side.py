@@ -1,11 +1,12 @@
-"""Run the suite in two processes at once, and tell of both as of one run. This is what `make test` does.
+"""Run the suite in three processes at once, and tell of them as of one run. This is what `make test` does.
 
-One begins with the tests that tune this machine, the other with those that touch no conntrack; then both share the rest
-(tests/lab/sharing.py). The second runs in a network namespace of its own, in which the kernel refuses to change sizes.
+One begins with the tests that tune this machine, the others with those that touch no conntrack; then all share the rest
+(tests/lab/sharing.py). Most tests wait. The others run in network namespaces of their own, in which the kernel refuses
+to change sizes.
 
 Lines of progress come as they are printed, each names its file. What a process says of failures comes in one piece when
-it ends; the last lines are the closing line of each and the sum of both. The exit code is 0 when both passed and every
-test was run by one of them. Ctrl-C, SIGTERM and SIGHUP end both, each in order: nothing is left of what tests made.
+it ends; the last lines are the closing line of each and the sum of all. The exit code is 0 when all passed and every
+test was run by one of them. Ctrl-C, SIGTERM and SIGHUP end all, each in order: nothing is left of what tests made.
 """
 
 import os
@@ -153,7 +154,8 @@ def main() -> int:
             kind: pytest_command(*SHARING, f"--own={kind.value}", f"--share={folder}")
             for kind in (Kind.MACHINE, Kind.BESIDE)
         }
-        return run({"first": own[Kind.MACHINE], "second": in_a_namespace(own[Kind.BESIDE])}, folder)
+        beside = in_a_namespace(own[Kind.BESIDE])
+        return run({"first": own[Kind.MACHINE], "second": beside, "third": beside}, folder)
 
 
 if __name__ == "__main__":

@@ -124,11 +124,12 @@ class Policies:
         """Return the policy's part on the node. Conflicts are those of what is wanted, released or not."""
         name, observes = policy.metadata.name, policy.spec.mode == "Observe"
         mine = [each for each in policies_for(node.labels, others) if observes or each.spec.mode == "Enforce"]
-        merge = self.merges.of(mine)
+        merge, revision = self.merges.of(mine), self.rollouts.book.name_of(policy)
+        spec = existing.spec if existing is not None else None
         if not observes:
-            spec = existing.spec if existing is not None else None
-            return share_of(name, self.rollouts.book.name_of(policy), spec, merge.conflicts)
+            return share_of(name, revision, spec, merge.conflicts)
         use = next(use for use in merge.uses if use.name == name)
         every = frozenset(field for each in merge.uses for field in each.fields)
         conflicts = tuple(conflict for conflict in merge.conflicts if name in conflict.parties)
-        return Share(frozenset(use.fields), every, observes=True, conflicts=conflicts)
+        has_it = spec is not None and spec.previewed.get(name) == revision
+        return Share(frozenset(use.fields), every, has_it=has_it, observes=True, conflicts=conflicts)

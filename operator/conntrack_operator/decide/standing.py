@@ -32,7 +32,7 @@ class Share:
     fields: frozenset[str]
     all_fields: frozenset[str]
     has_it: bool = True
-    """Whether the node has been given the policy as it is now. Observe policies need not be."""
+    """Whether the node has been given the policy as it is now, or asked to preview it so."""
     observes: bool = False
     conflicts: tuple[Conflict, ...] = ()
 
@@ -89,8 +89,8 @@ def standing_of(
             message=f"its agent has not reported since {status.heartbeat_time}; see whether its pod runs",
         )
         return Standing(node.name, "unknown", (failure,))
-    if not share.observes and not share.has_it:
-        return Standing(node.name, "pending", waits=True, absent=away)
+    if not share.has_it:
+        return Standing(node.name, "pending", waits=not share.observes, absent=away)
     if (status.observed_revision, status.observed_attempt) != (existing.spec.revision, existing.spec.attempt):
         # The trial of what was asked before: its failures are of no concern any more.
         return Standing(node.name, "updating" if status.phase == "Trial" else "pending", absent=away)

@@ -17,6 +17,7 @@ from .hashing import hash_of
 from .holding import Grants, Holding
 from .merge import Merge, merged
 from .pods import HostPod, resolved
+from .revisions import revision_name
 from .targeting import Node
 
 Merging = Callable[[Sequence[ConntrackPolicy]], Merge]
@@ -84,6 +85,7 @@ def node_spec_for(  # noqa: PLR0913 - all that a node's object depends on, by na
         "node_uid": node.uid,
         "withdrawn": list(holding.withdrawn),
         "preview": preview,
+        "previewed": {policy.metadata.name: revision_name(policy) for policy in observed},
         "services": _services_for((settings, preview), mine, local),
     }
     if holding.policies:

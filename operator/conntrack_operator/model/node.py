@@ -66,6 +66,8 @@ class NodeSpec(Model):
     """The merged policies. Sizes are still rules, since only the node knows its RAM and CPUs."""
     preview: Settings | None = None
     """The same with the Observe policies merged in, when there are some: planned, never applied."""
+    previewed: dict[str, str] = {}
+    """The Observe policies in the preview, by name, each with its revision."""
     services: Annotated[list[Service], Field(max_length=SERVICES_MAX)] = []
     """Services that translate a port of these rules on this node, at most 64. The rules are refused, or withdrawn, for
     them (NATConflict). No part of the revision: they come and go."""
