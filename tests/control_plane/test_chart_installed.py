@@ -18,7 +18,7 @@ from tests.lab import cluster as lab
 from tests.lab.answering import Answering, answer_to, answering
 from tests.lab.cluster import Cluster
 from tests.lab.helm import CHART, Helm
-from tests.lab.programs import Program, wait_until
+from tests.lab.programs import Program, free_port, wait_until
 
 from conntrack_operator.cluster.connection import Connection
 from conntrack_operator.errors import Refused
@@ -26,7 +26,7 @@ from conntrack_operator.errors import Refused
 NAMESPACE = "conntrack-system"
 RELEASE = "conntrack-operator"
 AGENT = "conntrack-operator-agent"
-VALUES = ("--set=image.repository=registry.example/conntrack-operator", "--set=metrics.enabled=false",
+VALUES = ("--set=image.repository=registry.example/conntrack-operator", f"--set=metrics.controllerPort={free_port()}",
           "--set=uninstall.timeoutSeconds=45")  # fmt: skip
 REFUSALS = ("forbidden", "Forbidden", "permission", "rights", "cannot ")
 """What a controller's log holds that lacks a right."""
