@@ -1,5 +1,6 @@
 """Standing: where one node is with one policy."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -222,6 +223,8 @@ def test_an_observe_policy_stands_by_the_preview(preview: dict[str, Any] | None,
     existing = report({"preview": {}}, preview=preview, phase="Refused")
     share = Share(SIZE, SIZE | {"tracking"}, observes=True)
     assert standing_of(NODE, share, existing).state == state
+    edited = standing_of(NODE, replace(share, has_it=False), existing)
+    assert (edited.state, edited.waits) == ("pending", False), "what it previewed is the policy of before"
 
 
 @pytest.mark.parametrize(
