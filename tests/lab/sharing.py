@@ -70,7 +70,8 @@ class Sharing:
                 yield item
 
     def _is_first(self, module: Path) -> bool:
-        claim = self._folder / f"{module.parent.name}-{module.name}"
+        # By its whole path: folders below tests/unit are named like those beside it.
+        claim = self._folder / "-".join(module.parts[1:])
         try:
             os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
         except FileExistsError:

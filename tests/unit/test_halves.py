@@ -1,4 +1,4 @@
-"""The two processes of `make test`: neither can disturb the other, and together they run and tell what one would."""
+"""The processes of `make test`: neither can disturb the other, and together they run and tell what one would."""
 
 import os
 import re
@@ -122,19 +122,21 @@ def run_both(tmp_path: Path, *folders: str, **texts: str) -> "subprocess.Popen[s
 
 
 def test_what_is_shared_is_run_once(tmp_path: Path) -> None:
-    """Each module is run by one of the two, all of them by both together."""
-    for folder in ("a", "b"):
+    """Each module is run by one of the two, all of them by both together, also where folders have the same name."""
+    for folder in ("a", "b", "b/a"):
         (tmp_path / folder).mkdir()
         for number in range(4):
-            text = f"import time\n\ndef test_one():\n    time.sleep(0.3)\n\ndef test_{folder}{number}():\n    pass\n"
+            text = (
+                f"import time\n\ndef test_one():\n    time.sleep(0.3)\n\ndef test_{folder[-1]}{number}():\n    pass\n"
+            )
             (tmp_path / folder / f"test_{number}.py").write_text(text)
     process = run_both(tmp_path, str(tmp_path / "a"), str(tmp_path / "b"))
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0, out
     first, second, total = out.splitlines()[-3:]
-    assert " 16 passed in" in total
+    assert " 24 passed in" in total
     counts = [int(re.search(r": (\d+) passed", line)[1]) for line in (first, second)]  # type: ignore[index]
-    assert sum(counts) == 16
+    assert sum(counts) == 24
     assert min(counts) >= 4, "one did all the work"
 
 
@@ -142,7 +144,7 @@ def test_what_nobody_ran_fails_the_run(tmp_path: Path) -> None:
     """Were a test claimed by a process that never came to it, the run would say so."""
     (tmp_path / "test_lost.py").write_text(PASSES)
     (tmp_path / "test_found.py").write_text(PASSES)
-    (tmp_path / f"{tmp_path.name}-test_lost.py").touch()
+    (tmp_path / "-".join((tmp_path / "test_lost.py").parts[1:])).touch()
     process = run_both(tmp_path, str(tmp_path))
     out, _ = process.communicate(timeout=60)
     assert process.returncode != 0
