@@ -5,7 +5,6 @@ signed, owner references are collected and DaemonSets get their pods, which stay
 """
 
 import json
-import os
 import secrets
 import shutil
 import signal
@@ -15,9 +14,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tests.lab import kube
+from tests.lab.kubectl import Kubectl
 from tests.lab.programs import Program, free_port, wait_until
 
 CONTROLLERS = (
@@ -37,16 +36,15 @@ def missing() -> str:
     return f"not installed: {', '.join(absent)}" if absent else ""
 
 
-class Cluster:
+class Cluster(Kubectl):
     """A control plane. `url`, `kubeconfig` (of an administrator), `kubectl(...)`; everything below `folder`."""
 
     controllers = CONTROLLERS
 
     def __init__(self, folder: Path, say: kube.Say, address: str = "127.0.0.1") -> None:
-        self.folder = folder
-        self.address, self.port = address, free_port()
+        super().__init__(folder, folder / "admin.kubeconfig", address)
+        self.port = free_port()
         self.url = f"https://{address}:{self.port}"
-        self.kubeconfig = folder / "admin.kubeconfig"
         self.authority = folder / "certificates" / "apiserver.crt"
         self._token = secrets.token_hex(16)
         etcd_port, peer_port = free_port(), free_port()
@@ -54,7 +52,8 @@ class Cluster:
         self.apiserver = self.program("kube-apiserver", say, self.apiserver_flags(etcd_port))
         self.controller_manager = self.program(
             "kube-controller-manager", say, {
-                "kubeconfig": self.kubeconfig, "leader-elect": "false", "secure-port": 0, "controllers": self.controllers,
+                "kubeconfig": self.kubeconfig, "leader-elect": "false", "secure-port": 0,
+                "controllers": self.controllers,
                 "service-account-private-key-file": folder / "accounts.key", "root-ca-file": self.authority,
             },
         )  # fmt: skip
@@ -177,34 +176,6 @@ class Cluster:
         path.chmod(0o600)
         return path
 
-    def kubectl(
-        self,
-        *arguments: str,
-        input: str | dict[str, Any] | None = None,  # noqa: A002 as subprocess.run calls it
-        check: bool = True,
-        kubeconfig: Path | None = None,
-    ) -> subprocess.CompletedProcess[str]:
-        """Run the real kubectl with `input` (text, or a document) on its stdin. Failure shows what it said."""
-        text = json.dumps(input) if isinstance(input, dict) else input
-        done = subprocess.run(
-            [kube.kubectl(), f"--kubeconfig={kubeconfig or self.kubeconfig}", *arguments],
-            input=text, stdin=subprocess.DEVNULL if text is None else None,
-            capture_output=True, text=True, check=False, timeout=120,
-            env={**os.environ, "HOME": str(self.folder), "NO_PROXY": self.address},
-        )  # fmt: skip
-        if check and done.returncode != 0:
-            raise RuntimeError(f"kubectl {' '.join(arguments)} exited {done.returncode}:\n{done.stderr}{done.stdout}")
-        return done
-
-    def get(self, *arguments: str) -> dict[str, Any] | None:
-        """Return what `kubectl get ARGUMENTS -o json` prints, None when there is no such object."""
-        done = self.kubectl("get", *arguments, "--ignore-not-found", "-o", "json")
-        return json.loads(done.stdout) if done.stdout.strip() else None
-
-    def items(self, *arguments: str) -> list[dict[str, Any]]:
-        """Return the objects of a list."""
-        return list((self.get(*arguments) or {"items": []})["items"])
-
     def add_node(self, name: str, **labels: str) -> str:
         """Make a Node, ready, with labels (kubernetes.io/os=linux and its host name besides); return its uid."""
         labels = {"kubernetes.io/os": "linux", "kubernetes.io/hostname": name, **labels}
@@ -222,11 +193,6 @@ class Cluster:
         conditions = [{"type": "Ready", "status": "True" if ready else "False", "reason": "Test", "message": "test"}]
         patch = json.dumps({"status": {"conditions": conditions}})
         self.kubectl("patch", "node", name, "--subresource=status", "--type=strategic", "-p", patch)
-
-    def token(self, account: str, namespace: str = "conntrack-system", node: str | None = None) -> str:
-        """Return a token of a ServiceAccount, as the API server issues them; bound to a Node when one is named."""
-        bound = ("--bound-object-kind=Node", f"--bound-object-name={node}") if node else ()
-        return self.kubectl("create", "token", account, "-n", namespace, *bound).stdout.strip()
 
     def clear(self) -> None:
         """Delete what tests make: policies, node objects, Nodes, and the operator's namespace."""

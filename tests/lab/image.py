@@ -18,14 +18,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from conntrack_operator import __version__
 from tests.lab import kube
+
+from conntrack_operator import __version__
 
 ROOT = Path(__file__).parents[2]
 SUITE = "bookworm"
 BASE = f"localhost/base:{SUITE}"
 NAME = "conntrack-operator"
-SOURCES = ("Dockerfile", ".dockerignore", "pyproject.toml", "LICENSE", "README.md", "tests/requirements.txt", "operator")
+SOURCES = (
+    "Dockerfile",
+    ".dockerignore",
+    "pyproject.toml",
+    "LICENSE",
+    "README.md",
+    "tests/requirements.txt",
+    "operator",
+)
 TRUSTED = Path("/etc/ssl/certs/ca-certificates.crt")
 KEPT = 4
 """Archives of ours that stay in the cache, the newest ones."""
@@ -63,7 +72,7 @@ class Store:
 
 
 def archive(say: kube.Say, version: str = __version__) -> Path:
-    """Return the image as a file that `ctr images import` and `docker load` take, named `conntrack-operator:VERSION`."""
+    """Return the image `conntrack-operator:VERSION` as a file that `ctr images import` and `docker load` take."""
     path = kube.cache() / f"image-{_key(version)}.tar"
     with kube.locked(kube.cache() / "image.lock", say):
         if path.exists():

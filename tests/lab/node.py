@@ -21,8 +21,8 @@ from tests.lab.node_rooms import ADDRESS, BRIDGE, Room, groups, remove_groups
 from tests.lab.programs import Program, free_port
 
 PAUSE = kube.Source(
-    "pause", Path(__file__).parents[1] / "node" / "pause", ("build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w"),
-    (".",), "a pause container",
+    "pause", Path(__file__).parents[1] / "node" / "pause",
+    ("build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w"), (".",), "a pause container",
 )  # fmt: skip
 PAUSE_IMAGE = "localhost/pause:lab"
 PLUGINS = Path("/usr/lib/cni")
@@ -42,7 +42,7 @@ def missing() -> str:
 
 
 class Node:
-    """This machine as a node of a cluster: started, stopped, and looked into.
+    """A cluster's node that is this machine: started, stopped, and looked into.
 
     `kubeconfig` presents the token of a node called `name`, `proxy_kubeconfig` kube-proxy's; `authority` is the
     certificate authority that the API server's own client certificate for the kubelet is signed by.
@@ -150,7 +150,7 @@ class Node:
             "failCgroupV1": False, "cgroupDriver": "cgroupfs", "cgroupsPerQOS": False, "enforceNodeAllocatable": [],
             "failSwapOn": False, "containerRuntimeEndpoint": f"unix://{self._run / 'containerd.sock'}",
             # A full disk of the machine that tests is not what is tested.
-            "evictionHard": {name: "0%" for name in ("memory.available", "nodefs.available", "imagefs.available")},
+            "evictionHard": dict.fromkeys(("memory.available", "nodefs.available", "imagefs.available"), "0%"),
             "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
             "nodeStatusUpdateFrequency": "2s", "syncFrequency": "10s",
         }  # fmt: skip

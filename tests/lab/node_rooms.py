@@ -76,6 +76,10 @@ class Room:
         inside = ["nsenter", f"--target={self._pid}", "--mount", "--pid", "--"]
         return [*inside, "setpriv", "--pdeathsig", "KILL", *command]
 
+    def path(self, inside: Path) -> Path:
+        """Return where a path of the room is found from outside."""
+        return Path(f"/proc/{self._pid}/root{inside}")
+
     def run(self, *command: str, check: bool = True, seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command in it and return what it said."""
         done = subprocess.run(

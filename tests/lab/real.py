@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.lab import cluster, kube, node
+from tests.lab.host import SYSCTLS, Writes
 from tests.lab.node_rooms import ADDRESS, Machine
 from tests.lab.programs import wait_until
 
@@ -71,9 +72,22 @@ class ControlPlane(cluster.Cluster):
 
 
 class Real(ControlPlane):
-    """The control plane and its one node."""
+    """The control plane and its one node; a `tests.lab.place.Place`."""
 
     node: node.Node
+    node_name, node_address, can_size = NODE, ADDRESS, True
+
+    def add_image(self, archive: Path) -> None:
+        """Put an image on the node."""
+        self.node.add_image(archive)
+
+    def on_node(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command on the node as root."""
+        return self.node.room.run(*command, check=check)
+
+    def writes(self) -> Writes:
+        """Return what counts writes to the kernel, also through the node's own view of /proc."""
+        return Writes(self.node.room.path(SYSCTLS))
 
     def is_ready(self) -> bool:
         """Return whether the node reports itself ready."""
