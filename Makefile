@@ -23,8 +23,9 @@ check: setup ## Format, lint, types, import contracts, unit tests, generated fil
 bench: setup ## Print the measurements: memory, time from spec to kernel, CPU of a sample, pause of a resize
 	@for bench in tests/bench/bench_*.py; do $(BIN)/python -m "tests.bench.$$(basename "$$bench" .py)" || exit 1; done
 
-crds: setup ## Write crds/ from the models
+crds: setup ## Write crds/ and docs/api.md from the models
 	@$(BIN)/conntrack-operator crds --directory crds
+	@$(BIN)/python -m tests.lab.reference
 
 chart: crds ## Write what is generated around the chart: README's table, its CRDs, manifests/install.yaml
 	@$(BIN)/python -m tests.lab.chart
