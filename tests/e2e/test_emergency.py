@@ -107,7 +107,7 @@ def tuned(orphan: Tuned) -> Tuned:
         operator.agent.start()
     # What the controller once wrote, again: there is none to do it.
     operator.cluster.kubectl("patch", "nodeconntrack", NODE, "--type=merge", "-p", '{"spec":{"mode":"Apply"}}')
-    wait_until(lambda: (operator.state / "confirmed.json").exists(), 60, "the policy is confirmed on the node")
+    wait_until((operator.state / "confirmed.json").exists, 60, "the policy is confirmed on the node")
     assert values(operator) == TIMEOUTS
     assert "jump conntrack_operator_output_replies" in rules(operator)
     assert not operator.controller.running
