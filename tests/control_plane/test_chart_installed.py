@@ -35,12 +35,13 @@ REFUSALS = ("forbidden", "Forbidden", "permission", "rights", "cannot ")
 class Audited(Cluster):
     """A cluster whose API server writes down who asked it for what."""
 
-    def _apiserver_flags(self, etcd_port: int) -> dict[str, object]:
+    def apiserver_flags(self, etcd_port: int) -> dict[str, object]:
+        """Return the flags of the API server."""
         rules = [{"level": "Metadata", "userGroups": [f"system:serviceaccounts:{NAMESPACE}"]}, {"level": "None"}]
         policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": rules}
         (self.folder / "audit.json").write_text(json.dumps(policy))
         flags = {"audit-policy-file": self.folder / "audit.json", "audit-log-path": self.folder / "audit.log"}
-        return super()._apiserver_flags(etcd_port) | flags
+        return super().apiserver_flags(etcd_port) | flags
 
     def used(self, account: str) -> set[tuple[str, str, str]]:
         """Return namespace, resource and verb of each request of an account that was obeyed, or not found."""

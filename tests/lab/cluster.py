@@ -5,7 +5,6 @@ signed, owner references are collected and DaemonSets get their pods, which stay
 """
 
 import json
-import os
 import secrets
 import shutil
 import signal
@@ -15,9 +14,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tests.lab import kube
+from tests.lab.kubectl import Kubectl
 from tests.lab.programs import Program, free_port, wait_until
 
 CONTROLLERS = (
@@ -37,36 +36,40 @@ def missing() -> str:
     return f"not installed: {', '.join(absent)}" if absent else ""
 
 
-class Cluster:
+class Cluster(Kubectl):
     """A control plane. `url`, `kubeconfig` (of an administrator), `kubectl(...)`; everything below `folder`."""
 
-    def __init__(self, folder: Path, say: kube.Say) -> None:
-        self.folder = folder
+    controllers = CONTROLLERS
+
+    def __init__(self, folder: Path, say: kube.Say, address: str = "127.0.0.1") -> None:
+        super().__init__(folder, folder / "admin.kubeconfig", address)
         self.port = free_port()
-        self.url = f"https://127.0.0.1:{self.port}"
-        self.kubeconfig = folder / "admin.kubeconfig"
+        self.url = f"https://{address}:{self.port}"
         self.authority = folder / "certificates" / "apiserver.crt"
         self._token = secrets.token_hex(16)
         etcd_port, peer_port = free_port(), free_port()
-        self._etcd = self._program("etcd", say, etcd_flags(folder / "etcd", etcd_port, peer_port))
-        self.apiserver = self._program("kube-apiserver", say, self._apiserver_flags(etcd_port))
-        self.controller_manager = self._program(
+        self._etcd = self.program("etcd", say, etcd_flags(folder / "etcd", etcd_port, peer_port))
+        self.apiserver = self.program("kube-apiserver", say, self.apiserver_flags(etcd_port))
+        self.controller_manager = self.program(
             "kube-controller-manager", say, {
-                "kubeconfig": self.kubeconfig, "leader-elect": "false", "secure-port": 0, "controllers": CONTROLLERS,
+                "kubeconfig": self.kubeconfig, "leader-elect": "false", "secure-port": 0,
+                "controllers": self.controllers,
                 "service-account-private-key-file": folder / "accounts.key", "root-ca-file": self.authority,
             },
         )  # fmt: skip
 
-    def _program(self, name: str, say: kube.Say, flags: Mapping[str, object]) -> Program:
+    def program(self, name: str, say: kube.Say, flags: Mapping[str, object]) -> Program:
+        """Return one of the programs of Kubernetes, not started."""
         command = [*kube.command(name, say), *(f"--{flag}={value}" for flag, value in flags.items())]
         return Program(name, command, self.folder / f"{name}.log")
 
-    def _apiserver_flags(self, etcd_port: int) -> dict[str, object]:
+    def apiserver_flags(self, etcd_port: int) -> dict[str, object]:
+        """Return the flags of the API server."""
         key = self.folder / "accounts.key"
         return {
             "etcd-servers": f"http://127.0.0.1:{etcd_port}",
-            "bind-address": "127.0.0.1",
-            "advertise-address": "127.0.0.1",
+            "bind-address": self.address,
+            "advertise-address": self.address,
             "endpoint-reconciler-type": "none",  # an Endpoints object may not name a loopback address
             "secure-port": self.port,
             "cert-dir": self.authority.parent,  # it signs its own certificate
@@ -87,7 +90,7 @@ class Cluster:
     def start(self) -> None:
         """Start everything; return when the API server serves and its bootstrap is through (about 5 s)."""
         make_key(self.folder / "accounts.key")
-        (self.folder / "tokens.csv").write_text(f'{self._token},admin,admin,"system:masters"\n')
+        (self.folder / "tokens.csv").write_text(self.tokens())
         self._etcd.start()
         self.start_apiserver()
         self.kubeconfig_for(self._token, self.kubeconfig)
@@ -98,6 +101,10 @@ class Cluster:
             60,
             "the default ServiceAccount",
         )
+
+    def tokens(self) -> str:
+        """Return who may speak to the API server, as `--token-auth-file` takes it."""
+        return f'{self._token},admin,admin,"system:masters"\n'
 
     def stop(self) -> None:
         """End every process, the last one first."""
@@ -169,34 +176,6 @@ class Cluster:
         path.chmod(0o600)
         return path
 
-    def kubectl(
-        self,
-        *arguments: str,
-        input: str | dict[str, Any] | None = None,  # noqa: A002 as subprocess.run calls it
-        check: bool = True,
-        kubeconfig: Path | None = None,
-    ) -> subprocess.CompletedProcess[str]:
-        """Run the real kubectl with `input` (text, or a document) on its stdin. Failure shows what it said."""
-        text = json.dumps(input) if isinstance(input, dict) else input
-        done = subprocess.run(
-            [kube.kubectl(), f"--kubeconfig={kubeconfig or self.kubeconfig}", *arguments],
-            input=text, stdin=subprocess.DEVNULL if text is None else None,
-            capture_output=True, text=True, check=False, timeout=120,
-            env={**os.environ, "HOME": str(self.folder), "NO_PROXY": "127.0.0.1"},
-        )  # fmt: skip
-        if check and done.returncode != 0:
-            raise RuntimeError(f"kubectl {' '.join(arguments)} exited {done.returncode}:\n{done.stderr}{done.stdout}")
-        return done
-
-    def get(self, *arguments: str) -> dict[str, Any] | None:
-        """Return what `kubectl get ARGUMENTS -o json` prints, None when there is no such object."""
-        done = self.kubectl("get", *arguments, "--ignore-not-found", "-o", "json")
-        return json.loads(done.stdout) if done.stdout.strip() else None
-
-    def items(self, *arguments: str) -> list[dict[str, Any]]:
-        """Return the objects of a list."""
-        return list((self.get(*arguments) or {"items": []})["items"])
-
     def add_node(self, name: str, **labels: str) -> str:
         """Make a Node, ready, with labels (kubernetes.io/os=linux and its host name besides); return its uid."""
         labels = {"kubernetes.io/os": "linux", "kubernetes.io/hostname": name, **labels}
@@ -214,11 +193,6 @@ class Cluster:
         conditions = [{"type": "Ready", "status": "True" if ready else "False", "reason": "Test", "message": "test"}]
         patch = json.dumps({"status": {"conditions": conditions}})
         self.kubectl("patch", "node", name, "--subresource=status", "--type=strategic", "-p", patch)
-
-    def token(self, account: str, namespace: str = "conntrack-system", node: str | None = None) -> str:
-        """Return a token of a ServiceAccount, as the API server issues them; bound to a Node when one is named."""
-        bound = ("--bound-object-kind=Node", f"--bound-object-name={node}") if node else ()
-        return self.kubectl("create", "token", account, "-n", namespace, *bound).stdout.strip()
 
     def clear(self) -> None:
         """Delete what tests make: policies, node objects, Nodes, and the operator's namespace."""

@@ -120,14 +120,20 @@ class Host(Namespace):
 
 
 class Writes:
-    """Counts writes to the conntrack sysctls and to nftables in this network namespace, whoever makes them."""
+    """Counts writes to the conntrack sysctls and to nftables in this network namespace, whoever makes them.
+
+    Those to sysctls are seen of one mount of /proc, that of `sysctls`: each has files of its own.
+    """
+
+    def __init__(self, sysctls: Path = SYSCTLS) -> None:
+        self._sysctls = sysctls
 
     def __enter__(self) -> Self:
         """Begin to listen."""
         libc = ctypes.CDLL(None, use_errno=True)
         self._inotify = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         self._names = {}
-        for path in SYSCTLS.glob("nf_conntrack_*"):
+        for path in self._sysctls.glob("nf_conntrack_*"):
             self._names[libc.inotify_add_watch(self._inotify, os.fsencode(path), IN_MODIFY)] = path.name
         assert min(self._names) > 0, os.strerror(ctypes.get_errno())
         self._monitor = subprocess.Popen(["nft", "monitor"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -126,7 +126,10 @@ def _container(image: str, config: AgentConfig) -> dict[str, Any]:
         args += ["--metrics-address", f":{config.metrics_port}"]
         # No liveness probe: an agent that hangs is worth more than one that is ended in the middle of a trial.
         container["ports"] = [{"name": "metrics", "containerPort": config.metrics_port}]
-        container["readinessProbe"] = {"httpGet": {"path": "/readyz", "port": "metrics"}, "periodSeconds": 10}
+        # Often, since the waves wait for it.
+        container["readinessProbe"] = {
+            "httpGet": {"path": "/readyz", "port": "metrics"}, "initialDelaySeconds": 2, "periodSeconds": 3,
+        }  # fmt: skip
     return container
 
 

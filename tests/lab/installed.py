@@ -1,0 +1,101 @@
+"""The operator as a user has it: installed by helm, steered by kubectl, its agent a pod on the node."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tests.lab.helm import CHART, ROOT, Helm
+from tests.lab.place import Place
+from tests.lab.programs import wait_until
+
+NAMESPACE = "conntrack-system"
+RELEASE = "conntrack-operator"
+AGENT = "conntrack-operator-agent"
+AGENTS = "app.kubernetes.io/component=agent"
+CONTROLLERS = "app.kubernetes.io/component=controller"
+
+
+class Installed:
+    """The operator on a cluster of tests.lab.place."""
+
+    def __init__(self, place: Place, helm: Helm) -> None:
+        self.place, self.helm = place, helm
+
+    def install(self, *values: str, chart: Path = CHART) -> None:
+        """Install the chart and wait until its controller is Ready."""
+        self.helm(
+            "install", RELEASE, str(chart), f"--namespace={NAMESPACE}", "--create-namespace", "--wait",
+            "--timeout=120s", *values,
+        )  # fmt: skip
+
+    def example(self, name: str) -> dict[str, Any]:
+        """Return an example policy, without the table's size where the place lets nobody write it."""
+        document: dict[str, Any] = yaml.safe_load((ROOT / "manifests" / "examples" / f"{name}.yaml").read_text())
+        if not self.place.can_size:
+            document["spec"].pop("table", None)
+        return document
+
+    def apply(self, document: dict[str, Any]) -> None:
+        """Apply a policy."""
+        self.place.kubectl("apply", "-f", "-", input=document)
+
+    def wait_ready(self, policy: str, seconds: float = 60) -> float:
+        """Wait until a policy is Ready in its present version; return the seconds it took."""
+
+        def holds() -> bool:
+            found = self.place.get("conntrackpolicy", policy) or {}
+            wanted = found.get("metadata", {}).get("generation")
+            return any(
+                each["type"] == "Ready" and each["status"] == "True" and each.get("observedGeneration") == wanted
+                for each in found.get("status", {}).get("conditions", [])
+            )
+
+        return wait_until(holds, seconds, f"policy {policy} is Ready", every=0.3)
+
+    def status(self) -> dict[str, Any]:
+        """Return what the node's agent reported last."""
+        return dict((self.place.get("nodeconntrack", self.place.node_name) or {}).get("status") or {})
+
+    def pods(self, selector: str = AGENTS) -> list[dict[str, Any]]:
+        """Return the agents' pods, or the controllers', which are not being deleted."""
+        found = self.place.items("pods", "-n", NAMESPACE, "-l", selector)
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def agent(self) -> dict[str, Any]:
+        """Return the pod of the one agent."""
+        (pod,) = self.pods()
+        return pod
+
+    def wait_agent(self, seconds: float = 60, besides: str = "") -> dict[str, Any]:
+        """Wait until the agent's pod is Ready and is not the one called `besides`; return it."""
+
+        def ready() -> list[dict[str, Any]]:
+            return [
+                pod for pod in self.pods()
+                if pod["metadata"]["name"] != besides and any(
+                    each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", [])
+                )
+            ]  # fmt: skip
+
+        wait_until(ready, seconds, "an agent's pod is Ready", every=0.2)
+        return ready()[0]
+
+    def process(self) -> int:
+        """Return the agent's process on the node, as the node numbers it."""
+        done = self.place.on_node("pgrep", "-f", "^[^ ]*python[^ ]* [^ ]*conntrack-operator agent")
+        (pid,) = done.stdout.split()
+        return int(pid)
+
+    def sysctl(self, name: str) -> int:
+        """Return a conntrack sysctl of the node, by its file's name."""
+        return int(self.place.on_node("cat", f"/proc/sys/net/netfilter/{name}").stdout)
+
+    def table(self) -> str | None:
+        """Return our nftables table on the node, None when there is none."""
+        done = self.place.on_node("nft", "list", "table", "inet", "conntrack_operator", check=False)
+        return done.stdout if done.returncode == 0 else None
+
+    def withdraw(self) -> None:
+        """Delete every policy and wait until the node is given back."""
+        self.place.kubectl("delete", "conntrackpolicies", "--all")
+        wait_until(lambda: not self.place.items("nodeconntracks"), 90, "every node is given back", every=0.5)
