@@ -31,8 +31,9 @@ cluster: tools ## A Kubernetes on this machine with the operator on it, to look 
 bench: tools ## Print the measurements: memory, time from spec to kernel, CPU of a sample, pause of a resize
 	@for bench in tests/bench/bench_*.py; do $(BIN)/python -m "tests.bench.$$(basename "$$bench" .py)" || exit 1; done
 
-crds: setup ## Write crds/ from the models
+crds: setup ## Write crds/ and docs/api.md from the models
 	@$(BIN)/conntrack-operator crds --directory crds
+	@$(BIN)/python -m tests.lab.reference
 
 chart: tools crds ## Write what is generated around the chart: README's table, its CRDs, manifests/install.yaml
 	@$(BIN)/python -m tests.lab.chart

@@ -142,6 +142,8 @@ class StateDirectory:
             if path.exists() and path.read_bytes() == data:
                 return
             with new.open("wb") as file:
+                # A directory that a kubelet made is open to everybody on the node; addresses are nobody's business.
+                os.fchmod(file.fileno(), 0o600)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

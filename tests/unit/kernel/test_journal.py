@@ -23,7 +23,7 @@ def roots(tmp_path):
 
 
 def test_round_trip(roots):
-    """What is written is read back, and the directory is for root alone."""
+    """What is written is read back, and directory and files are for root alone."""
     with StateDirectory(roots) as state:
         assert state.read_journal("boot") == Journal(boot_id="boot")
         assert state.read_confirmed() is None
@@ -36,6 +36,7 @@ def test_round_trip(roots):
         state.write_confirmed(None)
         assert state.read_confirmed() is None
     assert stat.S_IMODE(roots.state.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in roots.state.iterdir()} == {0o600}
 
 
 def test_another_boot(roots):
