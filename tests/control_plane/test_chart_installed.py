@@ -360,6 +360,8 @@ def test_uninstall(installed: Installed, agents: Answering) -> None:
     log = removal.log.read_text()
     assert "skipped n2: not restored within 45 s" in log
     assert "n1" not in log
+    about = ("--field-selector=reason=NotRestored", "-o", "jsonpath={.items[*].involvedObject.name}")
+    assert cluster.kubectl("get", "events", "-n", "default", *about).stdout == "n2"
     assert installed.controller
     installed.controller.stop()
     installed.controller = None
