@@ -64,6 +64,8 @@ def test_lint(helm: Helm) -> None:
         ("uninstall.timeoutSeconds=-1", "/uninstall/timeoutSeconds"),
         ("metrics.agentPort=70000", "/metrics/agentPort"),
         ("metrics.podMonitor.interval=soon", "/metrics/podMonitor/interval"),
+        ("metrics.prometheusRule.disabledAlerts[0]=ConntrackFilling", "/metrics/prometheusRule/disabledAlerts"),
+        ("metrics.prometheusRule.runbookURL=wiki", "/metrics/prometheusRule/runbookURL"),
         ("agents.privileged=true", "agents"),
     ],
 )
@@ -157,8 +159,8 @@ ALERTS = """
 groups:
   - name: conntrack-operator
     rules:
-      - {alert: ConntrackFilling, expr: "a > 1", annotations: {summary: "{{ $labels.node }} fills"}}
-      - {alert: ConntrackDropping, expr: "b > 1"}
+      - {alert: ConntrackTableSoonFull, expr: "a > 1", annotations: {summary: "{{ $labels.node }} fills"}}
+      - {alert: ConntrackTableDropping, expr: "b > 1"}
 """
 
 
@@ -176,7 +178,7 @@ def test_what_prometheus_and_grafana_get(helm: Helm, tmp_path: Path) -> None:
     assert not kinds & {each["kind"] for each in made()}
     documents = made(
         "--set=metrics.podMonitor.enabled=true,metrics.serviceMonitor.enabled=true,metrics.dashboard.enabled=true",
-        "--set=metrics.prometheusRule.enabled=true,metrics.prometheusRule.disabledAlerts[0]=ConntrackDropping",
+        "--set=metrics.prometheusRule.enabled=true,metrics.prometheusRule.disabledAlerts[0]=ConntrackTableDropping",
         "--set=metrics.prometheusRule.labels.release=mine",
     )
     assert kinds <= {each["kind"] for each in documents}
@@ -191,6 +193,30 @@ def test_what_prometheus_and_grafana_get(helm: Helm, tmp_path: Path) -> None:
     port = one(documents, "Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"][0]["name"]
     for kind, field in (("PodMonitor", "podMetricsEndpoints"), ("ServiceMonitor", "endpoints")):
         assert one(documents, kind)["spec"][field][0]["port"] == port
+
+
+def test_alerts_say_where_their_page_is(helm: Helm) -> None:
+    """In the source tree, or at the address that somebody named; what the mixin of node_exporter has is left out."""
+
+    def annotations(*arguments: str) -> dict[str, dict[str, str]]:
+        documents = rendered(helm, "--set=metrics.prometheusRule.enabled=true", *arguments)
+        rules = [rule for group in one(documents, "PrometheusRule")["spec"]["groups"] for rule in group["rules"]]
+        return {rule["alert"]: rule["annotations"] for rule in rules}
+
+    ours = {rule["alert"]: rule for group in yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"]
+            for rule in group["rules"]}  # fmt: skip
+    plain = annotations()
+    assert set(ours) - set(plain) == {"ConntrackTableFilling"}
+    assert all(plain[name]["runbook"] == f"docs/alerts/{name}.md" for name in plain)
+    for base in ("https://wiki.example.com/alerts", "https://wiki.example.com/alerts/"):
+        told = annotations(f"--set=metrics.prometheusRule.runbookURL={base}",
+                           "--set-json=metrics.prometheusRule.disabledAlerts=[]")  # fmt: skip
+        assert set(told) == set(ours)
+        for name, each in told.items():
+            assert each == {"summary": ours[name]["annotations"]["summary"],
+                            "runbook_url": f"https://wiki.example.com/alerts/{name}.md"}  # fmt: skip
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["metrics"]["properties"]
+    assert schema["prometheusRule"]["properties"]["disabledAlerts"]["items"]["enum"] == list(ours)
 
 
 def test_argo_cd_sees_the_removal_too(helm: Helm) -> None:
