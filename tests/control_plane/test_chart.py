@@ -127,7 +127,13 @@ def test_the_agents_config_is_the_controller_s(helm: Helm, tmp_path: Path) -> No
     assert container["securityContext"]["privileged"]
     assert container["securityContext"]["seLinuxOptions"] == {"type": "spc_t"}
     assert container["imagePullPolicy"] == "IfNotPresent"
-    assert container["args"][-2:] == ["--metrics-address", ":9817"]
+    # On the node's own network: at its address alone, whichever family it is of.
+    assert container["args"][-2:] == ["--metrics-address", "[$(HOST_IP)]:9817"]
+    assert {"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}} in container["env"]
+    assert (container["ports"], container["readinessProbe"]["httpGet"]) == (
+        [{"name": "metrics", "containerPort": 9817}],
+        {"path": "/readyz", "port": "metrics"},
+    )
     legacy = agent_documents("ns", "image", config("--set=agent.iptablesLegacy=true,agent.kernelLog=true"))[-1]
     rights = legacy["spec"]["template"]["spec"]["containers"][0]["securityContext"]
     assert rights["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW", "SYSLOG"]}
