@@ -8,6 +8,7 @@ ENV PATH=/opt/conntrack-operator/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/u
 # nft must be older than 1.1.2: sets that a newer one writes crash older nft programs on the same node, kube-proxy's among
 # them (kubernetes #136786). Bookworm has 1.0.6; a base that brings a newer one is refused here and not on a node.
 RUN set -eu; export DEBIAN_FRONTEND=noninteractive; \
+    for what in doc man locale info; do echo "path-exclude /usr/share/$what/*"; done >/etc/dpkg/dpkg.cfg.d/no-documents; \
     command -v python3 >/dev/null && python= || python=python3; \
     apt-get update; \
     apt-get install -y --no-install-recommends nftables iptables $python; \
@@ -27,8 +28,9 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY operator/requirements.txt operator/requirements.txt
 RUN /build/tools/bin/pip --python /opt/conntrack-operator/bin/python install --require-hashes --only-binary :all: \
       --no-compile -r operator/requirements.txt
-# A second, asynchronous client in the official client's package, as large as the first; nothing here imports it.
-RUN rm -r /opt/conntrack-operator/lib/python3*/site-packages/kubernetes/aio
+# Of the official client's package: a second, asynchronous client, as large as the first, and wrappers, one module for each
+# group of the API. Nothing here imports them: they would be 40 % of what is installed.
+RUN cd /opt/conntrack-operator/lib/python3*/site-packages/kubernetes && rm -r aio client/api/*_api.py
 # setuptools comes with the lock of the tests, which says what builds the package; only its entry is taken.
 COPY tests/requirements.txt tests/requirements.txt
 RUN awk '/^[a-z]/ { wanted = /^setuptools==/ } wanted' tests/requirements.txt >setuptools.txt && \
@@ -37,9 +39,9 @@ COPY pyproject.toml LICENSE README.md* ./
 COPY operator/conntrack_operator operator/conntrack_operator
 RUN /build/tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /build/wheel . && \
     /build/tools/bin/pip --python /opt/conntrack-operator/bin/python install --no-deps --no-compile /build/wheel/*.whl
-# Everything is compiled but the official client's wrappers, one module for each call and kind, of which none is imported.
+# Everything is compiled but the official client's models, one module for each kind, of which few are imported.
 # unchecked-hash: layers hold whole seconds, so that a file's time need not be the one its compiled form remembers.
-RUN python3 -m compileall -q --invalidation-mode unchecked-hash -x 'kubernetes/client/(api|models)/' /opt/conntrack-operator
+RUN python3 -m compileall -q --invalidation-mode unchecked-hash -x 'kubernetes/client/models/' /opt/conntrack-operator
 
 FROM base
 COPY --from=build /opt/conntrack-operator /opt/conntrack-operator
@@ -49,11 +51,15 @@ RUN python3 -c 'import importlib, pkgutil, conntrack_operator as ours; \
       [importlib.import_module(m.name) for m in pkgutil.walk_packages(ours.__path__, "conntrack_operator.") \
        if not m.name.endswith("__main__")]' && \
     conntrack-operator --version && nft --version
+ARG BASE_IMAGE
 ARG VERSION=unknown
+ARG REVISION=unknown
 LABEL org.opencontainers.image.title="conntrack-operator" \
       org.opencontainers.image.description="Keeps Linux connection tracking from filling up, on every node of a Kubernetes cluster" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}"
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="${BASE_IMAGE}"
 # The controller needs no root. A number, so that runAsNonRoot can be checked.
 USER 65532:65532
 ENTRYPOINT ["conntrack-operator"]

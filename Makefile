@@ -1,6 +1,6 @@
 # Every target gets what it needs first (.ci/setup): Debian packages when root, and the Python environment in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench crds chart lock clean
+.PHONY: help setup demo test check cluster bench crds chart lock clean
 BIN := .venv/bin
 
 help: ## Show the targets
@@ -19,6 +19,9 @@ test: setup ## The whole suite on real parts, in three processes; builds the tes
 
 check: setup ## Format, lint, types, import contracts, unit tests, generated files in step
 	@.ci/check
+
+cluster: setup ## A Kubernetes on this machine with the operator on it, to look around in (needs root); Ctrl-C ends it
+	@$(BIN)/python -m tests.lab.make_cluster
 
 bench: setup ## Print the measurements: memory, time from spec to kernel, CPU of a sample, pause of a resize
 	@for bench in tests/bench/bench_*.py; do $(BIN)/python -m "tests.bench.$$(basename "$$bench" .py)" || exit 1; done

@@ -40,33 +40,37 @@ def missing() -> str:
 class Cluster:
     """A control plane. `url`, `kubeconfig` (of an administrator), `kubectl(...)`; everything below `folder`."""
 
-    def __init__(self, folder: Path, say: kube.Say) -> None:
+    controllers = CONTROLLERS
+
+    def __init__(self, folder: Path, say: kube.Say, address: str = "127.0.0.1") -> None:
         self.folder = folder
-        self.port = free_port()
-        self.url = f"https://127.0.0.1:{self.port}"
+        self.address, self.port = address, free_port()
+        self.url = f"https://{address}:{self.port}"
         self.kubeconfig = folder / "admin.kubeconfig"
         self.authority = folder / "certificates" / "apiserver.crt"
         self._token = secrets.token_hex(16)
         etcd_port, peer_port = free_port(), free_port()
-        self._etcd = self._program("etcd", say, etcd_flags(folder / "etcd", etcd_port, peer_port))
-        self.apiserver = self._program("kube-apiserver", say, self._apiserver_flags(etcd_port))
-        self.controller_manager = self._program(
+        self._etcd = self.program("etcd", say, etcd_flags(folder / "etcd", etcd_port, peer_port))
+        self.apiserver = self.program("kube-apiserver", say, self.apiserver_flags(etcd_port))
+        self.controller_manager = self.program(
             "kube-controller-manager", say, {
-                "kubeconfig": self.kubeconfig, "leader-elect": "false", "secure-port": 0, "controllers": CONTROLLERS,
+                "kubeconfig": self.kubeconfig, "leader-elect": "false", "secure-port": 0, "controllers": self.controllers,
                 "service-account-private-key-file": folder / "accounts.key", "root-ca-file": self.authority,
             },
         )  # fmt: skip
 
-    def _program(self, name: str, say: kube.Say, flags: Mapping[str, object]) -> Program:
+    def program(self, name: str, say: kube.Say, flags: Mapping[str, object]) -> Program:
+        """Return one of the programs of Kubernetes, not started."""
         command = [*kube.command(name, say), *(f"--{flag}={value}" for flag, value in flags.items())]
         return Program(name, command, self.folder / f"{name}.log")
 
-    def _apiserver_flags(self, etcd_port: int) -> dict[str, object]:
+    def apiserver_flags(self, etcd_port: int) -> dict[str, object]:
+        """Return the flags of the API server."""
         key = self.folder / "accounts.key"
         return {
             "etcd-servers": f"http://127.0.0.1:{etcd_port}",
-            "bind-address": "127.0.0.1",
-            "advertise-address": "127.0.0.1",
+            "bind-address": self.address,
+            "advertise-address": self.address,
             "endpoint-reconciler-type": "none",  # an Endpoints object may not name a loopback address
             "secure-port": self.port,
             "cert-dir": self.authority.parent,  # it signs its own certificate
@@ -87,7 +91,7 @@ class Cluster:
     def start(self) -> None:
         """Start everything; return when the API server serves and its bootstrap is through (about 5 s)."""
         make_key(self.folder / "accounts.key")
-        (self.folder / "tokens.csv").write_text(f'{self._token},admin,admin,"system:masters"\n')
+        (self.folder / "tokens.csv").write_text(self.tokens())
         self._etcd.start()
         self.start_apiserver()
         self.kubeconfig_for(self._token, self.kubeconfig)
@@ -98,6 +102,10 @@ class Cluster:
             60,
             "the default ServiceAccount",
         )
+
+    def tokens(self) -> str:
+        """Return who may speak to the API server, as `--token-auth-file` takes it."""
+        return f'{self._token},admin,admin,"system:masters"\n'
 
     def stop(self) -> None:
         """End every process, the last one first."""
@@ -182,7 +190,7 @@ class Cluster:
             [kube.kubectl(), f"--kubeconfig={kubeconfig or self.kubeconfig}", *arguments],
             input=text, stdin=subprocess.DEVNULL if text is None else None,
             capture_output=True, text=True, check=False, timeout=120,
-            env={**os.environ, "HOME": str(self.folder), "NO_PROXY": "127.0.0.1"},
+            env={**os.environ, "HOME": str(self.folder), "NO_PROXY": self.address},
         )  # fmt: skip
         if check and done.returncode != 0:
             raise RuntimeError(f"kubectl {' '.join(arguments)} exited {done.returncode}:\n{done.stderr}{done.stdout}")

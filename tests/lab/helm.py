@@ -17,7 +17,7 @@ HELM = kube.Source(
     "helm",
     Path(__file__).parents[1] / "control_plane" / "helm",
     ("build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w"),
-    "helm.sh/helm/v4/cmd/helm",
+    ("helm.sh/helm/v4/cmd/helm",),
     "helm once, 2 to 5 minutes on two cores",
 )
 
@@ -32,7 +32,7 @@ class Helm:
         """Return a command line and its environment."""
         homes = {f"HELM_{kind}_HOME": str(self.folder / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
         where = [f"--kubeconfig={self.cluster.kubeconfig}"] if self.cluster else []
-        env = {**os.environ, **homes, "HOME": str(self.folder), "NO_PROXY": "127.0.0.1"}
+        env = {**os.environ, **homes, "HOME": str(self.folder), "NO_PROXY": self.cluster.address if self.cluster else ""}
         return [str(self.program), *arguments, *where], env
 
     def __call__(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

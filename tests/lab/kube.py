@@ -41,13 +41,13 @@ class Source:
     name: str
     folder: Path
     build: tuple[str, ...]
-    package: str
+    packages: tuple[str, ...]
     what: str
     """The same for people, with how long it takes."""
 
 
 KUBE = Source(
-    "kube", SOURCES, BUILD, ".", f"the test control plane (Kubernetes {VERSION}) once, 7 to 10 minutes on two cores"
+    "kube", SOURCES, BUILD, (".",), f"the test control plane (Kubernetes {VERSION}) once, 7 to 10 minutes on two cores"
 )
 
 
@@ -68,8 +68,8 @@ def kubectl() -> str:
 
 
 def binary(say: Say, source: Source = KUBE) -> Path:
-    """Return the program of these sources, built now if it is not there."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conntrack-operator"
+    """Return the program of these sources, or the folder of several, built now if it is not there."""
+    folder = cache()
     go = shutil.which("go")
     version = _version_of(go) if go else None
     if version is None or version < _needed(source):
@@ -77,11 +77,17 @@ def binary(say: Say, source: Source = KUBE) -> Path:
     path = folder / f"{source.name}-{_key(version, source)}"
     if path.exists():
         return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / "build.lock", say):
+    with locked(folder / "build.lock", say):
         if not path.exists():  # another run may have built it while this one waited
             _build(go or _installed_go(say), path, say, source)
     return path
+
+
+def cache() -> Path:
+    """Return the folder where what takes long to make is kept between runs."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conntrack-operator"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _version_of(go: str) -> tuple[int, ...] | None:
@@ -124,7 +130,8 @@ def _installed_go(say: Say) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, say: Say) -> Iterator[None]:
+def locked(path: Path, say: Say) -> Iterator[None]:
+    """Hold the lock of what is built, waiting for another run that builds."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,10 +145,11 @@ def _build(go: str, path: Path, say: Say, source: Source) -> None:
     say(f"building {source.what}; kept as {path}")
     began = reported = time.monotonic()
     unfinished = path.with_suffix(f".{os.getpid()}")
+    several = len(source.packages) > 1
     log: list[str] = []
     compiled = 0
     with subprocess.Popen(
-        [go, *source.build, "-v", "-o", str(unfinished), source.package],
+        [go, *source.build, "-v", "-o", f"{unfinished}{'/' * several}", *source.packages],
         cwd=source.folder, env=_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
         assert process.stdout
@@ -152,7 +160,7 @@ def _build(go: str, path: Path, say: Say, source: Source) -> None:
                 reported = time.monotonic()
                 say(f"  {int(reported - began)} s: {compiled} packages compiled")
     if process.returncode != 0:
-        unfinished.unlink(missing_ok=True)
+        shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink(missing_ok=True)
         raise RuntimeError(f"go build of {source.folder} failed:\n{''.join(log[-30:])}")
     unfinished.rename(path)
     say(f"built in {int(time.monotonic() - began)} s")

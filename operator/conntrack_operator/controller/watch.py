@@ -128,6 +128,9 @@ class Watches:
                 kopf.run(
                     registry=registry_for(self._store, self._queue, self._kubeconfig),
                     settings=settings_for_watching(),
+                    # Only its peering would use it; left out, kopf asks for the name of the user, and a container's
+                    # number has none (tried: every run of the watches ended with a KeyError).
+                    identity="conntrack-operator",  # type: ignore[arg-type] # a private type, of a string
                     standalone=True,
                     clusterwide=True,
                     stop_flag=self._run_ends,

@@ -1,0 +1,3 @@
+module conntrack-operator.io/tests/pause
+
+go 1.26.0
