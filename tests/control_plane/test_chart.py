@@ -97,6 +97,7 @@ def test_every_value_is_described_and_judged() -> None:
 def test_the_readme_s_table_and_the_crds_are_in_step() -> None:
     """What is generated without helm is as it would be generated now."""
     assert chart.table() in (CHART / "README.md").read_text()
+    assert chart.schema() == (CHART / "values.schema.json").read_text()
     ours = {path.name: path.read_text() for path in (ROOT / "crds").glob("*.yaml")}
     assert {path.name: path.read_text() for path in (CHART / "files" / "crds").glob("*")} == ours
 
@@ -137,6 +138,31 @@ def test_the_agents_config_is_the_controller_s(helm: Helm, tmp_path: Path) -> No
     legacy = agent_documents("ns", "image", config("--set=agent.iptablesLegacy=true,agent.kernelLog=true"))[-1]
     rights = legacy["spec"]["template"]["spec"]["containers"][0]["securityContext"]
     assert rights["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW", "SYSLOG"]}
+
+
+def test_what_the_network_policy_is_for(helm: Helm) -> None:
+    """Every pod that the chart itself makes and that speaks to the API server; agents are on their nodes' network."""
+    documents = rendered(helm, "--set=networkPolicy.enabled=true")
+    (expression,) = one(documents, "NetworkPolicy")["spec"]["podSelector"]["matchExpressions"]
+    pods = [
+        one(documents, "Deployment")["spec"]["template"], one(documents, "Pod", "conntrack-operator-check"),
+        one(documents, "Job", "conntrack-operator-uninstall")["spec"]["template"],
+    ]  # fmt: skip
+    labels = [each["metadata"]["labels"] for each in pods]
+    assert {each["app.kubernetes.io/component"] for each in labels} == set(expression["values"])
+    assert {each["app.kubernetes.io/name"] for each in labels} == {"conntrack-operator"}
+    port = one(documents, "Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"][0]["containerPort"]
+    assert one(documents, "NetworkPolicy")["spec"]["ingress"] == [{"ports": [{"protocol": "TCP", "port": port}]}]
+    shut = rendered(helm, "--set=networkPolicy.enabled=true,metrics.enabled=false")
+    assert one(shut, "NetworkPolicy")["spec"]["ingress"] == []
+
+
+def test_one_replica_has_no_budget(helm: Helm) -> None:
+    """A budget for one pod would hold up every drain; of several, one may go at a time, and a broken one always."""
+    budget = one(rendered(helm), "PodDisruptionBudget")["spec"]
+    assert (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
+    kinds = {each["kind"] for each in rendered(helm, "--set=controller.replicas=1")}
+    assert "PodDisruptionBudget" not in kinds
 
 
 def test_another_config_is_another_controller(helm: Helm) -> None:
