@@ -36,7 +36,7 @@ SOURCES = (
     "operator",
 )
 TRUSTED = Path("/etc/ssl/certs/ca-certificates.crt")
-KEPT = 4
+KEPT = 6
 """Archives of ours that stay in the cache, the newest ones."""
 
 
@@ -74,10 +74,11 @@ class Store:
 def archive(say: kube.Say, version: str = __version__) -> Path:
     """Return the image `conntrack-operator:VERSION` as a file that `ctr images import` and `docker load` take."""
     path = kube.cache() / f"image-{_key(version)}.tar"
+    if path.exists():
+        path.touch()  # it is in use, and stays
+        return path
     with kube.locked(kube.cache() / "image.lock", say):
-        if path.exists():
-            path.touch()
-        else:
+        if not path.exists():  # another run may have built it while this one waited
             _build(path, version, say)
             for old in sorted(kube.cache().glob("image-*.tar"), key=lambda each: each.stat().st_mtime)[:-KEPT]:
                 old.unlink()
