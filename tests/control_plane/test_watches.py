@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from tests.lab.cluster import Cluster
-from tests.lab.fleet_by_hand import NAMESPACE, answer, apply, controller, identity, names, settle, spec_of
+from tests.lab.controller import program as controller
+from tests.lab.fleet_by_hand import answer, apply, identity, names, settle, spec_of
 from tests.lab.line import Line
 from tests.lab.programs import Program, wait_until
 
@@ -26,7 +27,6 @@ def line(cluster: Cluster, crds: Path) -> Iterator[Line]:
     """Give a line to the API server of a cluster with the operator's namespace."""
     del crds
     cluster.clear()
-    cluster.kubectl("create", "namespace", NAMESPACE)
     line = Line(cluster.port)
     yield line
     line.close()
@@ -57,8 +57,7 @@ def running(program: Program, cluster: Cluster, line: Line) -> Iterator[Program]
         yield program
     finally:
         line.resume()
-        for kind in ("conntrackpolicies", "nodes", "nodeconntracks"):
-            cluster.kubectl("delete", kind, "--all", "--wait=true")
+        cluster.delete_all("conntrackpolicies", "nodes", "nodeconntracks")
 
 
 @pytest.fixture
@@ -209,7 +208,7 @@ def test_work_that_fails_comes_again_ever_more_rarely(shared: Program, cluster: 
     program.start()
     try:
         cluster.add_node("n1", role="web")
-        apply(cluster, "web", "web")
+        apply(cluster, "web")
 
         def pauses() -> list[float]:
             log = program.log.read_text()
