@@ -5,6 +5,7 @@ until it is ended.
 """
 
 import contextlib
+import gc
 import signal
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ def fleet_apart(cluster: Cluster, agents: str, folder: Path, nodes: int, process
 def main(kubeconfig: str, agents: str, first: str, number: str) -> None:
     """Make the nodes and be their agents."""
     with contextlib.suppress(KeyboardInterrupt):
+        gc.freeze()  # agents collect their garbage after each deed
         fleet = Fleet(kubeconfig, agents)
         fleet.create([f"node-{int(first) + offset:03}" for offset in range(int(number))])
         print(BEGUN, flush=True)
