@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
-from tests.lab.bypass import load, tracked
+from tests.lab.bypass import connected, load, tracked
 from tests.lab.namespaces import End, Lab, Namespace
 from tests.lab.pacing import Paced
 
@@ -79,6 +79,13 @@ def pair(netns: Lab) -> Pair:
 
 
 @contextlib.contextmanager
+def downloading(server: Namespace, client: Namespace, address: str) -> Iterator[Paced]:
+    """Hold a connection over which 3 MB/s go down from the server."""
+    with connected(server, client, address, 8080) as (near, far), Paced(far, near) as transfer:
+        yield transfer
+
+
+@contextlib.contextmanager
 def flowing(listener: socket.socket, client: Namespace, *, down: bool) -> Iterator[Paced]:
     """Hold a connection over which 3 MB/s go, down from the server or up to it."""
     address, port = listener.getsockname()[:2]
@@ -144,7 +151,7 @@ def test_without_the_preparation_the_transfer_stops(pair: Pair, left_out: str) -
     born_tracked = left_out == "make_liberal"
     if not born_tracked:
         load(node, WEB)
-    with node.listen(pair.node_end.ipv4, 8080) as listener, flowing(listener, pair.other, down=True) as flow:
+    with downloading(node, pair.other, pair.node_end.ipv4) as flow:
         assert flow.keeps_up()
         if born_tracked:
             put_on_trial(node, [WEB], seconds=1.5)
@@ -191,7 +198,7 @@ def test_a_routed_transfer_goes_on_when_a_trial_expires(netns: Lab) -> None:
     way = netns.routed()
     way.router.nft(FIREWALL)
     way.router.sysctl("net.netfilter.nf_conntrack_tcp_loose", 0)
-    with way.server.listen(way.server_end.ipv4, 8080) as listener, flowing(listener, way.client, down=True) as flow:
+    with downloading(way.server, way.client, way.server_end.ipv4) as flow:
         assert flow.keeps_up()
         with way.router.inside():
             assert make_liberal([FORWARDED]) == 1
@@ -211,7 +218,7 @@ def test_a_routed_transfer_born_untracked_needs_loose(netns: Lab, tcp_loose: int
     )
     way.router.sysctl("net.netfilter.nf_conntrack_tcp_loose", tcp_loose)
     load(way.router, FORWARDED)
-    with way.server.listen(way.server_end.ipv4, 8080) as listener, flowing(listener, way.client, down=True) as flow:
+    with downloading(way.server, way.client, way.server_end.ipv4) as flow:
         assert flow.keeps_up()
         way.router.nft(REMOVE)
         time.sleep(0.3)
