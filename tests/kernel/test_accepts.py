@@ -14,7 +14,7 @@ from tests.lab.walls import ESTABLISHED, NEIGHBOURS, TOOLS, Rule, Wall
 from conntrack_operator.decide.accepts import Accepts, AcceptUntracked, Standing, accepts_for
 from conntrack_operator.kernel.accepts import read_accepts, remove_accepts, write_accepts
 from conntrack_operator.kernel.firewall import read_firewall
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 FAMILIES = ("ipv4", "ipv6")
 SILENCE_SECONDS = 0.2

@@ -14,7 +14,7 @@ from tests.lab.pacing import Paced
 from conntrack_operator.decide.flow_matching import forward_withdrawal_problem
 from conntrack_operator.decide.notrack import REMOVE, ruleset_for
 from conntrack_operator.kernel.flow_editing import drop_stale, make_liberal, seed
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 WEB = NotrackRule(name="web", ports=[8080])
 

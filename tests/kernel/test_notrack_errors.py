@@ -12,7 +12,7 @@ from tests.lab.namespaces import End, Lab, Namespace
 
 from conntrack_operator.decide.notrack import ruleset_for
 from conntrack_operator.kernel import nftables
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 FAMILIES = ("ipv4", "ipv6")
 NARROW = {"ipv4": 1000, "ipv6": 1280}

@@ -21,7 +21,8 @@ from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.kernel.sysctl import read_sysctls
 from conntrack_operator.model.node import NodeSpec
-from conntrack_operator.model.policy import NotrackRule, Settings
+from conntrack_operator.model.notrack import NotrackRule
+from conntrack_operator.model.policy import Settings
 from conntrack_operator.model.reading import policy_from
 
 POLICIES = [*EXAMPLES, *(case.path for case in GOOD)]

@@ -16,7 +16,7 @@ from tests.lab.namespaces import Namespace
 
 from conntrack_operator.decide.notrack import Installed, Ruleset, installed_from, ruleset_for
 from conntrack_operator.kernel import nftables
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 SCTP = 132
 """IPPROTO_SCTP."""
