@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from tests.lab.cluster import Cluster
-from tests.lab.controller import HASTY, Controller
+from tests.lab.cluster import NAMESPACE, Cluster
+from tests.lab.controller import ELSEWHERE, HASTY, Controller
 from tests.lab.fleet import NODE_CONNTRACKS, ROLE, Fleet
 from tests.lab.fleet_api import APPLY, GROUP, MERGE
 from tests.lab.fleet_duty import BAD_ICMP_SECONDS, ICMP
-from tests.lab.operator import ELSEWHERE, NAMESPACE
 from tests.lab.policies import AT_ONCE, policy
 from tests.lab.programs import wait_until
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 from tests.lab import kube
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import NAMESPACE, Cluster
 from tests.lab.controller import Controller
 from tests.lab.fleet import NODE_CONNTRACKS, ROLE, Fleet
 from tests.lab.fleet_api import GROUP, MERGE
-from tests.lab.operator import NAMESPACE
 from tests.lab.policies import AT_ONCE, policy
 from tests.lab.programs import wait_until
 

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import yaml
 from tests.lab import examples
+from tests.lab.cluster import NAMESPACE
+from tests.lab.controller import AGENT
 from tests.lab.entries import Entry, inject_many
 from tests.lab.host import Host, Writes, sysctls
-from tests.lab.operator import AGENT, NAMESPACE, NODE, Operator
+from tests.lab.operator import NODE, Operator
 from tests.lab.programs import wait_until
 
 pytestmark = pytest.mark.tunes_this_machine

@@ -4,10 +4,13 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.lab.cluster import Cluster
-from tests.lab.operator import AGENT, ELSEWHERE, NAMESPACE
+from tests.lab.cluster import NAMESPACE, Cluster
+from tests.lab.policies import policy
 from tests.lab.programs import Program
 
+AGENT = "conntrack-operator-agent"
+ELSEWHERE = policy("elsewhere", {"role": "nowhere"}, mode="Observe")
+"""Matches no node. While it is there the controller keeps the agents' account, whose token an agent presents."""
 IMAGE = "registry.example/conntrack-operator:test"
 HASTY = {"confirm": 2.0, "pace": 1.0}
 """The nerves (tests.lab.watchful) of a controller whose waits are not what a test is about."""

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.cluster import NAMESPACE, Cluster
+from tests.lab.controller import AGENT, ELSEWHERE, HASTY
+from tests.lab.controller import program as controller
 from tests.lab.kube_proxy import Relay, set_address
 from tests.lab.namespaces import Lab, Namespace
 from tests.lab.policies import policy
 from tests.lab.programs import Program, wait_until
 
 NODE = "this-machine"
-AGENT = "conntrack-operator-agent"
-
-ELSEWHERE = policy("elsewhere", {"role": "nowhere"}, mode="Observe")
-"""Matches no node. While it is there the controller keeps the agents' account, whose token our agent presents."""
 
 
 class Operator:
@@ -33,15 +31,12 @@ class Operator:
         self.neighbour: Namespace | None = None
         """Whom the node reaches, where it is a namespace of `in_namespace`."""
         self.state = folder / "state"
-        self.controller = self._program("controller", f"--kubeconfig={cluster.kubeconfig}", f"--namespace={NAMESPACE}")
-        self.agent = self._program(
-            "agent", f"--node={node}", f"--kubeconfig={folder / 'agent.kubeconfig'}", f"--state-dir={self.state}"
-        )
-        self.agent.inside = host.inside
-
-    def _program(self, name: str, *arguments: str) -> Program:
-        command = [sys.executable, "-m", "conntrack_operator", name, *arguments]
-        return Program(name, command, self.folder / f"{name}.log")
+        self.controller = controller(folder, cluster.kubeconfig, **HASTY)
+        command = [
+            sys.executable, "-m", "conntrack_operator", "agent",
+            f"--node={node}", f"--kubeconfig={folder / 'agent.kubeconfig'}", f"--state-dir={self.state}",
+        ]  # fmt: skip
+        self.agent = Program("agent", command, folder / "agent.log", inside=host.inside)
 
     @property
     def programs(self) -> tuple[Program, ...]:
