@@ -156,4 +156,6 @@ def unpacked_bytes(path: Path) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
+    if reason := missing():
+        sys.exit(print(f"no image is built, and its tests are skipped: {reason}", file=sys.stderr))
     print(archive(lambda line: print(line, file=sys.stderr, flush=True)))

@@ -38,7 +38,8 @@ def _finding(setting: str, writers: list[Writer], now: int | None) -> Finding:
             "warning",
             "LowerAtNextStart",
             f"{name} is {_value(now)}, but {lower[-1].kind} writes {_value(lower[-1].value)} when it next starts.",
-            detail,
+            # Which of its versions lower it: kubernetes #103174, #120448, #142035.
+            detail + " kube-proxy 1.37.2 and newer only raises it." * (lower[-1].kind == "kube-proxy"),
             f"Change it there, or leave it to a policy: {removal_of(lower)}.",
         )
     return Finding("info", "AlsoWritten", f"{name} is written by {_list([each.kind for each in writers])}.", detail)
