@@ -1,11 +1,10 @@
-"""The controller removed without its hook, on a real node: what stays, and the ways of docs/uninstall.md to get it back.
+"""The controller removed without its hook, on a real node: what stays, and how docs/uninstall.md gets it back.
 
 Those that need a kubelet or a container runtime; the others are in tests/e2e/test_emergency.py.
 """
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,14 @@ GONE = "The agent is gone"
 
 
 @pytest.fixture(scope="module")
-def left(place: Place, installed: Installed) -> Iterator[dict[str, Any]]:
-    """Give the agents' DaemonSet of an operator that was tuning the node when its chart was removed without the hook."""
+def left(place: Place, installed: Installed) -> dict[str, Any]:
+    """Give the DaemonSet of agents that were tuning the node when the chart was removed without its hook."""
     installed.apply(installed.example("web"))
     installed.wait_ready("web")
     installed.helm("uninstall", RELEASE, "-n", NAMESPACE, "--no-hooks", "--wait", "--timeout=120s")
     found = place.get("daemonset", AGENT, "-n", NAMESPACE)
     assert found
-    yield {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": AGENT, "namespace": NAMESPACE},
+    return {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": AGENT, "namespace": NAMESPACE},
            "spec": found["spec"]}  # fmt: skip
 
 
