@@ -1,3 +1,3 @@
 """conntrack-operator: sizes, spares and watches a node's connection-tracking table."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

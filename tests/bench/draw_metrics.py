@@ -6,6 +6,7 @@ minute the file gets a NOTRACK rule for that port. Needs root. Run: python -m te
 
 import http.client
 import json
+import math
 import sys
 import tempfile
 import time
@@ -18,14 +19,16 @@ from tests.lab.programs import Program, wait_until
 
 SECONDS, RULE_AT, PORT, LIMIT = 60, 30, 9464, 131_072
 PICTURE = Path(__file__).parents[2] / "docs" / "metrics.svg"
-WIDTH, HEIGHT, LEFT, TOP, GAP = 760, 96, 150, 44, 34
-INK, FAINT, LINE = "#3b4252", "#d8dee9", "#2f6fab"
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, GAP = 760, 88, 244, 24, 78, 30
+INK, FAINT, LINE = "#2e3440", "#d8dee9", "#2f6fab"
 PREFIX = "conntrack_operator_"
 PANELS = (
-    ("Table used", "used_ratio", "%", 100.0),
-    ("Seconds to full", "time_to_full_seconds", "s", 1.0),
-    ("Packets untracked / s", 'bypassed_packets_total{rule="tcp/server"}', "", 1.0),
+    ("Table used", "used_ratio", " %", 100.0),
+    ("Time until it is full", "time_to_full_seconds", " s", 1.0),
+    ("Packets left untracked", 'bypassed_packets_total{rule="tcp/server"}', " /s", 1.0),
 )
+ROUND = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)
+"""Where a panel's axis may end, times a power of ten."""
 
 
 def policy(*ports: int) -> str:
@@ -102,47 +105,76 @@ def series(samples: list[tuple[float, dict[str, float]]], name: str, scale: floa
     return [(now[0], (now[1] - before[1]) / (now[0] - before[0])) for before, now in pairs]
 
 
+def axis_end(most: float) -> float:
+    """Return the round number at which an axis ends that `most` is to be seen on."""
+    power = 10.0 ** math.floor(math.log10(most)) if most > 0 else 1.0
+    return next(each * power for each in ROUND if each * power >= most)
+
+
+def x_of(second: float) -> float:
+    """Return where a second lies."""
+    return LEFT + second / SECONDS * (WIDTH - LEFT - RIGHT)
+
+
+def text(x: float, y: float, words: str, more: str = "") -> str:
+    """Return words at a place."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" {more}>{words}</text>'
+
+
 def panel(title: str, points: list[tuple[float, float]], unit: str, top: int) -> str:
     """Return one panel as SVG; a gap of more than two seconds is one in the line."""
-    most = max((value for _, value in points), default=0) or 1
-
-    def at(second: float, value: float) -> str:
-        return f"{LEFT + second / SECONDS * (WIDTH - LEFT - 20):.1f},{top + HEIGHT - value / most * HEIGHT:.1f}"
-
+    if not points:
+        raise SystemExit(f"{title}: the agent told nothing of it; draw again")
+    end = axis_end(max(value for _, value in points))
     runs: list[list[str]] = []
     last = float("-inf")
     for second, value in points:
         if second - last > 2.5:
             runs.append([])
-        runs[-1].append(at(second, value))
+        runs[-1].append(f"{x_of(second):.1f},{top + HEIGHT - value / end * HEIGHT:.1f}")
         last = second
     lines = "".join(
         f'<polyline points="{" ".join(run)}" fill="none" stroke="{LINE}" stroke-width="2"/>' for run in runs
     )
-    rule = LEFT + RULE_AT / SECONDS * (WIDTH - LEFT - 20)
-    return (
-        f'<text x="16" y="{top + 14}" font-weight="600">{title}</text>'
-        f'<text x="16" y="{top + 32}" fill-opacity="0.7">at most {most:,.0f} {unit}</text>'
-        f'<line x1="{LEFT}" x2="{WIDTH - 20}" y1="{top + HEIGHT}" y2="{top + HEIGHT}" stroke="{FAINT}"/>'
-        f'<line x1="{rule:.1f}" x2="{rule:.1f}" y1="{top}" y2="{top + HEIGHT}" stroke="{INK}" stroke-dasharray="3 4"/>'
-        f"{lines}"
+    grid = "".join(
+        f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}" stroke="{FAINT}"/>'
+        + text(LEFT - 8, y + 4, f"{value:,.0f}{unit}", 'text-anchor="end" fill-opacity="0.75"')
+        for y, value in ((top, end), (top + HEIGHT / 2, end / 2), (top + HEIGHT, 0.0))
     )
+    return text(16, top + HEIGHT / 2 + 4, title, 'font-weight="600"') + grid + lines
+
+
+def picture(samples: list[tuple[float, dict[str, float]]]) -> str:
+    """Return all of it as SVG."""
+    panels = [
+        panel(title, series(samples, name, scale), unit, TOP + number * (HEIGHT + GAP))
+        for number, (title, name, unit, scale) in enumerate(PANELS)
+    ]
+    bottom = TOP + len(PANELS) * (HEIGHT + GAP) - GAP
+    seconds = "".join(
+        text(x_of(second), bottom + 20, f"{second} s", 'text-anchor="middle" fill-opacity="0.75"')
+        for second in range(0, SECONDS + 1, 10)
+    )
+    rule = x_of(RULE_AT)
+    # White, with an edge, whatever page it is on: a reader's dark theme does not reach into an image.
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 34}" font-family="sans-serif"'
+        f' font-size="12" fill="{INK}">'
+        f'<rect x="0.5" y="0.5" width="{WIDTH - 1}" height="{bottom + 33}" rx="6" fill="#fff" stroke="{FAINT}"/>'
+        + text(16, 26, "A table that fills: a minute of one agent's metrics", 'font-size="15" font-weight="600"')
+        + "".join(panels)
+        + seconds
+        + f'<line x1="{rule:.1f}" x2="{rule:.1f}" y1="{TOP - 16}" y2="{bottom}" stroke="{INK}" stroke-dasharray="3 4"/>'
+        + text(rule, TOP - 22, "the policy gets a NOTRACK rule for port 80; no more entries are put in",
+               'text-anchor="middle"')
+        + "</svg>\n"
+    )  # fmt: skip
 
 
 def main() -> None:
     """Measure and draw."""
     samples = measured()
-    parts = [
-        panel(title, series(samples, name, scale), unit, TOP + number * (HEIGHT + GAP))
-        for number, (title, name, unit, scale) in enumerate(PANELS)
-    ]
-    height = TOP + len(PANELS) * (HEIGHT + GAP)
-    title = f"A table that fills, {SECONDS} s of one agent; dashed: the policy gets a NOTRACK rule for port 80"
-    PICTURE.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif"'
-        f' font-size="12" fill="{INK}"><rect width="100%" height="100%" fill="#fff"/>'
-        f'<text x="16" y="24" font-size="14" font-weight="600">{title}</text>{"".join(parts)}</svg>\n'
-    )
+    PICTURE.write_text(picture(samples))
     print(f"{PICTURE}: {len(samples)} scrapes, limit {samples[-1][1][PREFIX + 'entries_limit']:,.0f} entries")
 
 

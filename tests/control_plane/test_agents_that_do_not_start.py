@@ -138,7 +138,9 @@ def test_an_image_that_cannot_be_pulled(cluster: Cluster) -> None:
     agents_are_made(cluster)
     kubelet_says(cluster, "n2", {"waiting": {"reason": "ContainerCreating"}})
     kubelet_says(cluster, "n1", {"waiting": {"reason": "ErrImagePull", "message": "not found"}})
-    says(cluster, "web", "do not run on node n1:", f"the image {IMAGE} cannot be pulled (not found)", "--agent-image")
+    says(
+        cluster, "web", "do not run on node n1:", f"the image {IMAGE} cannot be pulled (not found)", "image.repository"
+    )
     message = f'Back-off pulling image "{IMAGE}": ErrImagePull: not found'
     kubelet_says(cluster, "n1", {"waiting": {"reason": "ImagePullBackOff", "message": message}})
     kubelet_says(cluster, "n2", {"waiting": {"reason": "ErrImagePull", "message": "not found"}})

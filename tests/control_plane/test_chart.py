@@ -64,6 +64,8 @@ def test_lint(helm: Helm) -> None:
         ("uninstall.timeoutSeconds=-1", "/uninstall/timeoutSeconds"),
         ("metrics.agentPort=70000", "/metrics/agentPort"),
         ("metrics.podMonitor.interval=soon", "/metrics/podMonitor/interval"),
+        ("metrics.prometheusRule.disabledAlerts[0]=ConntrackFilling", "/metrics/prometheusRule/disabledAlerts"),
+        ("metrics.prometheusRule.runbookURL=wiki", "/metrics/prometheusRule/runbookURL"),
         ("agents.privileged=true", "agents"),
     ],
 )
@@ -95,6 +97,7 @@ def test_every_value_is_described_and_judged() -> None:
 def test_the_readme_s_table_and_the_crds_are_in_step() -> None:
     """What is generated without helm is as it would be generated now."""
     assert chart.table() in (CHART / "README.md").read_text()
+    assert chart.schema() == (CHART / "values.schema.json").read_text()
     ours = {path.name: path.read_text() for path in (ROOT / "crds").glob("*.yaml")}
     assert {path.name: path.read_text() for path in (CHART / "files" / "crds").glob("*")} == ours
 
@@ -125,10 +128,41 @@ def test_the_agents_config_is_the_controller_s(helm: Helm, tmp_path: Path) -> No
     assert container["securityContext"]["privileged"]
     assert container["securityContext"]["seLinuxOptions"] == {"type": "spc_t"}
     assert container["imagePullPolicy"] == "IfNotPresent"
-    assert container["args"][-2:] == ["--metrics-address", ":9817"]
+    # On the node's own network: at its address alone, whichever family it is of.
+    assert container["args"][-2:] == ["--metrics-address", "[$(HOST_IP)]:9817"]
+    assert {"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}} in container["env"]
+    assert (container["ports"], container["readinessProbe"]["httpGet"]) == (
+        [{"name": "metrics", "containerPort": 9817}],
+        {"path": "/readyz", "port": "metrics"},
+    )
     legacy = agent_documents("ns", "image", config("--set=agent.iptablesLegacy=true,agent.kernelLog=true"))[-1]
     rights = legacy["spec"]["template"]["spec"]["containers"][0]["securityContext"]
     assert rights["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW", "SYSLOG"]}
+
+
+def test_what_the_network_policy_is_for(helm: Helm) -> None:
+    """Every pod that the chart itself makes and that speaks to the API server; agents are on their nodes' network."""
+    documents = rendered(helm, "--set=networkPolicy.enabled=true")
+    (expression,) = one(documents, "NetworkPolicy")["spec"]["podSelector"]["matchExpressions"]
+    pods = [
+        one(documents, "Deployment")["spec"]["template"], one(documents, "Pod", "conntrack-operator-check"),
+        one(documents, "Job", "conntrack-operator-uninstall")["spec"]["template"],
+    ]  # fmt: skip
+    labels = [each["metadata"]["labels"] for each in pods]
+    assert {each["app.kubernetes.io/component"] for each in labels} == set(expression["values"])
+    assert {each["app.kubernetes.io/name"] for each in labels} == {"conntrack-operator"}
+    port = one(documents, "Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"][0]["containerPort"]
+    assert one(documents, "NetworkPolicy")["spec"]["ingress"] == [{"ports": [{"protocol": "TCP", "port": port}]}]
+    shut = rendered(helm, "--set=networkPolicy.enabled=true,metrics.enabled=false")
+    assert one(shut, "NetworkPolicy")["spec"]["ingress"] == []
+
+
+def test_one_replica_has_no_budget(helm: Helm) -> None:
+    """A budget for one pod would hold up every drain; of several, one may go at a time, and a broken one always."""
+    budget = one(rendered(helm), "PodDisruptionBudget")["spec"]
+    assert (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
+    kinds = {each["kind"] for each in rendered(helm, "--set=controller.replicas=1")}
+    assert "PodDisruptionBudget" not in kinds
 
 
 def test_another_config_is_another_controller(helm: Helm) -> None:
@@ -157,8 +191,8 @@ ALERTS = """
 groups:
   - name: conntrack-operator
     rules:
-      - {alert: ConntrackFilling, expr: "a > 1", annotations: {summary: "{{ $labels.node }} fills"}}
-      - {alert: ConntrackDropping, expr: "b > 1"}
+      - {alert: ConntrackTableSoonFull, expr: "a > 1", annotations: {summary: "{{ $labels.node }} fills"}}
+      - {alert: ConntrackTableDropping, expr: "b > 1"}
 """
 
 
@@ -176,7 +210,7 @@ def test_what_prometheus_and_grafana_get(helm: Helm, tmp_path: Path) -> None:
     assert not kinds & {each["kind"] for each in made()}
     documents = made(
         "--set=metrics.podMonitor.enabled=true,metrics.serviceMonitor.enabled=true,metrics.dashboard.enabled=true",
-        "--set=metrics.prometheusRule.enabled=true,metrics.prometheusRule.disabledAlerts[0]=ConntrackDropping",
+        "--set=metrics.prometheusRule.enabled=true,metrics.prometheusRule.disabledAlerts[0]=ConntrackTableDropping",
         "--set=metrics.prometheusRule.labels.release=mine",
     )
     assert kinds <= {each["kind"] for each in documents}
@@ -191,6 +225,30 @@ def test_what_prometheus_and_grafana_get(helm: Helm, tmp_path: Path) -> None:
     port = one(documents, "Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"][0]["name"]
     for kind, field in (("PodMonitor", "podMetricsEndpoints"), ("ServiceMonitor", "endpoints")):
         assert one(documents, kind)["spec"][field][0]["port"] == port
+
+
+def test_alerts_say_where_their_page_is(helm: Helm) -> None:
+    """In the source tree, or at the address that somebody named; what the mixin of node_exporter has is left out."""
+
+    def annotations(*arguments: str) -> dict[str, dict[str, str]]:
+        documents = rendered(helm, "--set=metrics.prometheusRule.enabled=true", *arguments)
+        rules = [rule for group in one(documents, "PrometheusRule")["spec"]["groups"] for rule in group["rules"]]
+        return {rule["alert"]: rule["annotations"] for rule in rules}
+
+    ours = {rule["alert"]: rule for group in yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"]
+            for rule in group["rules"]}  # fmt: skip
+    plain = annotations()
+    assert set(ours) - set(plain) == {"ConntrackTableFilling"}
+    assert all(plain[name]["runbook"] == f"docs/alerts/{name}.md" for name in plain)
+    for base in ("https://wiki.example.com/alerts", "https://wiki.example.com/alerts/"):
+        told = annotations(f"--set=metrics.prometheusRule.runbookURL={base}",
+                           "--set-json=metrics.prometheusRule.disabledAlerts=[]")  # fmt: skip
+        assert set(told) == set(ours)
+        for name, each in told.items():
+            assert each == {"summary": ours[name]["annotations"]["summary"],
+                            "runbook_url": f"https://wiki.example.com/alerts/{name}.md"}  # fmt: skip
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["metrics"]["properties"]
+    assert schema["prometheusRule"]["properties"]["disabledAlerts"]["items"]["enum"] == list(ours)
 
 
 def test_argo_cd_sees_the_removal_too(helm: Helm) -> None:

@@ -57,6 +57,16 @@ class Audited(Cluster):
         return found
 
 
+def policy_of(name: str, **spec: Any) -> dict[str, Any]:
+    """Return a policy for the nodes with role=web, which reaches all of them at once."""
+    fields = {
+        "mode": "Enforce", "nodeSelector": {"matchLabels": {"role": "web"}},
+        "rollout": {"canary": 0, "maxUnavailable": "100%"}, "table": {"size": {"maxEntries": 500_000}}, **spec,
+    }  # fmt: skip
+    document = {"apiVersion": "conntrack-operator.io/v1alpha1", "kind": "ConntrackPolicy", "spec": fields}
+    return {**document, "metadata": {"name": name}}
+
+
 class Installed:
     """A cluster with the chart in it, and the programs that its pods would run."""
 
@@ -110,12 +120,7 @@ class Installed:
 
     def apply(self, name: str, **spec: Any) -> None:
         """Apply a policy for the nodes with role=web, which reaches all of them at once."""
-        fields = {
-            "mode": "Enforce", "nodeSelector": {"matchLabels": {"role": "web"}},
-            "rollout": {"canary": 0, "maxUnavailable": "100%"}, "table": {"size": {"maxEntries": 500_000}}, **spec,
-        }  # fmt: skip
-        document = {"apiVersion": "conntrack-operator.io/v1alpha1", "kind": "ConntrackPolicy", "spec": fields}
-        self.cluster.kubectl("apply", "-f", "-", input={**document, "metadata": {"name": name}})
+        self.cluster.kubectl("apply", "-f", "-", input=policy_of(name, **spec))
 
     def is_ready(self, policy: str) -> bool:
         """Tell whether a policy is Ready in its present version."""
@@ -201,6 +206,78 @@ def test_the_rights_are_no_more_than_that(installed: Installed) -> None:
         ("get", "namespace/kube-system"), ("create", "tokenreviews"),
     ):  # fmt: skip
         assert not may(*refused), refused
+
+
+BOUND = {
+    # user: the role that is bound to him in the whole cluster
+    "view": "view", "edit": "edit", "admin": "admin", "reader": "conntrack-operator-view",
+    "writer": "conntrack-operator-edit",
+}  # fmt: skip
+READ, WRITE = ("get", "list", "watch"), ("create", "update", "patch", "delete")
+OURS = ("conntrackpolicies", "nodeconntracks")
+
+
+def allowed(cluster: Cluster, asked: list[tuple[str, str, str]]) -> dict[tuple[str, str, str], bool]:
+    """Ask the API server whether (user, verb, resource) is allowed, all at once."""
+    reviews = []
+    for user, verb, resource in asked:
+        name, _, subresource = resource.partition("/")
+        what = {"group": "conntrack-operator.io", "verb": verb, "resource": name, "subresource": subresource}
+        reviews.append({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+                        "spec": {"user": user, "resourceAttributes": what}})  # fmt: skip
+    listed = {"apiVersion": "v1", "kind": "List", "items": reviews}
+    answers = cluster.kubectl("create", "-f", "-", "-o", "jsonpath={.status.allowed} ", input=listed).stdout.split()
+    return {each: answer == "true" for each, answer in zip(asked, answers, strict=True)}
+
+
+def test_what_people_may(installed: Installed) -> None:
+    """Who has view in the whole cluster may read; conntrack-operator-edit alone lets somebody write a policy."""
+    cluster = installed.cluster
+    for user, role in BOUND.items():
+        cluster.kubectl("create", "clusterrolebinding", f"test-{user}", f"--clusterrole={role}", f"--user={user}")
+    # The built-in roles of one namespace reach nothing that is in none.
+    cluster.kubectl("create", "rolebinding", "test", "-n", NAMESPACE, "--clusterrole=admin", "--user=local")
+    everybody = [*BOUND, "local"]
+    asked = [(user, verb, kind) for user in everybody for kind in (*OURS, *(f"{each}/status" for each in OURS))
+             for verb in (*READ, *WRITE, "deletecollection")]  # fmt: skip
+    # The built-in roles take in others a moment after those are made.
+    reads = [("admin", "list", kind) for kind in OURS]
+    wait_until(lambda: all(allowed(cluster, reads).values()), 60, "admin has what is aggregated to view")
+    may = {each for each, answer in allowed(cluster, asked).items() if answer}
+    assert may == {
+        *((user, verb, kind) for user in BOUND for verb in READ for kind in OURS),
+        *(("writer", verb, "conntrackpolicies") for verb in WRITE),
+    }
+
+
+def test_the_plugin_with_these_roles(installed: Installed) -> None:
+    """`kubectl conntrack` reads everything with view, and steers with conntrack-operator-edit."""
+    cluster = installed.cluster
+    run = {}
+    for account, role in (("reads", "view"), ("writes", "conntrack-operator-edit")):
+        cluster.kubectl("create", "serviceaccount", account, "-n", "default")
+        cluster.kubectl("create", "clusterrolebinding", f"test-{account}", f"--clusterrole={role}",
+                        f"--serviceaccount=default:{account}")  # fmt: skip
+        run[account] = cluster.kubeconfig_for(cluster.token(account, "default"))
+
+    def plugin(account: str, *arguments: str, stdin: str = "") -> tuple[int, str]:
+        command = [sys.executable, "-m", "conntrack_operator.cli.plugin.main", *arguments]
+        done = subprocess.run([*command, f"--kubeconfig={run[account]}"], input=stdin, capture_output=True, text=True,
+                              check=False, timeout=120)  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = plugin("reads", "status")
+    assert (code, "controller" in said) == (0, False), said
+    assert plugin("reads", "top", "n1")[0] == 0
+    code, said = plugin("reads", "history")
+    assert (code, "not seen" in said) == (0, False), said
+    code, said = plugin("reads", "pause", "web")
+    assert (code, "you may not patch conntrackpolicies" in said) == (1, True), said
+    code, said = plugin("writes", "plan", "-f", "-", stdin=json.dumps(policy_of("web", timeouts={"icmp": "20s"})))
+    assert (code, "web: the API server would take it" in said, "n1" in said) == (2, True, True), said
+    code, said = plugin("writes", "retry", "web")
+    assert (code, "rollout.retry" in said) == (0, True), said
+    wait_until(lambda: installed.is_ready("web"), 60, "the policy is judged as it is now")
 
 
 GROUP = "/apis/conntrack-operator.io/v1alpha1"
@@ -360,6 +437,8 @@ def test_uninstall(installed: Installed, agents: Answering) -> None:
     log = removal.log.read_text()
     assert "skipped n2: not restored within 45 s" in log
     assert "n1" not in log
+    about = ("--field-selector=reason=NotRestored", "-o", "jsonpath={.items[*].involvedObject.name}")
+    assert cluster.kubectl("get", "events", "-n", "default", *about).stdout == "n2"
     assert installed.controller
     installed.controller.stop()
     installed.controller = None

@@ -215,7 +215,9 @@ def test_the_kernel_log_names_this_table(netns: Lab) -> None:
     if read_kernel_log().problem:
         pytest.skip(f"no kernel log here: {read_kernel_log().problem}")
     namespace = netns.namespace()
-    namespace.start("sleep", "120")  # its start tells the log's lines of a namespace that had this number before
+    sleeping = namespace.start(
+        "sleep", "120"
+    )  # its start tells the log's lines of a namespace that had this number before
     namespace.track()
     inject_many(namespace, FINISHED, LIMIT, sources=50)
     lines = ()
@@ -230,6 +232,17 @@ def test_the_kernel_log_names_this_table(netns: Lab) -> None:
     assert symptoms["own"], "no line of the log names this namespace"
     passed = time.monotonic() - began
     assert all(-1 <= age <= passed + 1 for age in symptoms["own"]), (passed, symptoms["own"])
+    # As in a container that has SYSLOG: no /dev/kmsg, and of root's capabilities two.
+    rights = ("setpriv", "--bounding-set=-all,+net_admin,+syslog", "--inh-caps=-all,+net_admin,+syslog")
+    script = (
+        "from conntrack_operator.kernel.kernel_log import *; log = read_kernel_log(); assert not log.problem, log;"
+        "print(KMSG.exists(), sum(line.namespace == {inode} for line in log.lines))"
+    )
+    inode = Path(f"/proc/{sleeping.pid}/ns/net").stat().st_ino
+    said = namespace.run("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev && exec "$@"', "sh", *rights,
+                         sys.executable, "-c", script.format(inode=inode)).stdout.split()  # fmt: skip
+    assert said[0] == "False"
+    assert int(said[1]) >= 1
 
 
 def _symptoms_by_a_process_of(namespace: Namespace) -> dict:

@@ -1,4 +1,4 @@
-"""What is generated around the chart: its README's table, its copy of the CRDs, and manifests/install.yaml.
+"""What is generated around the chart: its README's table, its schema's words, its CRDs, and manifests/install.yaml.
 
 `python -m tests.lab.chart` writes them; with `--check` it says which are out of step, and exits 1.
 """
@@ -65,11 +65,25 @@ def table() -> str:
     return "\n".join(["| value | default | what it is |", "| --- | --- | --- |", *rows])
 
 
+def schema() -> str:
+    """Return the values' schema with what the comments say of each value, which editors show."""
+    document = json.loads((CHART / "values.schema.json").read_text())
+    for path, what in described((CHART / "values.yaml").read_text()):
+        part = document
+        for name in path.split("."):
+            part = part["properties"][name]
+        kept = {key: value for key, value in part.items() if key != "description"}
+        part.clear()
+        part.update({"description": what, **kept})
+    return json.dumps(document, indent=2) + "\n"
+
+
 def generated() -> dict[Path, str]:
     """Return every generated file of the chart itself as it should be."""
     readme = (CHART / "README.md").read_text()
     before, rest = readme.split(BEGIN)
     files = {CHART / "README.md": f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"}
+    files[CHART / "values.schema.json"] = schema()
     for crd in sorted((ROOT / "crds").glob("*.yaml")):
         files[CHART / "files" / "crds" / crd.name] = crd.read_text()
     return files

@@ -19,13 +19,13 @@ from conntrack_operator.decide import absence
 
 def run_with(seconds: float) -> None:
     """Have kopf's watches end after `seconds` of silence."""
-    run = kopf.run
+    operator = kopf.operator
 
-    def changed(**arguments: Any) -> None:
+    async def changed(**arguments: Any) -> None:
         arguments["settings"].watching.inactivity_timeout = seconds
-        run(**arguments)
+        await operator(**arguments)
 
-    kopf.run = changed
+    kopf.operator = changed
 
 
 def stumble_over(policy: str) -> None:

@@ -27,7 +27,7 @@ def test_every_alert_is_tested_and_explained(rule: dict) -> None:
     cases = [case for test in yaml.safe_load(CASES.read_text())["tests"] for case in test["alert_rule_test"]]
     fires = [bool(case["exp_alerts"]) for case in cases if case["alertname"] == name]
     assert fires[:3] == [False, True, False]
-    assert rule["annotations"]["runbook_url"].endswith(f"/docs/alerts/{name}.md")
+    assert rule["annotations"]["runbook"] == f"docs/alerts/{name}.md"
     page = (ROOT / "docs" / "alerts" / f"{name}.md").read_text()
     assert page.startswith(f"# {name}\n")
     for part in ("## What it means", "## What to look at", "## What to do"):

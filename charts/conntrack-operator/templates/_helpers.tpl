@@ -70,6 +70,8 @@ annotations:
   helm.sh/hook: pre-delete
   helm.sh/hook-weight: {{ .weight | quote }}
   helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+  # What the Job said is shown by helm uninstall, since the Job goes with it.
+  helm.sh/hook-output-log-policy: hook-succeeded,hook-failed
   argocd.argoproj.io/hook: PreDelete
   argocd.argoproj.io/sync-wave: {{ .weight | quote }}
   argocd.argoproj.io/hook-delete-policy: BeforeHookCreation,HookSucceeded

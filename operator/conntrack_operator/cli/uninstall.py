@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Deletes every ConntrackPolicy, waits until the running controller has restored every\n"
         "node, and removes the agents. A node that is skipped keeps what it was given; there,\n"
-        "conntrack-operator restore puts it back. The CRDs stay."
+        "conntrack-operator restore puts it back, and kubectl describe node says so for an hour.\n"
+        "The CRDs stay."
     )
 
 
@@ -36,13 +37,19 @@ def run(arguments: argparse.Namespace) -> int:
     from conntrack_operator.cluster.connection import Connection  # noqa: PLC0415 - after the arguments are judged
     from conntrack_operator.cluster.objects import Objects  # noqa: PLC0415
     from conntrack_operator.controller.removal import Removal  # noqa: PLC0415
+    from conntrack_operator.decide.finding import counted  # noqa: PLC0415
 
     def say(sentence: str) -> None:
         print(sentence, flush=True)
 
     removal = Removal(Objects(Connection(arguments.kubeconfig)), arguments.namespace, say)
     skipped = removal.run(arguments.timeout)
-    for node in skipped:
-        say(f"skipped {node}: not restored within {arguments.timeout} s; run conntrack-operator restore on it")
-    say(f"removed; {len(skipped)} nodes were skipped" if skipped else "removed; every node was restored")
+    for each in skipped:
+        say(
+            f"skipped {each.node}: not restored within {arguments.timeout} s; run conntrack-operator restore on it"
+            f" ({each.words()})"
+        )
+    removal.note(skipped)
+    many = counted(len(skipped), "node was", "nodes were")
+    say(f"removed; {many} skipped" if skipped else "removed; every node was restored")
     return 0

@@ -8,6 +8,7 @@ that the client's own models take.
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,8 @@ def read_credentials(kubeconfig: str | None) -> Credentials:
         insecure=not configuration.verify_ssl,
         certificate_path=configuration.cert_file,
         private_key_path=configuration.key_file,
-        token=bearer.removeprefix("Bearer ") or None,
+        # Of a kubeconfig's token the client says Bearer, of a pod's bearer (kubernetes/config/incluster_config.py).
+        token=re.sub("^bearer ", "", bearer, flags=re.IGNORECASE) or None,
         username=configuration.username or None,
         password=configuration.password or None,
         proxy_url=configuration.proxy or None,

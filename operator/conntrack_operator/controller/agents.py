@@ -106,7 +106,7 @@ class Agents:
         return self._seconds_to_next() if wanted else 0.0
 
     def _ailing(self, nodes: frozenset[str] | None) -> str:
-        return trouble_of_pods(self.pods.ailing()[0], nodes, self.namespace, NAME)
+        return trouble_of_pods(self.pods.ailing()[0], nodes, self.namespace)
 
     def _seconds_to_next(self) -> float:
         # What was just applied is about to show whether it works.

@@ -27,6 +27,9 @@ SELECTOR = {"app.kubernetes.io/name": "conntrack-operator", "app.kubernetes.io/c
 LABELS = {**SELECTOR, "app.kubernetes.io/managed-by": MANAGED_BY}
 
 
+HOST_IP = "HOST_IP"
+"""The environment variable with the node's address."""
+
 XTABLES_LOCK = "/run/xtables.lock"
 """Shared by everybody on the node who runs iptables-legacy."""
 
@@ -123,7 +126,10 @@ def _container(image: str, config: AgentConfig) -> dict[str, Any]:
     if config.image_pull_policy:
         container["imagePullPolicy"] = config.image_pull_policy
     if config.metrics_port:
-        args += ["--metrics-address", f":{config.metrics_port}"]
+        # On the node's own network every address would be all of its networks, among them those towards the world. The
+        # kubelet's probe and Prometheus ask at the pod's address, which is this one. In brackets it may be IPv6.
+        args += ["--metrics-address", f"[$({HOST_IP})]:{config.metrics_port}"]
+        container["env"].append({"name": HOST_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}})
         # No liveness probe: an agent that hangs is worth more than one that is ended in the middle of a trial.
         container["ports"] = [{"name": "metrics", "containerPort": config.metrics_port}]
         # Often, since the waves wait for it.

@@ -2,14 +2,21 @@
 
 The controller that runs does the giving back, in its waves; this only asks for it, waits, and says what came of it. It
 writes without holding the lease, and only what the controller writes no more once there is no policy.
+
+What it says is gone with its pod. So each node that was skipped has an Event too, which `kubectl describe node` shows.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
 
-from conntrack_operator.cluster.objects import CONTROLLER_REVISIONS, NODE_CONNTRACKS, POLICIES, Objects
-from conntrack_operator.errors import LookAgain, Retry
+from conntrack_operator.cluster.events import Subject, post_event
+from conntrack_operator.cluster.objects import CONTROLLER_REVISIONS, NODE_CONNTRACKS, NODES, POLICIES, Objects
+from conntrack_operator.decide.finding import counted
+from conntrack_operator.decide.happenings import Happening
+from conntrack_operator.errors import ConntrackOperatorError, LookAgain, Retry
 
 from .agents import remove_agents
 from .book import LABELS
@@ -17,6 +24,27 @@ from .book import LABELS
 PAUSE_SECONDS = 2.0
 TRIES = 15
 """How often a request that is not answered is tried again at the end, PAUSE_SECONDS apart."""
+NOT_RESTORED = "NotRestored"
+EVENTS_MAX = 50
+"""Nodes that have an Event: of more than these nobody reads one by one, and each costs two requests."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A node that was not restored in time. `heard`: when its agent reported last (RFC 3339), empty for never."""
+
+    node: str
+    uid: str
+    heard: str
+
+    def words(self) -> str:
+        """Return how it can be told from a node that was only not its turn yet."""
+        return f"last heard {self.heard}" if self.heard else "never heard"
+
+
+def _skipped(document: dict[str, Any]) -> Skipped:
+    heard = (document.get("status") or {}).get("heartbeatTime") or ""
+    return Skipped(document["metadata"]["name"], (document.get("spec") or {}).get("nodeUID") or "", heard)
 
 
 @dataclass
@@ -29,38 +57,60 @@ class Removal:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     _said: str = field(default="")
+    _skipped: dict[str, Skipped] = field(default_factory=dict)
 
-    def run(self, limit_seconds: float) -> tuple[str, ...]:
+    def run(self, limit_seconds: float) -> tuple[Skipped, ...]:
         """Delete the policies, wait until every node is restored, and remove what is left.
 
         Returns the nodes that had not answered after `limit_seconds`, by name. Their objects are deleted all the same;
-        an agent whose object is gone keeps the node as it is. Raises Refused when a right is missing.
+        an agent whose object is gone keeps the node as it is. Raises Refused when a right is missing, Retry when the API
+        server is silent to the end.
         """
-        until = self.clock() + limit_seconds
-        skipped = self._waited(until)
+        self._wait(self.clock() + limit_seconds)
         self._surely(self._remove_rest)
-        return skipped
+        return tuple(self._skipped[node] for node in sorted(self._skipped))
 
-    def _waited(self, until: float) -> tuple[str, ...]:
-        left: tuple[str, ...] = ("every node",)
+    def note(self, skipped: Iterable[Skipped], now: datetime | None = None) -> None:
+        """Post an Event about each node that was skipped; what keeps them from being posted is said, and no error."""
+        message = (
+            "conntrack-operator was uninstalled and did not get this node restored in time ({}). It keeps the conntrack"
+            " settings and rules it has until it boots, or until conntrack-operator restore is run on it"
+        )
+        for number, each in enumerate(skipped):
+            if number == EVENTS_MAX:
+                return self.say(f"Events tell of the first {EVENTS_MAX} of them")
+            happening = Happening("Warning", NOT_RESTORED, message.format(each.words()), each.node)
+            try:
+                post_event(self.objects, Subject(NODES, each.node, each.uid), happening, now or datetime.now(UTC))
+            except ConntrackOperatorError as error:
+                return self.say(f"no Event tells of it: {error}")
+        return None
+
+    def _wait(self, until: float) -> None:
         while True:
             try:
-                # Each time anew: somebody may have applied one since.
-                for policy in self.objects.list(POLICIES).items:
-                    self.objects.delete(POLICIES, policy["metadata"]["name"])
-                left = tuple(sorted(each["metadata"]["name"] for each in self.objects.list(NODE_CONNTRACKS).items))
+                self._delete_policies()
+                left = len(self.objects.list(NODE_CONNTRACKS).items)
                 if not left:
-                    return ()
-                self._tell(f"{len(left)} nodes still to be restored")
+                    return
+                self._tell(f"{counted(left, 'node')} still to be restored")
             except Retry as error:
                 self._tell(str(error))
             if self.clock() >= until:
-                return left
+                return
             self.sleep(min(PAUSE_SECONDS, max(0.0, until - self.clock())))
 
+    def _delete_policies(self) -> None:
+        # Each time anew: somebody may have applied one since.
+        for policy in self.objects.list(POLICIES).items:
+            self.objects.delete(POLICIES, policy["metadata"]["name"])
+
     def _remove_rest(self) -> None:
+        self._delete_policies()
         for each in self.objects.list(NODE_CONNTRACKS).items:
-            self.objects.delete(NODE_CONNTRACKS, each["metadata"]["name"])
+            skipped = _skipped(each)
+            self._skipped[skipped.node] = skipped
+            self.objects.delete(NODE_CONNTRACKS, skipped.node)
         remove_agents(self.objects, self.namespace)
         label = ",".join(f"{key}={value}" for key, value in LABELS.items())
         for each in self.objects.list(CONTROLLER_REVISIONS, namespace=self.namespace, label_selector=label).items:

@@ -5,6 +5,8 @@ would be silent until the next full list, so the handlers do next to nothing, an
 our own workers, which retry ever more rarely.
 """
 
+import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -115,26 +117,19 @@ class Watches:
         # say the same, ever more rarely, and `run` says why the watches ended.
         for name in ("_cogs.clients.watching", "_core.reactor.orchestration", "_core.reactor.running"):
             logging.getLogger(f"kopf.{name}").setLevel(logging.CRITICAL)
+        logging.getLogger("asyncio").setLevel(
+            logging.CRITICAL
+        )  # of kopf's tasks that nobody waited for, the same again
         self._ended = threading.Event()
-        self._run_ends = threading.Event()
+        self._stop: Callable[[], object] = lambda: None
+        """Ends the present run of kopf."""
 
     def run(self) -> None:
         """Run kopf until `end`. When it ends before, begin anew: what it missed the next list brings."""
         while not self._ended.is_set():
-            self._run_ends = threading.Event()
-            if self._ended.is_set():
-                return
             try:
-                kopf.run(
-                    registry=registry_for(self._store, self._queue, self._kubeconfig),
-                    settings=settings_for_watching(),
-                    # Only its peering would use it; left out, kopf asks for the name of the user, and a container's
-                    # number has none (tried: every run of the watches ended with a KeyError).
-                    identity="conntrack-operator",  # type: ignore[arg-type] # a private type, of a string
-                    standalone=True,
-                    clusterwide=True,
-                    stop_flag=self._run_ends,
-                )
+                with contextlib.suppress(asyncio.CancelledError):
+                    asyncio.run(self._watch())
             except Exception as error:  # noqa: BLE001 - whatever ended the watches, they are needed
                 log.error(  # noqa: TRY400 - one line each time
                     "the watches ended: %s: %s; again in %.0f s", type(error).__name__, error, RESTART_SECONDS
@@ -143,14 +138,33 @@ class Watches:
                 self._figures.watch_restarts.add()
                 self._queue.add(Key("list"))
 
+    async def _watch(self) -> None:
+        # An event of the loop: for one of threads kopf would wait in a thread of the loop's pool, and the loop, before
+        # it is over, for that thread. When kopf ended by itself, nobody came to know of it (tried: for ever).
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        self._stop = lambda: loop.call_soon_threadsafe(stop.set)
+        if self._ended.is_set():
+            return
+        await kopf.operator(
+            registry=registry_for(self._store, self._queue, self._kubeconfig),
+            settings=settings_for_watching(),
+            # Only its peering would use it; left out, kopf asks for the name of the user, and a container's number has
+            # none (tried: every run of the watches ended with a KeyError).
+            identity="conntrack-operator",  # type: ignore[arg-type] # a private type, of a string
+            standalone=True,
+            clusterwide=True,
+            stop_flag=stop,
+        )
+
     def begin_anew(self) -> None:
         """End what is being watched and watch again, with a look at what there is to be watched."""
-        self._run_ends.set()
+        with contextlib.suppress(RuntimeError):  # the loop is over already
+            self._stop()
 
     def end(self) -> None:
         """Watch no more. kopf may take 5 s over it; the watches write nothing and hold nothing."""
         self._ended.set()
-        self._run_ends.set()
+        self.begin_anew()
 
 
 def _group_and_version(kind: Kind) -> tuple[str, str]:

@@ -42,9 +42,15 @@ class AgentPod:
 _CAUSES: Mapping[Kind, tuple[str, str]] = {
     "Image": (
         "the image {image} cannot be pulled{said}",
-        "see that it exists (--agent-image), and whether ServiceAccount {account} must name an image pull secret",
+        (
+            "see that it exists, and whether its registry wants a pull secret; chart values: image.repository,"
+            " image.tag, image.pullSecrets (without the chart: --agent-image, --agent-config)"
+        ),
     ),
-    "ImageName": ("{image} is no name of an image{said}", "correct --agent-image"),
+    "ImageName": (
+        "{image} is no name of an image{said}",
+        "correct the chart values image.repository and image.tag (without the chart: --agent-image)",
+    ),
     "Crash": ("the agent ends again and again{said}", "see: kubectl logs -n {namespace} {pod} --previous"),
     "Start": ("the container cannot be started{said}", "see: kubectl describe pod -n {namespace} {pod}"),
     "Room": (
@@ -55,11 +61,8 @@ _CAUSES: Mapping[Kind, tuple[str, str]] = {
 """For every kind of ailment, what is the matter and the remedy."""
 
 
-def trouble_of_pods(pods: Iterable[AgentPod], nodes: Collection[str] | None, namespace: str, account: str) -> str:
-    """Return what keeps agents from running on `nodes` (None: anywhere), empty when nothing does.
-
-    `account` is the agents' ServiceAccount in `namespace`.
-    """
+def trouble_of_pods(pods: Iterable[AgentPod], nodes: Collection[str] | None, namespace: str) -> str:
+    """Return what keeps agents from running on `nodes` (None: anywhere), empty when nothing does."""
     ill: dict[Kind, list[tuple[AgentPod, Ailment]]] = defaultdict(list)
     for pod in pods:
         if pod.ailment is not None and (nodes is None or pod.node in nodes):
@@ -73,7 +76,6 @@ def trouble_of_pods(pods: Iterable[AgentPod], nodes: Collection[str] | None, nam
         part.format(
             image=pod.image or "of the agent",
             said=_quoted(ailment.said),
-            account=account,
             namespace=namespace,
             pod=pod.name,
         )
@@ -192,7 +194,10 @@ _REMEDIES: tuple[tuple[re.Pattern[str], str], ...] = (
         re.compile("(?i)service account|serviceaccount"),
         "the controller makes it anew within a minute; see who deletes it",
     ),
-    (re.compile("(?i)priority ?class"), "make the PriorityClass, see: kubectl get priorityclasses"),
+    (
+        re.compile("(?i)priority ?class"),
+        "make it (see: kubectl get priorityclasses), or name another: chart value agent.priorityClassName",
+    ),
     (
         re.compile("(?i)LimitRange|(minimum|maximum) .* usage per"),
         "change the LimitRange, see: kubectl get limitrange -n {namespace}",

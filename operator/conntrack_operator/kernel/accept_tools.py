@@ -14,6 +14,8 @@ _LOCK_SECONDS = "10"
 
 _PACKAGES = {"nft": "nftables"}
 _NOT_PERMITTED = ("Operation not permitted", "you must be root", "Permission denied")
+_NO_LOCK = "can't open lock file"
+"""iptables-legacy's; 1.8.9 says so where /run/xtables.lock can be neither opened nor made (tried)."""
 _PASSING = (
     "Device or resource busy", "Resource temporarily unavailable", "Interrupted system call", "No buffer space",
     "xtables lock",
@@ -40,8 +42,14 @@ class Failed(Exception):
             return Retry(f"{self.program} was ended by signal {-self.status} when it was to {where}")
         if self.status < 0:
             return Unsupported(f"{self.program} crashed (signal {-self.status}) when it was to {where}")
+        if _NO_LOCK in self.complaint:
+            # A pod has a read-only root, and a lock of its own would keep nobody else of the node out.
+            return Unsupported(
+                f"{self.program} may not {where} without the node's xtables lock ({told}); set agent.iptablesLegacy,"
+                " which shares it with the agent, or run on the host"
+            )
         if any(words in self.complaint for words in _NOT_PERMITTED):
-            need = "NET_ADMIN and NET_RAW" if "legacy" in self.program else "NET_ADMIN"
+            need = "NET_ADMIN and NET_RAW (agent.iptablesLegacy)" if "legacy" in self.program else "NET_ADMIN"
             return Unsupported(f"{self.program} may not {where}: {told}; run as root or with {need}")
         if any(words in self.complaint for words in _PASSING):
             return Retry(f"{self.program} could not {where} this time: {told}")

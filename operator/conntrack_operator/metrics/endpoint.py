@@ -5,6 +5,7 @@ answers one client after the other. It reads nothing of a request but its first 
 """
 
 import contextlib
+import ipaddress
 import logging
 import os
 import socket
@@ -31,13 +32,15 @@ _WORDS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allo
 def listen(address: str) -> socket.socket:
     """Return a socket that listens at HOST:PORT; without a host, at every address of this machine.
 
-    Raises Invalid for what is no such address, Unsupported when nothing can listen there.
+    IPv6 stands in brackets, and any address may, so that `[$(HOST_IP)]:9817` is right for either family; without them
+    nobody could tell where `::1:9464` ends. Raises Invalid for what is no such address, Unsupported when nothing can
+    listen there.
     """
     host, colon, digits = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     host = host[1:-1] if bracketed else host
     is_port = digits.isascii() and digits.isdigit() and 1 <= int(digits) <= 65535
-    if not colon or not is_port or (":" in host) != bracketed:
+    if not colon or not is_port or (not _is_address(host) if bracketed else ":" in host):
         example = "such as 127.0.0.1:9464, [::1]:9464, or :9464 for every address"
         raise Invalid(Problem("--metrics-address", f"{address!r} is not HOST:PORT, {example}"))
     try:
@@ -56,6 +59,14 @@ def listen(address: str) -> socket.socket:
             f"--metrics-address: nothing can listen at {address} ({reason}); name an address of this machine and a"
             " port that nobody has"
         ) from error
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _listening(where: tuple[object, ...], family: int, *, dualstack_ipv6: bool = False) -> socket.socket:

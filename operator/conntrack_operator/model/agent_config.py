@@ -63,7 +63,7 @@ class AgentConfig(Model):
     top_talkers: Annotated[int, Field(strict=True, ge=0, le=20)] = 5
     """How many of the busiest addresses, ports and states a node reports; 0 for none: addresses are personal data."""
     metrics_port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = None
-    """The port on the node where the agent serves metrics and answers probes; absent, it does neither."""
+    """The port at the node's address where the agent serves metrics and answers probes; absent, it does neither."""
     iptables_legacy: StrictBool = False
     """Give NET_RAW and the xtables lock, which iptables-legacy needs (NET_ADMIN alone is refused: tried)."""
     kernel_log: StrictBool = False

@@ -6,7 +6,7 @@ import pytest
 
 from conntrack_operator.cluster.objects import NODE_CONNTRACKS, POLICIES, Kind, Listing
 from conntrack_operator.controller.daemonset import LABELS
-from conntrack_operator.controller.removal import PAUSE_SECONDS, TRIES, Removal
+from conntrack_operator.controller.removal import EVENTS_MAX, PAUSE_SECONDS, TRIES, Removal, Skipped
 from conntrack_operator.errors import LookAgain, Refused, Retry
 
 
@@ -60,7 +60,7 @@ def removed(server: Server, limit: float) -> tuple[tuple[str, ...], list[str]]:
     """Return the nodes that were skipped, and what was said."""
     said: list[str] = []
     removal: Any = Removal(server, "ns", said.append, lambda: server.now, server.sleep)  # type: ignore[arg-type]
-    return removal.run(limit), said
+    return tuple(each.node for each in removal.run(limit)), said
 
 
 def test_all_is_given_back() -> None:
@@ -68,7 +68,7 @@ def test_all_is_given_back() -> None:
     server = Server(DaemonSet=["conntrack-operator-agent"], ControllerRevision=["web-1"])
     skipped, said = removed(server, 60)
     assert skipped == ()
-    assert said == ["2 nodes still to be restored", "1 nodes still to be restored"]
+    assert said == ["2 nodes still to be restored", "1 node still to be restored"]
     assert server.log == ["ConntrackPolicy web", "DaemonSet conntrack-operator-agent", "ControllerRevision web-1"]
     assert not any(server.names.values())
 
@@ -105,6 +105,65 @@ def test_silence_is_waited_out() -> None:
     skipped, said = removed(server, 60)
     assert skipped == ()
     assert said[0] == "the API server does not answer"
+
+
+def test_nodes_are_skipped_when_the_server_answers_too_late() -> None:
+    """Nobody has heard that they were restored, and a policy that stayed would give them everything back."""
+    server = Server()
+    server.silent_until = 32
+    skipped, _ = removed(server, 30)
+    assert skipped == ("n1", "n2")
+    assert server.log[0] == "ConntrackPolicy web"
+
+
+class Board:
+    """Takes Events."""
+
+    def __init__(self, refuses: int = 1 << 30) -> None:
+        self.taken: list[dict[str, Any]] = []
+        self._refuses = refuses
+
+    def get(self, _kind: Kind, _name: str, _namespace: str) -> None:
+        """Return that there is none yet."""
+
+    def create(self, _kind: Kind, document: dict[str, Any], _namespace: str) -> None:
+        """Take one, until it refuses."""
+        if len(self.taken) == self._refuses:
+            raise Refused("Forbidden", "the API server said Forbidden")
+        self.taken.append(document)
+
+
+def noted(board: Board, *skipped: Skipped) -> list[str]:
+    """Return what was said while Events were posted."""
+    said: list[str] = []
+    Removal(board, "ns", said.append).note(skipped)  # type: ignore[arg-type]
+    return said
+
+
+def test_a_skipped_node_has_an_event() -> None:
+    """On the Node, which is what is looked at; it tells a dead node from one whose turn had not come."""
+    board = Board()
+    assert noted(board, Skipped("n1", "u1", "2026-11-28T01:02:03Z"), Skipped("n2", "u2", "")) == []
+    assert [each["involvedObject"]["name"] for each in board.taken] == ["n1", "n2"]
+    assert [each["involvedObject"]["uid"] for each in board.taken] == ["u1", "u2"]
+    first, second = (each["message"] for each in board.taken)
+    assert "last heard 2026-11-28T01:02:03Z" in first
+    assert "conntrack-operator restore" in first
+    assert "never heard" in second
+
+
+def test_events_are_few() -> None:
+    """A fleet that was given no time has some, and is not held up by them."""
+    board = Board()
+    said = noted(board, *(Skipped(f"n{number}", "u", "") for number in range(EVENTS_MAX + 5)))
+    assert len(board.taken) == EVENTS_MAX
+    assert said == [f"Events tell of the first {EVENTS_MAX} of them"]
+
+
+def test_without_the_right_to_events_it_is_said() -> None:
+    """The nodes were named already; that is no reason to fail."""
+    said = noted(Board(refuses=0), Skipped("n1", "u", ""), Skipped("n2", "u", ""))
+    assert said == ["no Event tells of it: the API server said Forbidden"]
 
 
 def test_silence_to_the_end_is_said() -> None:

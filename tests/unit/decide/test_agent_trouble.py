@@ -28,7 +28,7 @@ def pod(node: str, kind: Kind | None = None, said: str = "") -> AgentPod:
 
 def sentence(*pods: AgentPod, nodes: list[str] | None = None) -> str:
     """Return what is said of these pods."""
-    return trouble_of_pods(pods, nodes, "ns", "account")
+    return trouble_of_pods(pods, nodes, "ns")
 
 
 def container(reason: str, message: str = "", **status: Any) -> dict[str, Any]:
@@ -53,7 +53,8 @@ def test_one_node_and_its_remedy() -> None:
     """A registry that does not have it: image, cause, and both places to look."""
     assert sentence(pod("a"), pod("b", "Image", "reg/i:1: not found")) == (
         "the agents do not run on node b: the image reg/i:1 cannot be pulled (reg/i:1: not found);"
-        " see that it exists (--agent-image), and whether ServiceAccount account must name an image pull secret"
+        " see that it exists, and whether its registry wants a pull secret; chart values: image.repository, image.tag,"
+        " image.pullSecrets (without the chart: --agent-image, --agent-config)"
     )
 
 
@@ -85,7 +86,8 @@ def test_only_the_nodes_asked_for() -> None:
     pods = [pod("a", "Crash"), pod("b", "ImageName")]
     assert not sentence(*pods, nodes=["c"])
     assert sentence(*pods, nodes=["b", "c"]) == (
-        "the agents do not run on node b: reg/i:1 is no name of an image; correct --agent-image"
+        "the agents do not run on node b: reg/i:1 is no name of an image; correct the chart values image.repository"
+        " and image.tag (without the chart: --agent-image)"
     )
 
 
@@ -176,7 +178,7 @@ def test_a_pod_without_a_node(phase: str, status: str, reason: str, *, ails: boo
         ),
         (
             'Error creating: pods "a-1" is forbidden: no PriorityClass with name system-node-critical was found',
-            "make the PriorityClass, see: kubectl get priorityclasses",
+            "make it (see: kubectl get priorityclasses), or name another: chart value agent.priorityClassName",
         ),
         (
             'Error creating: admission webhook "v.example" denied the request: no',

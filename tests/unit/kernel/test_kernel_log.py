@@ -1,5 +1,8 @@
 """The kernel log: which records tell of a full table, and what is said when it cannot be read."""
 
+import errno
+import os
+
 import pytest
 
 from conntrack_operator.decide.symptoms import FullLine
@@ -46,8 +49,43 @@ def test_a_file_of_records(tmp_path):
     assert found.lines[1].at_seconds - found.lines[0].at_seconds == pytest.approx(1)
 
 
-def test_a_log_that_cannot_be_read(tmp_path):
-    """No log is not an empty log: the reason is said."""
-    found = read_kernel_log(tmp_path / "absent")
+TEXT = """\
+<6>[    1.000000] booted
+<4>[    2.000000] nf_conntrack: nf_conntrack: table full in netns 7, dropping packet
+<4>[12345.500000][   T12] nf_conntrack: nf_conntrack: table full, dropping packet
+<12>[12346.000000] nf_conntrack: nf_conntrack: table full, dropping packet
+"""
+
+
+def test_a_container_s_way(tmp_path):
+    """Without /dev/kmsg the whole text is asked for; what a program wrote is left out there too."""
+    found = read_kernel_log(tmp_path / "absent", lambda: TEXT)
+    assert found.problem == ""
+    assert [line.namespace for line in found.lines] == [7, None]
+    assert found.lines[1].at_seconds - found.lines[0].at_seconds == pytest.approx(12343.5)
+
+
+def test_a_log_without_times(tmp_path):
+    """When a table was full cannot be told then; that is said, with the remedy."""
+    found = read_kernel_log(tmp_path / "absent", lambda: TEXT + "<4>nf_conntrack: table full, dropping packet\n")
+    assert len(found.lines) == 2
+    assert "printk" in found.problem
+
+
+@pytest.mark.parametrize(
+    ("number", "problem"),
+    [
+        (errno.EPERM, "the kernel log may not be read (Operation not permitted): it needs root with CAP_SYSLOG"),
+        (errno.ENOSYS, "the kernel log cannot be read (/dev/kmsg and syslog(2): Function not implemented)"),
+    ],
+)
+def test_a_log_that_cannot_be_read(tmp_path, number, problem):
+    """No log is not an empty log: the reason is said, and the switch."""
+
+    def refused():
+        raise OSError(number, os.strerror(number))
+
+    found = read_kernel_log(tmp_path / "absent", refused)
     assert found.lines == ()
-    assert found.problem == f"the kernel log cannot be read ({tmp_path / 'absent'}: No such file or directory)"
+    assert found.problem.startswith(problem)
+    assert ("agent.kernelLog" in found.problem) == (number == errno.EPERM)

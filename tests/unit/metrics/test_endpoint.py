@@ -81,7 +81,9 @@ def test_a_bug_in_a_figure_is_an_answer() -> None:
     assert next(served, None) is None
 
 
-@pytest.mark.parametrize("address", ["", "9464", "localhost", "::1:9464", "1.2.3.4:", "1.2.3.4:0", "a:65536", "[a]:1"])
+@pytest.mark.parametrize(
+    "address", ["", "9464", "localhost", "::1:9464", "1.2.3.4:", "1.2.3.4:0", "a:65536", "[a]:1", "[]:1"]
+)
 def test_a_wrong_address_is_said(address: str) -> None:
     """With the option's name and what to write instead."""
     with pytest.raises(Invalid, match=r"--metrics-address: .* is not HOST:PORT, such as"):
@@ -96,6 +98,17 @@ def test_a_port_in_use_is_said() -> None:
         listen(address)
     with pytest.raises(Unsupported, match=re.escape("nothing can listen at 192.0.2.1:9464 (Cannot assign requested")):
         listen("192.0.2.1:9464")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[127.0.0.1]", *(["[::1]"] if socket.has_dualstack_ipv6() else [])])
+def test_one_address_is_that_one_alone(host: str) -> None:
+    """Brackets fit either family, as a pod's specification needs it that does not know which its node has."""
+    port = free_port()
+    with listen(f"{host}:{port}") as listening:
+        assert listening.getsockname()[0] == host.strip("[]")
+        socket.create_connection((host.strip("[]"), port), timeout=10).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", port), timeout=10)
 
 
 def test_without_a_host_it_is_every_address() -> None:
