@@ -21,6 +21,7 @@ from conntrack_operator import __version__
 
 IMAGE = f"conntrack-operator:{__version__}"
 GONE = "The agent is gone"
+CONFIRMED = "/var/lib/conntrack-operator/confirmed.json"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def tuned(place: Place, installed: Installed, left: dict[str, Any]) -> int:
     if installed.table() is None:
         place.kubectl("apply", "-f", "-", input=left)
         # Confirmed, since an agent that ends before would take it back.
-        wait_until(lambda: installed.status().get("phase") == "Current" and installed.table(), 60, "in force again")
+        wait_until(lambda: place.on_node("cat", CONFIRMED, check=False).returncode == 0, 60, "in force again")
     place.kubectl("delete", "daemonset", AGENT, "-n", NAMESPACE, "--ignore-not-found")
     wait_until(lambda: not place.items("pods", "-n", NAMESPACE), 60, "the agent is gone")
     assert installed.table()
