@@ -63,8 +63,8 @@ class Removal:
         """Delete the policies, wait until every node is restored, and remove what is left.
 
         Returns the nodes that had not answered after `limit_seconds`, by name. Their objects are deleted all the same;
-        an agent whose object is gone keeps the node as it is. Raises Refused when a right is missing, Retry when the API
-        server is silent to the end.
+        an agent whose object is gone keeps the node as it is. Raises Refused when a right is missing, Retry when the
+        API server is silent to the end.
         """
         self._wait(self.clock() + limit_seconds)
         self._surely(self._remove_rest)
