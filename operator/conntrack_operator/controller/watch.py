@@ -5,6 +5,8 @@ would be silent until the next full list, so the handlers do next to nothing, an
 our own workers, which retry ever more rarely.
 """
 
+import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -125,16 +127,8 @@ class Watches:
             if self._ended.is_set():
                 return
             try:
-                kopf.run(
-                    registry=registry_for(self._store, self._queue, self._kubeconfig),
-                    settings=settings_for_watching(),
-                    # Only its peering would use it; left out, kopf asks for the name of the user, and a container's
-                    # number has none (tried: every run of the watches ended with a KeyError).
-                    identity="conntrack-operator",  # type: ignore[arg-type] # a private type, of a string
-                    standalone=True,
-                    clusterwide=True,
-                    stop_flag=self._run_ends,
-                )
+                with contextlib.suppress(asyncio.CancelledError):
+                    asyncio.run(self._watch())
             except Exception as error:  # noqa: BLE001 - whatever ended the watches, they are needed
                 log.error(  # noqa: TRY400 - one line each time
                     "the watches ended: %s: %s; again in %.0f s", type(error).__name__, error, RESTART_SECONDS
@@ -142,6 +136,22 @@ class Watches:
             if not self._ended.wait(RESTART_SECONDS):
                 self._figures.watch_restarts.add()
                 self._queue.add(Key("list"))
+
+    async def _watch(self) -> None:
+        try:
+            await kopf.operator(
+                registry=registry_for(self._store, self._queue, self._kubeconfig),
+                settings=settings_for_watching(),
+                # Only its peering would use it; left out, kopf asks for the name of the user, and a container's
+                # number has none (tried: every run of the watches ended with a KeyError).
+                identity="conntrack-operator",  # type: ignore[arg-type] # a private type, of a string
+                standalone=True,
+                clusterwide=True,
+                stop_flag=self._run_ends,
+            )
+        finally:
+            # kopf waits for it in a thread that asyncio.run waits for: ended by anything else, it would never return.
+            self._run_ends.set()
 
     def begin_anew(self) -> None:
         """End what is being watched and watch again, with a look at what there is to be watched."""
