@@ -89,7 +89,8 @@ def read_credentials(kubeconfig: str | None) -> Credentials:
         insecure=not configuration.verify_ssl,
         certificate_path=configuration.cert_file,
         private_key_path=configuration.key_file,
-        token=bearer.removeprefix("Bearer ") or None,
+        # A pod's is written "bearer" by the official client, a kubeconfig's "Bearer"; a token holds no space.
+        token=bearer.rpartition(" ")[2] or None,
         username=configuration.username or None,
         password=configuration.password or None,
         proxy_url=configuration.proxy or None,

@@ -9,8 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from kubernetes.config import incluster_config
 from tests.lab.programs import free_port
 
+from conntrack_operator.cluster import connection
 from conntrack_operator.cluster.connection import JSON_PATCH, Connection, _complaint, read_credentials
 from conntrack_operator.errors import LookAgain, Refused, Retry, StandBack, Unsupported
 
@@ -33,6 +35,20 @@ def test_credentials_for_the_watches(tmp_path: Path) -> None:
     credentials = read_credentials(kubeconfig(tmp_path))
     assert (credentials.server, credentials.token) == ("https://192.0.2.1:6443", "secret")
     assert credentials.insecure
+
+
+def test_credentials_in_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the official client writes the word in small letters: with it left in, every watch was refused."""
+    for name, text in (("token", "secret"), ("ca.crt", "a certificate")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(connection, "SERVICE_ACCOUNT_TOKEN", tmp_path / "token")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    credentials = read_credentials(None)
+    assert (credentials.server, credentials.token) == ("https://10.96.0.1:443", "secret")
+    assert credentials.ca_path == str(tmp_path / "ca.crt")
 
 
 @pytest.mark.parametrize("text", [None, "", "garbage", "[1, 2", "{}"])
