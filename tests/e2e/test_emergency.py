@@ -3,7 +3,6 @@
 The commands are those of the page, word for word but for what a reader puts in too.
 """
 
-import re
 import signal
 import subprocess
 import sys
@@ -17,11 +16,11 @@ from tests.lab import kube
 from tests.lab.cluster import Cluster
 from tests.lab.namespaces import missing
 from tests.lab.operator import AGENT, NAMESPACE, Operator, in_namespace, start_in_namespace
+from tests.lab.pages import block
 from tests.lab.programs import wait_until
 
 from conntrack_operator.controller.daemonset import agent_documents
 
-PAGE = Path(__file__).parents[2] / "docs" / "uninstall.md"
 STATE = "/var/lib/conntrack-operator"
 IMAGE = "registry.example/conntrack-operator:test"
 NODE = "orphan"
@@ -49,11 +48,8 @@ table inet wall {
 
 
 def commands(heading: str, number: int = 0) -> str:
-    """Return one block of commands, or a document, from below a heading of the page."""
-    _, found, section = PAGE.read_text().partition(f"\n### {heading}\n")
-    assert found, f"{PAGE.name} has no section {heading}"
-    section = re.split(r"\n##+ ", section)[0]
-    return re.findall(r"^```\w*\n(.*?)^```", section, re.MULTILINE | re.DOTALL)[number]
+    """Return one block of commands from below a heading of the page."""
+    return block("uninstall.md", heading, number)
 
 
 def person(operator: Operator, text: str) -> str:

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from tests.lab.walls import ESTABLISHED, NEIGHBOURS, Rule, Wall
 
 from conntrack_operator.agent.machine import Machine
 from conntrack_operator.agent.mending import Mender
@@ -21,6 +22,7 @@ WISH = {
     "trial": {"timeoutSeconds": 30, "soakSeconds": 0},
 }
 
+WEB = Rule("accept", protocol="tcp", port=80)
 PUBLISHED = "table ip docker { chain p { type nat hook prerouting priority -100; tcp dport 80 dnat to 192.0.2.9; }; }"
 
 
@@ -128,6 +130,34 @@ def test_a_war_ends_in_contended(node):
     node.node.sysctl(STREAM, 60)
     node.now += 60
     assert node.mend().outcome.phase == "Current"
+
+
+def test_a_war_about_accepts_goes_on_for_the_port_s_sake(netns, tmp_path):
+    """A firewall reloaded again and again: our accepts are back each time, Contended is said, an hour of peace ends it.
+
+    A rule in force without its accepts is a port that does not answer.
+    """
+    wall = Wall("nftables", {"input": (ESTABLISHED, NEIGHBOURS, WEB), "output": (ESTABLISHED, NEIGHBOURS)})
+    namespace = netns.namespace()
+    netns.link(namespace, netns.namespace())
+    wall.load(namespace)
+    node = Node(namespace, tmp_path, WISH)
+    for turn in range(5):
+        wall.remove(namespace)
+        wall.load(namespace)
+        assert "conntrack_operator" not in wall.listing(namespace)
+        mended = node.mend()
+        assert "jump conntrack_operator_output_replies" in wall.listing(namespace)
+        assert mended.outcome.phase == ("Current" if turn < 3 else "Contended")
+    (result,) = [result for result in mended.outcome.results if result.reason == "Contended"]
+    assert result.setting == "notrack.acceptUntracked"
+    assert "put back each time all the same" in result.message
+    assert node.mender.left == {"notrack.acceptUntracked"}
+    node.now += 100
+    assert node.mend().outcome.phase == "Contended"
+    node.now += 3600
+    assert node.mend().outcome.phase == "Current"
+    assert node.mender.left == frozenset()
 
 
 def test_tracking_switched_on_again(netns, tmp_path):

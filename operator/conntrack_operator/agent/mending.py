@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from conntrack_operator.decide.accept_standing import Standing
-from conntrack_operator.decide.drift import Drift, Mending, Repairs, key_of, mending_of, with_contended
+from conntrack_operator.decide.drift import PUT_BACK, Drift, Mending, Repairs, key_of, mending_of, with_contended
 from conntrack_operator.decide.notrack import TABLE, ruleset_for
 from conntrack_operator.decide.outcome import APPLIED
 from conntrack_operator.decide.plan import ABSENT
@@ -26,7 +26,7 @@ from conntrack_operator.kernel.writers import read_writers
 from conntrack_operator.metrics.tally import Counts
 from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 from .machine import Machine, Outcome
 from .sight import ACCEPT_UNTRACKED, Sight, read_table_state
@@ -79,7 +79,7 @@ class Mender:
 
     @property
     def left(self) -> frozenset[str]:
-        """The settings that are left to whoever keeps changing them."""
+        """The settings that somebody keeps changing. They are left to him, but for the accepts."""
         return frozenset(self._left)
 
     def forget(self) -> None:
@@ -104,7 +104,10 @@ class Mender:
         journal = self._machine.journal(state)
         sight = self._machine.look(confirmed.settings, confirmed.uses, journal, spec.services if spec else ())
         mending = mending_of(known_part(sight.plan, confirmed), self.repairs, now, journal.applied_rules.keys())
-        accepts = sight.accepts_differ and self.repairs.may_repair(ACCEPTS, now)
+        if sight.accepts_differ:
+            self.repairs.may_repair(ACCEPTS, now)
+        # Put back however often, unlike a value: a rule in force without its accepts is a port that does not answer.
+        accepts_war = ACCEPTS in self.repairs.contended(now)
         drifts = (*mending.repairing, *mending.left)
         moves = bool(mending.plan.changes)
         quiet = not drifts and not moves and not sight.accepts_differ and not sight.plan.refused
@@ -115,32 +118,32 @@ class Mender:
         sentences = self._sentences(drifts, sight)
         for setting, sentence in _own_moves(mending, sight):
             log.warning("%s: %s", setting, sentence)
-        mended = replace(sight, plan=mending.plan, accepts_differ=accepts)
+        mended = replace(sight, plan=mending.plan)
         outcome = self._machine.settle(mended, journal, state, confirmed.uses)
         failed = {result.setting for result in outcome.results if result.reason != APPLIED}
         self._went(sight, failed - {drift.setting for drift in mending.left})
         for drift in mending.note(failed, self.repairs, now):
             self._counted.add(key_of(drift.setting), kind_of_rival(drift, self._writers))
-        if accepts and ACCEPTS not in failed:
+        if sight.accepts_differ and ACCEPTS not in failed:
             self.repairs.repaired(ACCEPTS, now)
             self._counted.add(ACCEPTS, UNKNOWN_KIND)
-        if sight.accepts_differ and sight.plan.rules:
+        if (sight.accepts_differ or accepts_war) and sight.plan.rules:
             sentences[ACCEPTS] = _ACCEPTS_CHANGED
         self._expect(sight, mark, mending)
         for setting in sentences.keys() - self._left:
             log.warning("%s", sentences[setting])
-        self._left = {drift.setting for drift in mending.left}
-        if ACCEPTS in sentences and not accepts:
-            self._left.add(ACCEPTS)
+        left = {drift.setting: sentences[drift.setting] for drift in mending.left}
+        war = {ACCEPTS: _ACCEPTS_CHANGED} if accepts_war and ACCEPTS in sentences else {}
+        self._left = {*left, *war}
         if self._left:
-            left = {setting: sentences[setting] for setting in self._left}
-            outcome = replace(outcome, phase="Contended", results=with_contended(outcome.results, left))
+            results = with_contended(with_contended(outcome.results, left), war, PUT_BACK)
+            outcome = replace(outcome, phase="Contended", results=results)
         warnings = tuple(
             Refusal(setting, REPAIRED, self._with_count(setting, sentence))
             for setting, sentence in sentences.items()
             if setting not in self._left
         )
-        return Mended(outcome, warnings, tuple(sentences.values()), len(mending.repairing) + accepts)
+        return Mended(outcome, warnings, tuple(sentences.values()), len(mending.repairing) + sight.accepts_differ)
 
     def _with_count(self, setting: str, sentence: str) -> str:
         count = self.repairs.totals.get(key_of(setting), 0)

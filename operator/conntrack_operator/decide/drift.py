@@ -21,6 +21,10 @@ LEFT_ALONE = (
     f"it was put right {REPAIRS_AN_HOUR} times within an hour and is left alone now; it is tried again in an hour, or"
     " at once when the policy changes or rollout.retry has a new text"
 )
+PUT_BACK = (
+    f"that was more than {REPAIRS_AN_HOUR} times within an hour; it is put back each time all the same, since without"
+    " it the ports of the rules may not answer"
+)
 TABLE = "notrack"
 """One key for our table: one flush takes all rules and is one repair."""
 
@@ -158,9 +162,11 @@ def mending_of(plan: Plan, repairs: Repairs, now: float, applied: Collection[str
     )
 
 
-def with_contended(results: Iterable[Result], sentences: Mapping[str, str]) -> tuple[Result, ...]:
+def with_contended(
+    results: Iterable[Result], sentences: Mapping[str, str], what_next: str = LEFT_ALONE
+) -> tuple[Result, ...]:
     """Return `results` in which each setting of `sentences` is Contended; its sentence says by whom, and what next."""
-    told = {setting: f"{sentence}; {LEFT_ALONE}" for setting, sentence in sentences.items()}
+    told = {setting: f"{sentence}; {what_next}" for setting, sentence in sentences.items()}
     changed = tuple(
         result.model_copy(update={"reason": CONTENDED, "message": told[result.setting]})
         if result.setting in told
