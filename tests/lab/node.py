@@ -57,7 +57,7 @@ class Node:
         self._pause = kube.binary(say, PAUSE)
         self._run = Path(tempfile.mkdtemp(prefix="ctlab-", dir="/run"))  # a socket's path holds 107 bytes
         self.room = Room(folder / "room")
-        self._kubelet_port, self._health_port = free_port(), free_port()
+        self._health_port = free_port()
         self._authority, self._kubeconfig = authority, kubeconfig
         self.containerd = Program("containerd", [], folder / "containerd.log")
         self.kubelet = Program("kubelet", [], folder / "kubelet.log")
@@ -139,7 +139,7 @@ class Node:
     def _kubelet_configuration(self) -> dict[str, Any]:
         return {
             "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
-            "address": ADDRESS, "port": self._kubelet_port, "readOnlyPort": 0,
+            "address": ADDRESS, "readOnlyPort": 0,
             "healthzBindAddress": "127.0.0.1", "healthzPort": self._health_port,
             "authentication": {
                 "anonymous": {"enabled": False}, "webhook": {"enabled": True},

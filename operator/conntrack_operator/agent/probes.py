@@ -94,7 +94,7 @@ def cluster_probes(roots: Roots, host: str, port: int, environment: Mapping[str,
     if service and (service, service_port) != (host, str(port)):
         yield tcp_probe(f"ClusterIP {address_of(service, int(service_port or 443))}", service, int(service_port or 443))
     yield from name_server_probe(roots)
-    yield from kubelet_probe(host, port)
+    yield from kubelet_probe(host, port, environment.get("HOST_IP", ""))
 
 
 def name_server_probe(roots: Roots) -> Iterator[Probe]:
@@ -108,11 +108,15 @@ def name_server_probe(roots: Roots) -> Iterator[Probe]:
         yield Probe(f"DNS {servers[0]}", partial(_answers_queries, servers[0]))
 
 
-def kubelet_probe(peer: str, port: int) -> Iterator[Probe]:
-    """Yield a probe of this node's kubelet, at the address from which this node reaches `peer`.
+def kubelet_probe(peer: str, port: int, own: str = "") -> Iterator[Probe]:
+    """Yield a probe of this node's kubelet at `own`, the node's address, if empty that from which it reaches `peer`.
 
-    The loopback interface is exempt from every rule, so 127.0.0.1 alone would prove little.
+    A kubelet may listen at the node's address alone, and a node with several may reach the API server from another. The
+    loopback interface is exempt from every rule, so 127.0.0.1 alone would prove little.
     """
+    if own:
+        yield tcp_probe(f"kubelet {address_of(own, KUBELET_PORT)}", own, KUBELET_PORT)
+        return
     try:
         found = socket.getaddrinfo(peer, port, type=socket.SOCK_DGRAM)
         family, kind, _, _, address = found[0]

@@ -28,7 +28,7 @@ LABELS = {**SELECTOR, "app.kubernetes.io/managed-by": MANAGED_BY}
 
 
 HOST_IP = "HOST_IP"
-"""The environment variable with the node's address."""
+"""The environment variable with the node's address: metrics are served there, and the kubelet is asked there."""
 
 XTABLES_LOCK = "/run/xtables.lock"
 """Shared by everybody on the node who runs iptables-legacy."""
@@ -118,7 +118,10 @@ def _container(image: str, config: AgentConfig) -> dict[str, Any]:
         # Its last words, should it end by itself, are then seen in its pod, and told by the policies.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "args": args,
-        "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
+        "env": [
+            {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+            {"name": HOST_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}},
+        ],
         "resources": dict(config.resources),
         "securityContext": _rights(config),
         "volumeMounts": mounts,
@@ -129,7 +132,6 @@ def _container(image: str, config: AgentConfig) -> dict[str, Any]:
         # On the node's own network every address would be all of its networks, among them those towards the world. The
         # kubelet's probe and Prometheus ask at the pod's address, which is this one. In brackets it may be IPv6.
         args += ["--metrics-address", f"[$({HOST_IP})]:{config.metrics_port}"]
-        container["env"].append({"name": HOST_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}})
         # No liveness probe: an agent that hangs is worth more than one that is ended in the middle of a trial.
         container["ports"] = [{"name": "metrics", "containerPort": config.metrics_port}]
         # Often, since the waves wait for it.

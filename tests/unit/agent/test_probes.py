@@ -108,3 +108,7 @@ def test_in_a_cluster(tmp_path):
         "kubelet 127.0.0.1:10250",
     ]
     assert next(cluster_probes(roots, "127.0.0.2", 443, environment)).name == "DNS 192.0.2.53"
+    environment["HOST_IP"] = "192.0.2.7"
+    assert [probe.name for probe in cluster_probes(roots, "127.0.0.1", 6443, environment)][
+        -1
+    ] == "kubelet 192.0.2.7:10250"
