@@ -16,7 +16,7 @@ from collections.abc import Callable
 from tests.lab.namespaces import End, Lab, Namespace, missing
 
 from conntrack_operator.kernel import nftables
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 PORTS = range(8001, 10001, 2)
 """1,000 ports that do not touch."""

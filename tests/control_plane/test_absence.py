@@ -11,8 +11,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from tests.lab.cluster import Cluster
-from tests.lab.fleet_by_hand import NAMESPACE, answer, apply, controller, identity, names, settle, spec_of
+from tests.lab.cluster import NAMESPACE, Cluster
+from tests.lab.controller import program as controller
+from tests.lab.fleet_by_hand import answer, apply, identity, names, settle, spec_of
 from tests.lab.programs import Program, wait_until
 
 from conntrack_operator.cluster.connection import Connection
@@ -22,7 +23,7 @@ from conntrack_operator.decide.absence import Loss
 
 POLICIES = "conntrackpolicies.conntrack-operator.io"
 NODE_CONNTRACKS = "nodeconntracks.conntrack-operator.io"
-CONFIRM_SECONDS = 3
+CONFIRM_SECONDS = 2
 """Between two lists that count, in this file but for the test of the ten seconds."""
 TWO_LISTS_SECONDS = 3 * CONFIRM_SECONDS
 """Long enough for two full lists, were they to count."""
@@ -35,8 +36,9 @@ def operator(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFact
     """Give a running controller, the same for all tests of this file."""
     del crds
     cluster.clear()
-    cluster.kubectl("create", "namespace", NAMESPACE)
-    program = controller(tmp_path_factory.mktemp("controller"), cluster.kubeconfig, confirm=CONFIRM_SECONDS)
+    program = controller(
+        tmp_path_factory.mktemp("controller"), cluster.kubeconfig, confirm=CONFIRM_SECONDS, look=CONFIRM_SECONDS
+    )
     program.start()
     yield program
     program.stop()
@@ -49,14 +51,13 @@ def settled(operator: Program, cluster: Cluster, crds: Path) -> Iterator[Program
     if not operator.running:
         operator.start()
     cluster.add_node("n1", role="web")
-    apply(cluster, "web", "web", tcp={"loose": False})
+    apply(cluster, "web")
     settle(cluster, "n1", "web")
     yield operator
     cluster.apply_crds(crds)
     if cluster.get("namespace", NAMESPACE) is None:
-        cluster.kubectl("create", "namespace", NAMESPACE)
-    for kind in ("conntrackpolicies", "nodes", "nodeconntracks"):
-        cluster.kubectl("delete", kind, "--all", "--wait=true")
+        cluster.make_namespace(NAMESPACE)
+    cluster.delete_all("conntrackpolicies", "nodes", "nodeconntracks")
 
 
 def said(program: Program, sentence: str) -> bool:
@@ -107,9 +108,9 @@ def test_deleted_and_made_again(settled: Program, cluster: Cluster) -> None:
     """Back before it is confirmed, again and again: nothing is withdrawn, although many a list has shown it."""
     before = identity(cluster, "n1")
     for _ in range(4):
-        cluster.kubectl("delete", "ctp", "web")
+        cluster.delete_all("ctp")
         time.sleep(CONFIRM_SECONDS / 2)
-        apply(cluster, "web", "web", tcp={"loose": False})
+        apply(cluster, "web")
         time.sleep(CONFIRM_SECONDS / 3)
     time.sleep(TWO_LISTS_SECONDS)
     assert identity(cluster, "n1") == before
@@ -137,7 +138,7 @@ def test_the_policies_crd_hangs_goes_and_comes_back(settled: Program, cluster: C
     lists = settled.log.read_text().count("nothing is withdrawn for web")
     assert lists == 1, "it is said once"
     assert identity(cluster, "n1") == before
-    apply(cluster, "web", "web", tcp={"loose": False})
+    apply(cluster, "web")
     wait_until(lambda: said(settled, "nothing stands in the way"), 60, "the controller sees the policy")
     settle(cluster, "n1", "web")
     wait_until(lambda: said(settled, "the watches begin anew"), 60, "the controller watches the new CRD")
@@ -212,7 +213,7 @@ def test_the_namespace_hangs_goes_and_comes_back(settled: Program, cluster: Clus
     wait_until(lambda: cluster.get("namespace", NAMESPACE) is None, 60, "the namespace is gone")
     time.sleep(TWO_LISTS_SECONDS)
     assert identity(cluster, "n1") == before
-    cluster.kubectl("create", "namespace", NAMESPACE)
+    cluster.make_namespace(NAMESPACE)
     withdrawn(cluster, "n1", 120, revived=settled)
 
 
@@ -222,7 +223,7 @@ def test_a_policy_deleted_while_controller_and_agent_are_down(settled: Program, 
     What the deletion must honour is in the node's spec: onDelete Keep.
     """
     cluster.add_node("n2", role="web")
-    apply(cluster, "web", "web", tcp={"loose": False}, onDelete="Keep")
+    apply(cluster, "web", onDelete="Keep")
     settle(cluster, "n2", "web")
 
     def keeps(node: str) -> bool:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.control_plane.test_controller import IMAGE, NAMESPACE, apply, condition, soon, started
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import NAMESPACE, Cluster
+from tests.lab.controller import IMAGE, started
+from tests.lab.fleet_by_hand import apply, condition, soon
 from tests.lab.programs import Program, wait_until
 
 AGENT = "conntrack-operator-agent"
@@ -23,8 +24,7 @@ def controller(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFa
     """Have a controller at work, and three nodes, two of which are meant by a policy."""
     del crds
     cluster.clear()
-    cluster.kubectl("delete", "events", "--all", "-n", "default")  # of other tests
-    cluster.kubectl("create", "namespace", NAMESPACE)
+    cluster.delete_all(("events", "-n", "default"))  # of other tests
     for name, role in (("n1", "web"), ("n2", "web"), ("n3", "db")):
         cluster.add_node(name, role=role)
     program = started(cluster, tmp_path_factory.mktemp("controller"))
@@ -37,17 +37,15 @@ def controller(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFa
 def tidy(cluster: Cluster) -> Iterator[None]:
     """Have each test begin without policies, agents, events and limits."""
     yield
-    cluster.kubectl("delete", "conntrackpolicies", "--all", "--wait=true")
-    cluster.kubectl("delete", "resourcequota", "--all", "-n", NAMESPACE)
+    cluster.delete_all("conntrackpolicies", ("resourcequotas", "-n", NAMESPACE))
     cluster.kubectl("label", "namespace", NAMESPACE, f"{LABEL}-")
-    for namespace in ("default", NAMESPACE):
-        cluster.kubectl("delete", "events", "--all", "-n", namespace)
+    cluster.delete_all(("events", "-n", "default"), ("events", "-n", NAMESPACE))
     wait_until(lambda: are_gone(cluster), 60, "the agents are gone")
 
 
 def are_gone(cluster: Cluster) -> bool:
     """Tell whether agents and nodes' objects are gone; the objects are deleted, since nobody says Restored here."""
-    cluster.kubectl("delete", "nodeconntracks", "--all", "--wait=true")
+    cluster.delete_all("nodeconntracks")
     return not pods(cluster) and not daemon_set(cluster) and not cluster.items("nodeconntracks")
 
 

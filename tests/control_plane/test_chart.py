@@ -264,7 +264,6 @@ def test_the_api_server_takes_it_all(helm: Helm, cluster: Cluster, crds: Path) -
     """Every object, every switch on, by a dry run on the server; a warning is an error."""
     del crds
     cluster.clear()
-    cluster.kubectl("create", "namespace", "conntrack-system")
     # A pod is not taken without its account, which a dry run does not make.
     cluster.kubectl("create", "serviceaccount", "conntrack-operator-check", "-n", "conntrack-system")
     try:
@@ -289,7 +288,6 @@ def test_the_controller_s_pod_is_restricted(helm: Helm, cluster: Cluster, crds: 
     """Where Pod Security enforces its strictest level, the pods of controller, test and removal are still taken."""
     del crds
     cluster.clear()
-    cluster.kubectl("create", "namespace", "conntrack-system")
     cluster.kubectl(
         "label", "namespace", "conntrack-system",
         "pod-security.kubernetes.io/enforce=restricted", "pod-security.kubernetes.io/warn=restricted",

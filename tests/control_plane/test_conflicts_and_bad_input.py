@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.control_plane.test_controller import NAMESPACE, answer, apply, are_told, condition, revisions, soon, spec_of
 from tests.lab.answering import Answering, answering
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import NAMESPACE, Cluster
 from tests.lab.controller import Controller
+from tests.lab.fleet_by_hand import answer, apply, are_told, condition, revisions, soon, spec_of
 from tests.lab.programs import wait_until
 
 NODES = ("n1", "n2", "n3")
@@ -27,7 +27,6 @@ def controller(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFa
     """Give a controller, the same for all tests of this file."""
     del crds
     cluster.clear()
-    cluster.kubectl("create", "namespace", NAMESPACE)
     controller = Controller(cluster, tmp_path_factory.mktemp("controller"))
     yield controller
     controller.stop()
@@ -43,8 +42,7 @@ def agents(cluster: Cluster, controller: Controller) -> Iterator[Answering]:
         cluster.add_node(name, role="web")
     with answering(cluster, everything=True) as made:
         yield made
-    for kind in ("conntrackpolicies", "nodes", "nodeconntracks"):
-        cluster.kubectl("delete", kind, "--all", "--wait=true")
+    cluster.delete_all("conntrackpolicies", "nodes", "nodeconntracks")
 
 
 def ready(cluster: Cluster, *policies: str) -> None:
@@ -111,7 +109,7 @@ def test_two_policies_of_equal_priority(cluster: Cluster, controller: Controller
     assert sizes(cluster) == [500_000] * 3
     before = written(cluster)
     start_anew(controller)
-    apply(cluster, "drei", nodeSelector={"matchLabels": {"role": "nobody"}})
+    apply(cluster, "drei", role="nobody")
     soon(lambda: condition(cluster, "drei", "Ready").get("reason") == "NoNodeMatches", "it has looked at everything")
     assert written(cluster) == before
     assert both_say_so(cluster)
@@ -193,7 +191,7 @@ def test_revisions_deleted_by_hand(cluster: Cluster) -> None:
     ready(cluster, "web", "gone")
     before = {name: written(cluster)[name] for name in ("n1", "n2")}
     kept = revisions(cluster, "web")
-    cluster.kubectl("delete", "controllerrevisions", "--all", "-n", NAMESPACE)
+    cluster.delete_all(("controllerrevisions", "-n", NAMESPACE))
     # There is one every five minutes; and one whenever something would be withdrawn.
     cluster.kubectl("delete", "ctp", "gone")
 
@@ -241,7 +239,7 @@ def test_a_policy_of_a_newer_version(cluster: Cluster, controller: Controller) -
         wait_until(lambda: stored(newer=None, mode="Rehearse"), 30, "the value is stored")
         soon(lambda: says_of("spec.mode"), "it says so")
         start_anew(controller)
-        apply(cluster, "drei", nodeSelector={"matchLabels": {"role": "nobody"}})
+        apply(cluster, "drei", role="nobody")
         soon(lambda: condition(cluster, "drei", "Ready").get("reason") == "NoNodeMatches", "it has looked at all")
         assert written(cluster) == before
         apply(cluster, "other", table=None, tcp={"loose": False})

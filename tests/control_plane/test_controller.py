@@ -6,39 +6,22 @@ files of their own.
 
 import json
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.lab.answering import Answering, answer_to, answering
-from tests.lab.cluster import Cluster
+from tests.lab.answering import Answering, answering
+from tests.lab.cluster import NAMESPACE, Cluster
+from tests.lab.controller import HASTY, IMAGE, started
+from tests.lab.fleet_by_hand import answer, apply, are_told, condition, revisions, soon, spec_of
 from tests.lab.programs import Program, wait_until
 
 from conntrack_operator.cluster.access import access_for
 from conntrack_operator.cluster.own_node import OwnNode
 
-NAMESPACE = "conntrack-system"
-IMAGE = "registry.example/conntrack-operator:test"
 KINDS = ("conntrackpolicies", "nodeconntracks")
-AT_ONCE = {"canary": 0, "maxUnavailable": "100%"}
-"""The rollout of a policy that reaches every node at once."""
-REVISION_LABELS = "app.kubernetes.io/name=conntrack-operator,app.kubernetes.io/component=revision"
-
-
-def started(cluster: Cluster, folder: Path) -> Program:
-    """Return a controller that runs."""
-    command = [
-        sys.executable, "-m", "conntrack_operator", "controller",
-        "--kubeconfig", str(cluster.kubeconfig), "--namespace", NAMESPACE, "--agent-image", IMAGE,
-    ]  # fmt: skip
-    program = Program("controller", command, folder / "controller.log")
-    program.start()
-    program.wait_until(lambda: "everything is read" in program.tail(), 20, "the controller has read everything")
-    return program
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +29,6 @@ def controller(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFa
     """Give a running controller, the same for all tests of this file."""
     del crds
     cluster.clear()
-    cluster.kubectl("create", "namespace", NAMESPACE)
     program = started(cluster, tmp_path_factory.mktemp("controller"))
     yield program
     program.stop()
@@ -70,9 +52,8 @@ def tidy(controller: Program, heard: Answering, cluster: Cluster) -> Iterator[No
     heard.mute, heard.everything = frozenset(), False
     if not controller.running:
         controller.start()
-    for kind in (*KINDS, "nodes"):  # and nobody waits for nodes to give anything up
-        cluster.kubectl("delete", kind, "--all", "--wait=true")
-    cluster.kubectl("delete", "events", "--all")
+    # And nobody waits for nodes to give anything up.
+    cluster.delete_all(*KINDS, "nodes", ("events", "-n", "default"))
     wait_until(lambda: not agents(cluster) and not revisions(cluster), 60, "the agents are gone")
 
 
@@ -83,60 +64,6 @@ def agents(cluster: Cluster) -> list[str]:
         labels = "app.kubernetes.io/name=conntrack-operator,app.kubernetes.io/component=agent"
         found += [item["kind"] for item in cluster.items(kind, "-n", NAMESPACE, "-l", labels)]
     return found
-
-
-def revisions(cluster: Cluster, policy: str = "") -> list[dict[str, Any]]:
-    """Return the revisions that are kept of a policy, or of all."""
-    found = cluster.items("controllerrevisions", "-n", NAMESPACE, "-l", REVISION_LABELS)
-    owner = "conntrack-operator.io/policy"
-    return [each for each in found if policy in ("", each["metadata"]["annotations"][owner])]
-
-
-def apply(cluster: Cluster, name: str, **spec: Any) -> None:
-    """Apply a policy for the nodes with role=web, of 500,000 entries and at once, unless the spec says otherwise."""
-    fields = {
-        "mode": "Enforce",
-        "rollout": AT_ONCE,
-        "nodeSelector": {"matchLabels": {"role": "web"}},
-        "table": {"size": {"maxEntries": 500_000}},
-        **spec,
-    }
-    document = {
-        "apiVersion": "conntrack-operator.io/v1alpha1",
-        "kind": "ConntrackPolicy",
-        "metadata": {"name": name},
-        "spec": fields,
-    }
-    cluster.kubectl("apply", "-f", "-", input=document)
-
-
-def spec_of(cluster: Cluster, node: str) -> dict[str, Any]:
-    """Return what the node is asked to do; empty when it has no object."""
-    return (cluster.get("nodeconntrack", node) or {}).get("spec", {})
-
-
-def are_told(cluster: Cluster, *nodes: str) -> bool:
-    """Tell whether all these nodes are asked for something."""
-    return all(spec_of(cluster, node).get("mode") == "Apply" for node in nodes)
-
-
-def answer(cluster: Cluster, node: str, phase: str = "Current", **changes: Any) -> None:
-    """Write a node's status as its agent would, having done what its spec asks."""
-    patch = json.dumps({"status": answer_to(spec_of(cluster, node), phase, **changes)})
-    cluster.kubectl("patch", "nodeconntrack", node, "--subresource=status", "--type=merge", "-p", patch)
-
-
-def condition(cluster: Cluster, policy: str, kind: str) -> dict[str, Any]:
-    """Return one condition of a policy; empty when it is not there yet."""
-    status = (cluster.get("conntrackpolicy", policy) or {}).get("status", {})
-    if status.get("observedGeneration", -1) < 0:
-        return {}
-    return next((each for each in status["conditions"] if each["type"] == kind), {})
-
-
-def soon(holds: Callable[[], object], what: str, seconds: float = 40) -> float:
-    """Wait for something the controller does: usually within a second, on a busy machine later (make bench tells)."""
-    return wait_until(holds, seconds, what, every=0.05)
 
 
 def refusal(setting: str) -> dict[str, str]:
@@ -221,15 +148,14 @@ def test_what_is_given_up_is_withdrawn(cluster: Cluster, heard: Answering) -> No
     heard.everything = True
     cluster.add_node("n2", role="cache")
     for name, size in (("base", 600_000), ("team", 7)):
-        selector = {"matchLabels": {"role": "cache"}}
-        apply(cluster, name, nodeSelector=selector, priority=size, table={"size": {"maxEntries": size}})
+        apply(cluster, name, "cache", priority=size, table={"size": {"maxEntries": size}})
     soon(lambda: len(spec_of(cluster, "n2").get("policies", [])) == 2, "the other node is told")
     heard.everything = False
     began = time.monotonic()
     cluster.kubectl("label", "node", "n1", "role=db", "--overwrite")
     cluster.kubectl("delete", "ctp", "base")
     soon(lambda: spec_of(cluster, "n1").get("mode") == "Restore", "the node is asked to restore")
-    assert time.monotonic() - began > 10, "withdrawn without a second look"
+    assert time.monotonic() - began > HASTY["confirm"], "withdrawn without a second look"
     soon(lambda: spec_of(cluster, "n2")["settings"] == {"table": {"size": {"maxEntries": 7}}}, "team decides")
     assert not spec_of(cluster, "n1").get("settings")
     answer(cluster, "n1", "Restored")

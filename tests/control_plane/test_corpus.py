@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.corpus.cases import BAD, EXAMPLES, FOLDER, GOOD, Case, largest_policy, name_of
+from tests.corpus.cases import BAD, FOLDER, GOOD, Case, largest_policy, name_of
+from tests.lab import examples
 from tests.lab.cluster import Cluster
 
 _FILE = re.compile(r'^Error from server .*?/(?P<file>[^"/]+)\.yaml": (?P<said>.*)$', re.MULTILINE)
@@ -52,8 +53,8 @@ def test_bad_policies_are_refused_by_path_and_sentence(judged: dict[str, list[st
 def test_good_policies_are_taken(cluster: Cluster, crds: Path) -> None:
     """`kubectl apply` takes every good policy and every example, strictly validated."""
     assert crds
-    done = cluster.kubectl("apply", "--dry-run=server", "-f", str(FOLDER / "good"), "-f", str(EXAMPLES))
-    assert len(done.stdout.splitlines()) == len(GOOD) + len(list(EXAMPLES.glob("*.yaml")))
+    done = cluster.kubectl("apply", "--dry-run=server", "-f", str(FOLDER / "good"), "-f", str(examples.FOLDER))
+    assert len(done.stdout.splitlines()) == len(GOOD) + len(examples.EXAMPLES)
 
 
 def test_the_largest_policy_is_within_the_cost_budget(cluster: Cluster, crds: Path) -> None:

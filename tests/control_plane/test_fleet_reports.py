@@ -3,7 +3,6 @@
 import itertools
 import math
 import resource
-import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -11,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from tests.lab.cluster import Cluster
+from tests.lab.controller import started
 from tests.lab.fleet import ROLE, Fleet
 from tests.lab.fleet_api import GROUP
 from tests.lab.fleet_clock import StillClock
+from tests.lab.policies import policy
 from tests.lab.programs import Program, wait_until
 
 from conntrack_operator.agent.loop import SAMPLE_SECONDS
@@ -24,15 +25,9 @@ NODES = 200
 TOGETHER = 25
 """Nodes that are added at once. Of 200 connections at once a busy machine gives some up, and their reports would wait
 for a moment of the nodes' time, which stands still."""
-NAMESPACE = "conntrack-system"
 MINUTES = 60
-POLICY = {
-    "apiVersion": "conntrack-operator.io/v1alpha1",
-    "kind": "ConntrackPolicy",
-    "metadata": {"name": "all"},
-    # Observe: every node is told at once, and nothing has to be tried first.
-    "spec": {"mode": "Observe", "nodeSelector": {"matchLabels": {"role": ROLE}}, "timeouts": {"icmp": "20s"}},
-}
+# Observe: every node is told at once, and nothing has to be tried first.
+POLICY = policy("all", {"role": ROLE}, mode="Observe", timeouts={"icmp": "20s"})
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +35,7 @@ def controller(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFa
     """Give a running controller."""
     del crds
     cluster.clear()
-    cluster.kubectl("create", "namespace", NAMESPACE)
-    command = [
-        sys.executable, "-m", "conntrack_operator", "controller", "--kubeconfig", str(cluster.kubeconfig),
-        "--namespace", NAMESPACE, "--agent-image", "registry.example/conntrack-operator:test",
-    ]  # fmt: skip
-    program = Program("controller", command, tmp_path_factory.mktemp("controller") / "controller.log")
-    program.start()
-    program.wait_until(lambda: "everything is read" in program.tail(), 60, "the controller has read everything")
+    program = started(cluster, tmp_path_factory.mktemp("controller"), pace=REFILL_SECONDS)
     yield program
     program.stop()
     cluster.clear()
@@ -61,9 +49,9 @@ def fleet(cluster: Cluster, controller: Program) -> Iterator[Fleet]:
     """
     del controller
     began = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=11)
-    with Fleet(cluster, clock=StillClock(began)) as fleet:
+    with Fleet(cluster.kubeconfig, clock=StillClock(began)) as fleet:
         fleet.taken_before = requests(fleet, "nodeconntracks", "status")  # by the tests before this one
-        cluster.kubectl("apply", "-f", "-", input=POLICY)
+        cluster.apply(POLICY)
         for _ in range(NODES // TOGETHER):
             fleet.add(TOGETHER)
             wait_until(lambda: all(node.written for node in fleet), 120, "every node has answered")
@@ -74,10 +62,10 @@ def fleet(cluster: Cluster, controller: Program) -> Iterator[Fleet]:
 
 def counts(fleet: Fleet) -> dict[str, int]:
     """Return how many nodes the policy counts as what."""
-    return dict((policy(fleet).get("status") or {}).get("nodes") or {})
+    return dict((stored(fleet).get("status") or {}).get("nodes") or {})
 
 
-def policy(fleet: Fleet) -> dict[str, dict[str, dict[str, int]]]:
+def stored(fleet: Fleet) -> dict[str, dict[str, dict[str, int]]]:
     """Return the policy as it is stored."""
     return fleet.api.request("GET", f"{GROUP}/conntrackpolicies/all")
 

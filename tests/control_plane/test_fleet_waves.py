@@ -12,19 +12,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from tests.lab.cluster import Cluster
-from tests.lab.controller import Controller
+from tests.lab.cluster import NAMESPACE, Cluster
+from tests.lab.controller import ELSEWHERE, HASTY, Controller
 from tests.lab.fleet import NODE_CONNTRACKS, ROLE, Fleet
 from tests.lab.fleet_api import APPLY, GROUP, MERGE
 from tests.lab.fleet_duty import BAD_ICMP_SECONDS, ICMP
-from tests.lab.operator import ELSEWHERE, NAMESPACE
+from tests.lab.policies import AT_ONCE, policy
 from tests.lab.programs import wait_until
-
-from conntrack_operator.controller.pace import REFILL_SECONDS
 
 GOOD, FIXED = 20, 21
 QUICK = {"canary": 1, "soakSeconds": 1, "maxUnavailable": "20%"}
-AT_ONCE = {"canary": 0, "maxUnavailable": "100%"}
 POLICY = f"{GROUP}/conntrackpolicies/all"
 
 
@@ -33,7 +30,6 @@ def controller(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFa
     """Give a running controller."""
     del crds
     cluster.clear()
-    cluster.kubectl("create", "namespace", NAMESPACE)
     controller = Controller(cluster, tmp_path_factory.mktemp("controller"))
     controller.start()
     yield controller
@@ -51,24 +47,18 @@ def agents(controller: Controller) -> str:
 def fleet(cluster: Cluster, controller: Controller, agents: str) -> Iterator[Fleet]:
     """Give a fleet without nodes, a controller that runs, and no policy but one that matches nothing."""
     # First: a controller that finds no policy at all takes the agents' account away.
-    cluster.kubectl("apply", "-f", "-", input=ELSEWHERE)
+    cluster.apply(ELSEWHERE)
     if not controller.program.running:
         controller.start()
-    with Fleet(cluster, agents) as fleet:
+    with Fleet(cluster.kubeconfig, agents) as fleet:
         yield fleet
         controller.kill()
-    cluster.kubectl("delete", "controllerrevisions", "--all", "-n", NAMESPACE)
+    cluster.delete_all(("controllerrevisions", "-n", NAMESPACE))
 
 
 def apply(fleet: Fleet, icmp: int, rollout: dict[str, Any], **spec: Any) -> None:
     """Apply the policy for all nodes of the fleet, with this timeout and rollout."""
-    document = {
-        "apiVersion": ELSEWHERE["apiVersion"], "kind": ELSEWHERE["kind"], "metadata": {"name": "all"},
-        "spec": {
-            "mode": "Enforce", "nodeSelector": {"matchLabels": {"role": ROLE}}, "timeouts": {"icmp": icmp},
-            "rollout": rollout, **spec,
-        },
-    }  # fmt: skip
+    document = policy("all", {"role": ROLE}, timeouts={"icmp": icmp}, rollout=rollout, **spec)
     fleet.api.request("PATCH", f"{POLICY}?fieldManager=test&force=true", document, APPLY)
 
 
@@ -294,7 +284,7 @@ def test_an_old_status_under_a_new_name(fleet: Fleet) -> None:
     fleet.create(["node-003"], agents=False)
     until(fleet, lambda: counts(fleet) == {"matched": 6, "current": 5, "pending": 1}, "it is pending")
     fleet.api.request("PATCH", f"{GROUP}/nodeconntracks/node-003/status", {"status": old["status"]}, MERGE)
-    time.sleep(REFILL_SECONDS + 1)
+    time.sleep(HASTY["pace"] + 1)
     assert counts(fleet) == {"matched": 6, "current": 5, "pending": 1}
     apply(fleet, FIXED, AT_ONCE)
     fleet_without = [node for node in fleet if node.name != "node-003"]

@@ -3,21 +3,20 @@
 Each has a way of its own to the API server, which writes down what it sends. One node is played by the test.
 """
 
-import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import NAMESPACE, Cluster
+from tests.lab.controller import program
+from tests.lab.fleet_by_hand import answer, apply, soon
 from tests.lab.ledger import Ledger
 from tests.lab.programs import Program, wait_until
 
-NAMESPACE = "conntrack-system"
 LEASE = "conntrack-operator-controller"
 NODE = "n1"
 LEASE_SECONDS = 15
@@ -28,12 +27,8 @@ class Controller:
 
     def __init__(self, name: str, cluster: Cluster, folder: Path) -> None:
         self.ledger = Ledger(cluster)
-        command = [
-            sys.executable, "-m", "conntrack_operator", "controller",
-            "--kubeconfig", str(self.ledger.kubeconfig(folder / f"{name}.kubeconfig")),
-            "--namespace", NAMESPACE, "--agent-image", "registry.example/conntrack-operator:test",
-        ]  # fmt: skip
-        self.program = Program(name, command, folder / f"{name}.log")
+        kubeconfig = self.ledger.kubeconfig(folder / f"{name}.kubeconfig")
+        self.program = program(folder, kubeconfig, name)
 
     def said(self, start: str) -> list[str]:
         """Return the ends of the lines of its log that have `start` in them."""
@@ -79,24 +74,13 @@ class Pair:
     def edit(self) -> None:
         """Apply the policy with values it has not had before."""
         self._wanted += 1
-        document = {
-            "apiVersion": "conntrack-operator.io/v1alpha1",
-            "kind": "ConntrackPolicy",
-            "metadata": {"name": "web"},
-            "spec": {
-                "mode": "Enforce",
-                "nodeSelector": {"matchLabels": {"role": "web"}},
-                "table": {"size": {"maxEntries": 500_000 + self._wanted}},
-            },
-        }
-        self.cluster.kubectl("apply", "-f", "-", input=document)
+        apply(self.cluster, "web", table={"size": {"maxEntries": 500_000 + self._wanted}})
 
     def is_done(self) -> bool:
         """Whether the node is asked for what the policy says, having answered whatever it is asked for."""
-        node = self.node()
-        self.answer(node)
-        size = node.get("spec", {}).get("settings", {}).get("table", {}).get("size", {})
-        return bool(size == {"maxEntries": 500_000 + self._wanted} and node["spec"]["mode"] == "Apply")
+        spec = answer(self.cluster, NODE)
+        size = spec.get("settings", {}).get("table", {}).get("size", {})
+        return bool(size == {"maxEntries": 500_000 + self._wanted} and spec["mode"] == "Apply")
 
     def done(self, seconds: float = 60) -> float:
         """Wait until the last edit has reached the node; return the seconds it took."""
@@ -116,33 +100,12 @@ class Pair:
         """Return how often the node's spec was written."""
         return int(self.node()["metadata"]["generation"])
 
-    def answer(self, node: dict[str, Any]) -> None:
-        """Say in the node's place that it has done what it is asked for."""
-        spec, status = node.get("spec"), node.get("status") or {}
-        if not spec or status.get("observedRevision") == spec["revision"]:
-            return
-        answer = {
-            "observedRevision": spec["revision"],
-            "observedAttempt": spec.get("attempt", ""),
-            "nodeUID": spec["nodeUID"],
-            "phase": "Restored" if spec["mode"] == "Restore" else "Current",
-            "heartbeatTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        }
-        patch = json.dumps({"status": answer})
-        self.cluster.kubectl("patch", "nct", NODE, "--subresource=status", "--type=merge", "-p", patch, check=False)
-
-
-def soon(holds: Callable[[], object], what: str, seconds: float = 60) -> float:
-    """Wait for something that usually takes a second, on a busy machine longer."""
-    return wait_until(holds, seconds, what, every=0.05)
-
 
 @pytest.fixture(scope="module")
 def pair(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Give two controllers that run, and a node that has what the policy asks for."""
     del crds
     cluster.clear()
-    cluster.kubectl("create", "namespace", NAMESPACE)
     cluster.add_node(NODE, role="web")
     pair = Pair(cluster, tmp_path_factory.mktemp("leadership"))
     try:

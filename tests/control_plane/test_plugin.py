@@ -6,26 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import NAMESPACE, Cluster
 from tests.lab.controller import Controller
-from tests.lab.fleet import NODE_CONNTRACKS, Fleet
+from tests.lab.fleet import NODE_CONNTRACKS, ROLE, Fleet
 from tests.lab.fleet_api import GROUP, MERGE
-from tests.lab.operator import NAMESPACE
 from tests.lab.plugin import Plugin
+from tests.lab.policies import AT_ONCE, policy
 from tests.lab.programs import wait_until
 
 NODES = 6
-POLICY: dict[str, Any] = {
-    "apiVersion": "conntrack-operator.io/v1alpha1",
-    "kind": "ConntrackPolicy",
-    "metadata": {"name": "web"},
-    "spec": {
-        "mode": "Enforce",
-        "nodeSelector": {"matchLabels": {"role": "fleet"}},
-        "timeouts": {"icmp": "20s"},
-        "rollout": {"canary": 0, "maxUnavailable": "100%"},
-    },
-}
+POLICY = policy("web", {"role": ROLE}, timeouts={"icmp": "20s"}, rollout=AT_ONCE)
 TALKER = "10.244.1.7"
 
 
@@ -34,13 +24,12 @@ def fleet(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFactory
     """Give six nodes that one policy has tuned, with a controller at work."""
     del crds
     cluster.clear()
-    cluster.kubectl("create", "namespace", NAMESPACE)
     controller = Controller(cluster, tmp_path_factory.mktemp("controller"))
     controller.start()
     try:
-        with Fleet(cluster) as fleet:
+        with Fleet(cluster.kubeconfig) as fleet:
             fleet.add(NODES)
-            cluster.kubectl("apply", "-f", "-", input=POLICY)
+            cluster.apply(POLICY)
             wait_until(lambda: counted(fleet, "web").get("current") == NODES, 120, "every node is current")
             yield fleet
     finally:
@@ -55,14 +44,14 @@ def plugin(cluster: Cluster, fleet: Fleet) -> Plugin:
     return Plugin(cluster)
 
 
-def policy(fleet: Fleet, name: str) -> dict[str, Any]:
+def stored(fleet: Fleet, name: str) -> dict[str, Any]:
     """Return a policy as it is stored."""
     return fleet.api.request("GET", f"{GROUP}/conntrackpolicies/{name}")
 
 
 def counted(fleet: Fleet, name: str) -> dict[str, int]:
     """Return how many of a policy's nodes are what."""
-    return dict((policy(fleet, name).get("status") or {}).get("nodes") or {})
+    return dict((stored(fleet, name).get("status") or {}).get("nodes") or {})
 
 
 def report(fleet: Fleet, node: str, **status: Any) -> None:
@@ -99,7 +88,7 @@ def test_status_shows_the_fleet_by_pressure(fleet: Fleet, plugin: Plugin) -> Non
     seen = plugin.json("status")
     assert [row["node"] for row in seen["nodes"]][:3] == ["node-004", "node-003", "node-001"]
     assert len(seen["nodes"]) == NODES
-    revision = policy(fleet, "web")["status"]["revision"]
+    revision = stored(fleet, "web")["status"]["revision"]
     row = seen["nodes"][0]
     assert (row["phase"], row["policies"]) == ("Current", [f"web@{revision}"])
     assert (row["entries"], row["maxEntries"], row["dropsPerSecond"]) == (1000, 1000, 12)
@@ -127,21 +116,21 @@ def test_a_paused_rollout_waits_and_goes_on(fleet: Fleet, plugin: Plugin) -> Non
     said = plugin.run("pause", "web").stdout
     assert said.startswith("web is paused: no further node is released")
     assert f"{NODES} of {NODES} nodes are current" in said
-    generation = policy(fleet, "web")["metadata"]["generation"]
+    generation = stored(fleet, "web")["metadata"]["generation"]
     assert "paused already" in plugin.run("pause", "web").stdout
-    assert policy(fleet, "web")["metadata"]["generation"] == generation
-    old = policy(fleet, "web")["status"]["revision"]
+    assert stored(fleet, "web")["metadata"]["generation"] == generation
+    old = stored(fleet, "web")["status"]["revision"]
     fleet.api.request("PATCH", f"{GROUP}/conntrackpolicies/web", {"spec": {"timeouts": {"icmp": "25s"}}}, MERGE)
     wait_until(lambda: plugin.json("status")["policies"][0]["rollout"] == "Paused", 60, "status says that it is paused")
     seen = plugin.json("status")
     assert {row["policies"][0] for row in seen["nodes"]} == {f"web@{old}"}
     assert plugin.run("resume", "web").stdout.startswith("web goes on")
     wait_until(
-        lambda: counted(fleet, "web").get("current") == NODES and policy(fleet, "web")["status"]["revision"] != old,
+        lambda: counted(fleet, "web").get("current") == NODES and stored(fleet, "web")["status"]["revision"] != old,
         120, "every node has the edit",
     )  # fmt: skip
     assert "not paused" in plugin.run("resume", "web").stdout
-    assert policy(fleet, "web")["spec"]["rollout"] == POLICY["spec"]["rollout"]
+    assert stored(fleet, "web")["spec"]["rollout"] == POLICY["spec"]["rollout"]
 
 
 def test_retry_reaches_the_nodes_that_gave_up(fleet: Fleet, plugin: Plugin) -> None:
@@ -149,7 +138,7 @@ def test_retry_reaches_the_nodes_that_gave_up(fleet: Fleet, plugin: Plugin) -> N
     report(fleet, "node-005", phase="RolledBack")
     before = {name: found["spec"].get("attempt", "") for name, found in fleet.objects().items()}
     assert "asked to try again" in plugin.run("retry", "web").stdout
-    assert policy(fleet, "web")["spec"]["rollout"]["retry"].endswith("Z")
+    assert stored(fleet, "web")["spec"]["rollout"]["retry"].endswith("Z")
     wait_until(
         lambda: fleet.objects()["node-005"]["spec"].get("attempt", "") != before["node-005"], 60, "it is asked again"
     )
@@ -160,9 +149,9 @@ def test_retry_reaches_the_nodes_that_gave_up(fleet: Fleet, plugin: Plugin) -> N
 def test_history_tells_what_changed_and_why(fleet: Fleet, plugin: Plugin) -> None:
     """Two revisions with what differs, what each node did, Events, in the order of time."""
     fleet.api.request("PATCH", f"{GROUP}/conntrackpolicies/web", {"spec": {"timeouts": {"icmp": "31s"}}}, MERGE)
-    changed = policy(fleet, "web")
+    changed = stored(fleet, "web")
     wait_until(
-        lambda: (now := policy(fleet, "web"))["status"]["observedGeneration"] == changed["metadata"]["generation"]
+        lambda: (now := stored(fleet, "web"))["status"]["observedGeneration"] == changed["metadata"]["generation"]
         and now["status"]["nodes"]["current"] == NODES, 120, "every node has the edit",
     )  # fmt: skip
     wait_until(
@@ -241,13 +230,13 @@ def test_plan_of_a_file_applies_nothing(fleet: Fleet, plugin: Plugin) -> None:
     lost = {"policy": "more", "field": "timeouts.icmp", "winner": "web", "why": None, "nodes": 2}
     assert plan["conflicts"] == [lost]
     assert "would take it" in plan["apiServer"][0]
-    assert policy(fleet, "more") == {}
+    assert stored(fleet, "more") == {}
     assert plugin.json("plan", "-f", "-", stdin=json.dumps(_as_it_is(fleet)))["changes"] == []
     assert "3 at most" not in plugin.complaint("plan", "-f", "-", stdin=file.replace("500000", "-1"))
 
 
 def _as_it_is(fleet: Fleet) -> dict[str, Any]:
-    return {**POLICY, "spec": policy(fleet, "web")["spec"]}
+    return {**POLICY, "spec": stored(fleet, "web")["spec"]}
 
 
 def test_plan_of_an_observe_policy_shows_what_nodes_said(cluster: Cluster, fleet: Fleet, plugin: Plugin) -> None:
@@ -255,7 +244,7 @@ def test_plan_of_an_observe_policy_shows_what_nodes_said(cluster: Cluster, fleet
     spec = {**POLICY["spec"], "mode": "Observe", "timeouts": {"generic": "77s"}}
     cluster.kubectl("apply", "-f", "-", input={**POLICY, "metadata": {"name": "look"}, "spec": spec})
     wait_until(
-        lambda: (policy(fleet, "look").get("status") or {}).get("preview", {}).get("nodes") == NODES,
+        lambda: (stored(fleet, "look").get("status") or {}).get("preview", {}).get("nodes") == NODES,
         120, "every node has previewed it",
     )  # fmt: skip
     plan = plugin.json("plan", "look", code=2)
@@ -322,7 +311,7 @@ def test_missing_rights_are_named(cluster: Cluster, fleet: Fleet, stranger: str)
     assert len(theirs.json("status")["nodes"]) == NODES
     said = theirs.complaint("pause", "web")
     assert "you may not patch conntrackpolicies.conntrack-operator.io" in said
-    assert policy(fleet, "web")["spec"]["rollout"].get("paused") is None
+    assert stored(fleet, "web")["spec"]["rollout"].get("paused") is None
     assert "you may not list nodes" in theirs.complaint("plan", "-f", "-", stdin=json.dumps(POLICY))
     notes = theirs.json("history", "web")["notes"]
     assert any("not seen: Events: you may not list events" in note for note in notes)

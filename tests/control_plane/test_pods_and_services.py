@@ -1,7 +1,6 @@
 """Pods and Services through the controller and a real control plane: ports that follow, translations that are told."""
 
 import itertools
-import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -9,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.control_plane.test_controller import IMAGE, NAMESPACE, apply, are_told, condition, soon, spec_of, started
 from tests.lab.answering import answering
-from tests.lab.cluster import Cluster
-from tests.lab.programs import Program, wait_until
+from tests.lab.cluster import NAMESPACE, Cluster
+from tests.lab.controller import IMAGE, started
+from tests.lab.fleet_by_hand import apply, are_told, condition, soon, spec_of
+from tests.lab.programs import Program
 
 from conntrack_operator.controller.host_pods import GRACE_SECONDS
 
@@ -27,10 +27,7 @@ def controller(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFa
     """Give a running controller, the same for all tests of this file."""
     del crds
     cluster.clear()
-    for namespace in (NAMESPACE, APPS):
-        cluster.kubectl("create", "namespace", namespace)
-    account = lambda: cluster.get("serviceaccount", "default", "-n", APPS)  # noqa: E731 - a pod needs one
-    wait_until(account, 30, "the namespace's ServiceAccount")
+    cluster.make_namespace(APPS)
     program = started(cluster, tmp_path_factory.mktemp("controller"))
     with answering(cluster, everything=True):
         yield program
@@ -46,13 +43,13 @@ def node(controller: Program, cluster: Cluster) -> Iterator[str]:
         controller.start()
     name = f"n{next(NUMBERS)}"
     cluster.add_node(name, role="web")
-    patch = {"status": {"addresses": [{"type": "InternalIP", "address": ADDRESS}]}}
-    cluster.kubectl("patch", "node", name, "--subresource=status", "--type=merge", "-p", json.dumps(patch))
+    addresses = [{"type": "InternalIP", "address": ADDRESS}]
+    cluster.patch({"status": {"addresses": addresses}}, "node", name, subresource="status")
     yield name
-    for kind in ("pods", "services", "endpointslices"):
-        cluster.kubectl("delete", kind, "--all", "-n", APPS, "--force", "--grace-period=0", "--wait=true")
-    for kind in ("conntrackpolicies", "nodeconntracks", "nodes"):
-        cluster.kubectl("delete", kind, "--all", "--wait=true")
+    cluster.kubectl("delete", "pods", "--all", "-n", APPS, "--force", "--grace-period=0", "--wait=true")
+    cluster.delete_all(
+        ("services", "-n", APPS), ("endpointslices", "-n", APPS), "conntrackpolicies", "nodeconntracks", "nodes"
+    )
 
 
 def rule(**fields: Any) -> dict[str, Any]:

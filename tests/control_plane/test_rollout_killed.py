@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from tests.control_plane.test_controller import NAMESPACE, REVISION_LABELS, apply
 from tests.lab.answering import answering
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import NAMESPACE, Cluster
 from tests.lab.controller import Controller
+from tests.lab.fleet_by_hand import REVISION_LABELS, apply
 from tests.lab.ledger import Entry, Ledger
 from tests.lab.programs import wait_until
 
@@ -94,7 +94,6 @@ def ledger(cluster: Cluster, crds: Path) -> Iterator[Ledger]:
     """Give a ledger of a cluster with five nodes whose agents obey."""
     del crds
     cluster.clear()
-    cluster.kubectl("create", "namespace", NAMESPACE)
     for name in NODES:
         cluster.add_node(name, role="web")
     ledger = Ledger(cluster)

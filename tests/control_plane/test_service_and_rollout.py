@@ -9,21 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.control_plane.test_controller import (
-    NAMESPACE,
-    answer,
-    apply,
-    are_told,
-    condition,
-    revisions,
-    soon,
-    spec_of,
-    started,
-)
 from tests.control_plane.test_pods_and_services import APPS, PODS, make_pod, make_service, port, rule, services_at
 from tests.lab.answering import Answering, answering
 from tests.lab.cluster import Cluster
-from tests.lab.programs import Program, wait_until
+from tests.lab.controller import started
+from tests.lab.fleet_by_hand import answer, apply, are_told, condition, revisions, soon, spec_of
+from tests.lab.programs import Program
 
 NODES = ("n1", "n2", "n3")
 PORT = 30080
@@ -37,9 +28,7 @@ def controller(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFa
     """Give a running controller, the same for all tests of this file."""
     del crds
     cluster.clear()
-    for namespace in (NAMESPACE, APPS):
-        cluster.kubectl("create", "namespace", namespace)
-    wait_until(lambda: cluster.get("serviceaccount", "default", "-n", APPS), 30, "a pod needs a ServiceAccount")
+    cluster.make_namespace(APPS)
     program = started(cluster, tmp_path_factory.mktemp("controller"))
     yield program
     program.stop()
@@ -56,9 +45,8 @@ def agents(cluster: Cluster, controller: Program) -> Iterator[Answering]:
         cluster.add_node(name, role="web")
     with answering(cluster, everything=True) as made:
         yield made
-    cluster.kubectl("delete", "pods,services", "--all", "-n", APPS, "--force", "--grace-period=0", "--wait=true")
-    for kind in ("conntrackpolicies", "nodes", "nodeconntracks"):
-        cluster.kubectl("delete", kind, "--all", "--wait=true")
+    cluster.kubectl("delete", "pods", "--all", "-n", APPS, "--force", "--grace-period=0", "--wait=true")
+    cluster.delete_all(("services", "-n", APPS), "conntrackpolicies", "nodes", "nodeconntracks")
 
 
 def settings(cluster: Cluster) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.control_plane.test_controller import AT_ONCE, NAMESPACE, apply, condition, soon, spec_of, started
 from tests.lab.answering import answering
 from tests.lab.cluster import Cluster
+from tests.lab.controller import started
+from tests.lab.fleet_by_hand import apply, condition, soon, spec_of
+from tests.lab.policies import AT_ONCE
 
 from conntrack_operator.decide.outcome import NODE
 from conntrack_operator.decide.refusal import Refusal
@@ -22,8 +24,8 @@ from conntrack_operator.model.node import NodeStatus, Result, Usage, node_from
 
 MAX = "net.netfilter.nf_conntrack_max"
 DONE = Result(setting=MAX, wanted="500000", observed="500000", reason="Applied")
-CALM_SECONDS = 7
-"""Longer than the controller ever puts off a write."""
+CALM_SECONDS = 3
+"""Longer than this hasty controller ever puts off a write."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,7 +33,6 @@ def controller(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFa
     """Have a controller at work, and one node it is about."""
     del crds
     cluster.clear()
-    cluster.kubectl("create", "namespace", NAMESPACE)
     program = started(cluster, tmp_path_factory.mktemp("controller"))
     cluster.add_node("n1", role="web")
     with answering(cluster):
@@ -46,8 +47,8 @@ def policy(cluster: Cluster) -> Iterator[str]:
     apply(cluster, "web")
     soon(lambda: spec_of(cluster, "n1").get("mode") == "Apply", "the node is told")
     yield "web"
-    cluster.kubectl("delete", "conntrackpolicies,nodeconntracks", "--all", "--wait=true")
-    cluster.kubectl("delete", "events", "--all")
+    cluster.delete_all("conntrackpolicies", "nodeconntracks")
+    cluster.delete_all(("events", "-n", "default"))
 
 
 def failed(reason: str, message: str, setting: str = NODE) -> Result:
@@ -182,9 +183,9 @@ def idle(cluster: Cluster) -> Iterator[None]:
         apply(cluster, name, nodeSelector={"matchLabels": {"idle": name}})
     soon(lambda: all(spec_of(cluster, name).get("mode") == "Apply" for name in IDLE), "the nodes are told")
     yield
-    cluster.kubectl("delete", "conntrackpolicies,nodeconntracks", "--all", "--wait=true")
+    cluster.delete_all("conntrackpolicies", "nodeconntracks")
     cluster.kubectl("delete", "nodes", *IDLE)
-    cluster.kubectl("delete", "events", "--all")
+    cluster.delete_all(("events", "-n", "default"))
 
 
 @pytest.mark.usefixtures("idle")

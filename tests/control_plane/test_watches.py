@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 from tests.lab.cluster import Cluster
-from tests.lab.fleet_by_hand import NAMESPACE, answer, apply, controller, identity, names, settle, spec_of
+from tests.lab.controller import HASTY
+from tests.lab.controller import program as controller
+from tests.lab.fleet_by_hand import answer, apply, identity, names, settle, spec_of
 from tests.lab.line import Line
 from tests.lab.programs import Program, wait_until
 
@@ -26,7 +28,6 @@ def line(cluster: Cluster, crds: Path) -> Iterator[Line]:
     """Give a line to the API server of a cluster with the operator's namespace."""
     del crds
     cluster.clear()
-    cluster.kubectl("create", "namespace", NAMESPACE)
     line = Line(cluster.port)
     yield line
     line.close()
@@ -37,7 +38,9 @@ def line(cluster: Cluster, crds: Path) -> Iterator[Line]:
 def shared(cluster: Cluster, line: Line, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     """Give a controller behind the line, for the tests that need no other."""
     folder = tmp_path_factory.mktemp("controller")
-    program = controller(folder, line.kubeconfig(cluster, folder / "line.kubeconfig"), silence=INACTIVITY_SECONDS)
+    program = controller(
+        folder, line.kubeconfig(cluster, folder / "line.kubeconfig"), silence=INACTIVITY_SECONDS, **HASTY
+    )
     yield program
     program.stop()
 
@@ -57,8 +60,7 @@ def running(program: Program, cluster: Cluster, line: Line) -> Iterator[Program]
         yield program
     finally:
         line.resume()
-        for kind in ("conntrackpolicies", "nodes", "nodeconntracks"):
-            cluster.kubectl("delete", kind, "--all", "--wait=true")
+        cluster.delete_all("conntrackpolicies", "nodes", "nodeconntracks")
 
 
 @pytest.fixture
@@ -150,7 +152,7 @@ def test_watches_that_miss_a_deletion_are_found_out(
 ) -> None:
     """When kopf never notices that a line is dead, the short list of the policies does, within a minute."""
     shared.stop()
-    program = controller(tmp_path, line.kubeconfig(cluster, tmp_path / "line.kubeconfig"), silence=NEVER)
+    program = controller(tmp_path, line.kubeconfig(cluster, tmp_path / "line.kubeconfig"), silence=NEVER, **HASTY)
     with running(program, cluster, line):
         before = identity(cluster, "n1")
         time.sleep(5)  # the full list that follows a start is through
@@ -169,7 +171,7 @@ def test_watches_that_miss_a_deletion_are_found_out(
 def test_a_handler_that_raises(shared: Program, cluster: Cluster, line: Line, tmp_path: Path) -> None:
     """What a handler failed to take in is read anew soon, not at the next full list in five minutes."""
     shared.stop()
-    program = controller(tmp_path, cluster.kubeconfig, silence=INACTIVITY_SECONDS, stumbles="stumbles")
+    program = controller(tmp_path, cluster.kubeconfig, silence=INACTIVITY_SECONDS, stumbles="stumbles", **HASTY)
     with running(program, cluster, line):
         try:
             cluster.add_node("n3", role="stumbles")
@@ -209,7 +211,7 @@ def test_work_that_fails_comes_again_ever_more_rarely(shared: Program, cluster: 
     program.start()
     try:
         cluster.add_node("n1", role="web")
-        apply(cluster, "web", "web")
+        apply(cluster, "web")
 
         def pauses() -> list[float]:
             log = program.log.read_text()

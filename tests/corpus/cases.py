@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 
 FOLDER = Path(__file__).parent
-EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.lab import examples
 from tests.lab import host as machine
 from tests.lab.cluster import Cluster
 from tests.lab.operator import Operator
-
-EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 
 _running = pytest.StashKey[Operator]()
 
@@ -36,7 +35,7 @@ def _started(
     cluster.clear()
     labels: dict[str, str] = {}
     for name in ("web", "timeouts"):
-        document = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())
+        document = yaml.safe_load((examples.FOLDER / f"{name}.yaml").read_text())
         labels |= document["spec"]["nodeSelector"]["matchLabels"]
     operator = request.config.stash[_running] = Operator(cluster, host, tmp_path_factory.mktemp("operator"))
     try:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 import pytest
+from tests.lab.cluster import NAMESPACE
 from tests.lab.host import Host
-from tests.lab.operator import NAMESPACE, NODE, Operator
+from tests.lab.operator import NODE, Operator
 
 pytestmark = pytest.mark.tunes_this_machine
 

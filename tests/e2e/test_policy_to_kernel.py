@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.lab import examples
+from tests.lab.cluster import NAMESPACE
+from tests.lab.controller import AGENT
 from tests.lab.entries import Entry, inject_many
 from tests.lab.host import Host, Writes, sysctls
-from tests.lab.operator import AGENT, NAMESPACE, NODE, Operator
+from tests.lab.operator import NODE, Operator
 from tests.lab.programs import wait_until
 
 pytestmark = pytest.mark.tunes_this_machine
 
-EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
-WEB, TIMEOUTS = EXAMPLES / "web.yaml", EXAMPLES / "timeouts.yaml"
+WEB, TIMEOUTS = examples.FOLDER / "web.yaml", examples.FOLDER / "timeouts.yaml"
 SECONDS_TO_KERNEL = 5
 SECONDS_TO_READY = 30
 STARTS = 50
@@ -156,20 +158,13 @@ def test_timeouts_example_reaches_the_kernel_and_goes(operator: Operator, host: 
 def test_of_two_policies_the_loser_names_field_winner_and_node(operator: Operator, host: Host, first: str) -> None:
     """Whichever comes first, the higher priority sizes the table; the other keeps the rest and says Conflicted."""
     base = host.value("nf_conntrack_max")
-    selector = {"matchLabels": {"kubernetes.io/hostname": NODE}}
     policies = {
         "higher": {"priority": 50, "table": {"size": {"maxEntries": base + 70_000}}},
         "lower": {"table": {"size": {"maxEntries": base + 10_000}}, "timeouts": {"icmp": "17s"}},
     }
     second = "lower" if first == "higher" else "higher"
     for name in (first, second):
-        operator.cluster.kubectl(
-            "apply", "-f", "-",
-            input={
-                "apiVersion": "conntrack-operator.io/v1alpha1", "kind": "ConntrackPolicy", "metadata": {"name": name},
-                "spec": {"mode": "Enforce", "nodeSelector": selector, "trial": QUICK, **policies[name]},
-            },
-        )  # fmt: skip
+        operator.apply(name, trial=QUICK, **policies[name])
         operator.wait_ready(name)
     wait_until(lambda: host.value("nf_conntrack_max") == base + 70_000, 40, "the higher priority sizes the table")
     wait_until(lambda: host.value("nf_conntrack_icmp_timeout") == 17, 40, "the lower priority's timeout is kept")

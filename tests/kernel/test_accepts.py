@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 
 import pytest
-from tests.lab.bypass import load, tcp, tracked, transfer, udp
+from tests.lab.bypass import connected, load, tcp, tracked, transfer, udp
 from tests.lab.namespaces import Lab, Namespace, packed
 from tests.lab.walls import ESTABLISHED, NEIGHBOURS, TOOLS, Rule, Wall
 
 from conntrack_operator.decide.accepts import Accepts, AcceptUntracked, Standing, accepts_for
 from conntrack_operator.kernel.accepts import read_accepts, remove_accepts, write_accepts
 from conntrack_operator.kernel.firewall import read_firewall
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 FAMILIES = ("ipv4", "ipv6")
 SILENCE_SECONDS = 0.2
@@ -373,7 +373,7 @@ SIZE_BYTES = 1 << 19
 
 
 def _moved(node: Namespace, client: Namespace, address: str) -> int:
-    with node.listen(address, 80) as listener, client.connect(address, 80) as near, listener.accept()[0] as far:
+    with connected(node, client, address, 80) as (near, far):
         return transfer(far, near, SIZE_BYTES, 2).received_bytes
 
 

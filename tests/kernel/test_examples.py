@@ -5,34 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from tests.lab.command import conntrack_operator
+from tests.lab.examples import CLOSED, EXAMPLES, example
+from tests.lab.host import SHARED
 from tests.lab.namespaces import Lab, Namespace
-
-EXAMPLES = sorted((Path(__file__).parents[2] / "manifests" / "examples").glob("*.yaml"))
-SHARED = tuple(f"net.netfilter.nf_conntrack_{name} " for name in ("buckets", "count", "expect_max", "max"))
-"""The machine's, which other tests may write meanwhile, and the entries in use."""
-CLOSED = """
-table inet filter {
-  chain input {
-    type filter hook input priority filter; policy drop;
-    ct state established,related accept
-    tcp dport 22 accept
-    tcp dport 443 ct state new accept
-  }
-}
-"""
-"""A firewall that lets port 443 in by its state."""
 
 
 def _for_a_namespace(path: Path) -> dict[str, Any]:
     """Return the example as far as a namespace can have it: sizes are the whole machine's, pods a cluster's."""
-    document: dict[str, Any] = yaml.safe_load(path.read_text())
-    spec = document["spec"]
-    spec.pop("table", None)
-    for rule in spec.get("notrack", {}).get("rules", ()):
-        if rule.pop("pods", None):
-            rule["ports"] = [8080]
+    document = example(path)
+    document["spec"].pop("table", None)
     return document
 
 
@@ -46,7 +28,7 @@ def _node(lab: Lab, document: dict[str, Any]) -> Namespace:
 def _ruleset_and_sysctls(node: Namespace) -> tuple[str, list[str]]:
     """Return all rules, and every conntrack sysctl that is this namespace's own."""
     lines = node.run("sysctl", "net.netfilter").stdout.splitlines()
-    own = [line for line in lines if not line.startswith(SHARED)]
+    own = [line for line in lines if line.split()[0] not in SHARED]
     assert len(own) > 30
     return node.run("nft", "list", "ruleset").stdout, own
 

@@ -22,7 +22,7 @@ from conntrack_operator.kernel.flow_layout import Layout
 from conntrack_operator.kernel.flow_selection import read_entries
 from conntrack_operator.kernel.flows import CT_GET
 from conntrack_operator.kernel.netlink import BODY, Netlink, attributes
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 HERE4, HERE6 = "192.0.2.1", "2001:db8::1"
 WEB = NotrackRule(name="web", ports=[80, "8000-8100"])

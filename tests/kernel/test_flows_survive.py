@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
-from tests.lab.bypass import load, tracked
+from tests.lab.bypass import connected, load, tracked
 from tests.lab.namespaces import End, Lab, Namespace
 from tests.lab.pacing import Paced
 
 from conntrack_operator.decide.flow_matching import forward_withdrawal_problem
 from conntrack_operator.decide.notrack import REMOVE, ruleset_for
 from conntrack_operator.kernel.flow_editing import drop_stale, make_liberal, seed
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 WEB = NotrackRule(name="web", ports=[8080])
 
@@ -76,6 +76,13 @@ def pair(netns: Lab) -> Pair:
     node_end, other_end = netns.link(node, other)
     node.nft(FIREWALL)
     return Pair(node, other, node_end, other_end)
+
+
+@contextlib.contextmanager
+def downloading(server: Namespace, client: Namespace, address: str) -> Iterator[Paced]:
+    """Hold a connection over which 3 MB/s go down from the server."""
+    with connected(server, client, address, 8080) as (near, far), Paced(far, near) as transfer:
+        yield transfer
 
 
 @contextlib.contextmanager
@@ -144,7 +151,7 @@ def test_without_the_preparation_the_transfer_stops(pair: Pair, left_out: str) -
     born_tracked = left_out == "make_liberal"
     if not born_tracked:
         load(node, WEB)
-    with node.listen(pair.node_end.ipv4, 8080) as listener, flowing(listener, pair.other, down=True) as flow:
+    with downloading(node, pair.other, pair.node_end.ipv4) as flow:
         assert flow.keeps_up()
         if born_tracked:
             put_on_trial(node, [WEB], seconds=1.5)
@@ -191,7 +198,7 @@ def test_a_routed_transfer_goes_on_when_a_trial_expires(netns: Lab) -> None:
     way = netns.routed()
     way.router.nft(FIREWALL)
     way.router.sysctl("net.netfilter.nf_conntrack_tcp_loose", 0)
-    with way.server.listen(way.server_end.ipv4, 8080) as listener, flowing(listener, way.client, down=True) as flow:
+    with downloading(way.server, way.client, way.server_end.ipv4) as flow:
         assert flow.keeps_up()
         with way.router.inside():
             assert make_liberal([FORWARDED]) == 1
@@ -211,7 +218,7 @@ def test_a_routed_transfer_born_untracked_needs_loose(netns: Lab, tcp_loose: int
     )
     way.router.sysctl("net.netfilter.nf_conntrack_tcp_loose", tcp_loose)
     load(way.router, FORWARDED)
-    with way.server.listen(way.server_end.ipv4, 8080) as listener, flowing(listener, way.client, down=True) as flow:
+    with downloading(way.server, way.client, way.server_end.ipv4) as flow:
         assert flow.keeps_up()
         way.router.nft(REMOVE)
         time.sleep(0.3)

@@ -6,7 +6,7 @@ import pytest
 from tests.lab.bypass import EXCHANGES, bypassed, load, raw, sctp_packet, tcp, tracked
 from tests.lab.namespaces import Lab
 
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 FAMILIES = ("ipv4", "ipv6")

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from tests.lab.bypass import Transfer, bypassed, load, tracked, transfer, udp
+from tests.lab.bypass import Transfer, bypassed, connected, load, tracked, transfer, udp
 from tests.lab.namespaces import End, Lab, Namespace
 
 from conntrack_operator.decide.notrack import ruleset_for
 from conntrack_operator.kernel import nftables
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 FAMILIES = ("ipv4", "ipv6")
 NARROW = {"ipv4": 1000, "ipv6": 1280}
@@ -69,22 +69,14 @@ def _load_without_errors(namespace: Namespace, rule: NotrackRule) -> None:
 
 def _download(path: Path, family: str, size_bytes: int = FULL_BYTES, patience_seconds: float = 20) -> Transfer:
     address = getattr(path.server_end, family)
-    with (
-        path.server.listen(address, 8080) as listener,
-        path.client.connect(address, 8080) as near,
-        listener.accept()[0] as far,
-    ):
+    with connected(path.server, path.client, address, 8080) as (near, far):
         return transfer(far, near, size_bytes, patience_seconds)
 
 
 def _upload(path: Path, family: str, size_bytes: int = FULL_BYTES, patience_seconds: float = 20) -> Transfer:
     """Send the same way, but the far end is the one that listens."""
     address = getattr(path.client_end, family)
-    with (
-        path.client.listen(address, 8080) as listener,
-        path.server.connect(address, 8080) as near,
-        listener.accept()[0] as far,
-    ):
+    with connected(path.client, path.server, address, 8080) as (near, far):
         return transfer(near, far, size_bytes, patience_seconds)
 
 

@@ -13,7 +13,7 @@ from tests.lab.namespaces import End, Lab, Namespace
 from conntrack_operator.decide.notrack import TABLE, ruleset_for
 from conntrack_operator.decide.notrack_exemptions import SHORT_SECONDS, Exemption
 from conntrack_operator.kernel import nftables
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 FAMILIES = ("ipv4", "ipv6")
 PORTS = "8000-16000"

@@ -4,7 +4,7 @@ import pytest
 from tests.lab.bypass import EXCHANGES, bypassed, load, tcp, tracked, udp
 from tests.lab.namespaces import Lab, Routed
 
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 FAMILIES = ("ipv4", "ipv6")

@@ -9,7 +9,7 @@ import pytest
 from tests.lab.bypass import EXCHANGES, bypassed, installed, load, tcp, tracked, udp
 from tests.lab.namespaces import End, Lab, Namespace
 
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 FAMILIES = ("ipv4", "ipv6")

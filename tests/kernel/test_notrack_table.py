@@ -11,7 +11,7 @@ from tests.lab.namespaces import Lab, Namespace
 from conntrack_operator.decide import notrack
 from conntrack_operator.errors import Unsupported
 from conntrack_operator.kernel import nftables
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 PORTS = [80, "8000-8100", 8101, 443, "1-3", 65535]
 ADDRESSES = (None, ["192.0.2.0/24", "2001:db8::/32", "198.51.100.7"], ["0.0.0.0/0", "::/0"], ["192.0.2.1"])

@@ -14,7 +14,7 @@ from tests.lab.namespaces import End, Lab, Namespace
 from conntrack_operator.decide.notrack import TABLE, ruleset_for
 from conntrack_operator.errors import Refused
 from conntrack_operator.kernel import nftables
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 FAMILIES = ("ipv4", "ipv6")
 LONG_SECONDS = 600

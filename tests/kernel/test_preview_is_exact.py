@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from tests.corpus.cases import GOOD
-from tests.lab.host import Host, missing
+from tests.lab.examples import CLOSED, EXAMPLES, example
+from tests.lab.host import SHARED, Host, missing
 from tests.lab.namespaces import Lab, Namespace
 
 from conntrack_operator.agent.duty import Duty
@@ -21,32 +21,16 @@ from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.kernel.sysctl import read_sysctls
 from conntrack_operator.model.node import NodeSpec
-from conntrack_operator.model.policy import NotrackRule, Settings
+from conntrack_operator.model.notrack import NotrackRule
+from conntrack_operator.model.policy import Settings
 from conntrack_operator.model.reading import policy_from
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "manifests" / "examples").glob("*.yaml"))
 POLICIES = [*EXAMPLES, *(case.path for case in GOOD)]
-SHARED = tuple(f"net.netfilter.nf_conntrack_{name}" for name in ("buckets", "count", "expect_max", "max"))
-"""The machine's, which other tests may write meanwhile, and the entries in use."""
-CLOSED = """
-table inet filter {
-  chain input {
-    type filter hook input priority filter; policy drop;
-    ct state established,related accept
-    tcp dport 22 accept
-    tcp dport 443 ct state new accept
-  }
-}
-"""
 
 
 def settings_in(path: Path) -> Settings:
     """Return a policy's settings; ports stand for the pods that a cluster would find, and no soak for any."""
-    document = yaml.safe_load(path.read_text())
-    for rule in (document["spec"].get("notrack") or {}).get("rules", ()):
-        if rule.pop("pods", None):
-            rule["ports"] = [8080]
-    settings = merged([policy_from(document)]).settings.document()
+    settings = merged([policy_from(example(path))]).settings.document()
     return Settings.model_validate({**settings, "trial": {"timeoutSeconds": 20, "soakSeconds": 0}})
 
 

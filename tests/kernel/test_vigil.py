@@ -10,7 +10,7 @@ from conntrack_operator.kernel import nftables
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.kernel.table_rivals import read_handles
 from conntrack_operator.kernel.vigil import Vigil
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 ESTABLISHED = "net.netfilter.nf_conntrack_tcp_timeout_established"
 RULE = NotrackRule.model_validate({"name": "web", "ports": [80]})

@@ -16,7 +16,7 @@ from tests.lab.namespaces import Namespace
 
 from conntrack_operator.decide.notrack import Installed, Ruleset, installed_from, ruleset_for
 from conntrack_operator.kernel import nftables
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 SCTP = 132
 """IPPROTO_SCTP."""
@@ -54,13 +54,22 @@ def _entries(namespace: Namespace, family: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def tcp(server: Namespace, client: Namespace, address: str, port: int, source_port: int = 0) -> Iterator[None]:
-    """Hold an open TCP connection over which both sides have sent ten messages."""
+def connected(
+    server: Namespace, client: Namespace, address: str, port: int, source_port: int = 0
+) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Hold an open TCP connection; give the client's end and the server's."""
     with (
         server.listen(address, port) as listener,
         client.connect(address, port, source_port) as near,
         listener.accept()[0] as far,
     ):
+        yield near, far
+
+
+@contextlib.contextmanager
+def tcp(server: Namespace, client: Namespace, address: str, port: int, source_port: int = 0) -> Iterator[None]:
+    """Hold an open TCP connection over which both sides have sent ten messages."""
+    with connected(server, client, address, port, source_port) as (near, far):
         far.settimeout(5)
         for _ in range(10):
             near.sendall(b"question")

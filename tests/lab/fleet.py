@@ -8,10 +8,10 @@ test does, and it may take agents away and give them back.
 import resource
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.lab.cluster import Cluster
 from tests.lab.fleet_api import GROUP, MERGE, Api
 from tests.lab.fleet_clock import StillClock
 from tests.lab.fleet_node import SimulatedNode
@@ -26,13 +26,13 @@ NODE_CONNTRACKS = f"{GROUP}/nodeconntracks"
 
 
 class Fleet:
-    """Nodes `node-000` and so on. `agents_kubeconfig` is what the agents present; absent: an administrator's."""
+    """Nodes `node-000` and so on, made with `kubeconfig`, an administrator's; agents may have one of their own."""
 
-    def __init__(self, cluster: Cluster, agents_kubeconfig: str = "", clock: Clock | None = None) -> None:
-        self.api = Api(access_for(str(cluster.kubeconfig)))
+    def __init__(self, kubeconfig: Path | str, agents_kubeconfig: str = "", clock: Clock | None = None) -> None:
+        self.api = Api(access_for(str(kubeconfig)))
         self.clock = clock or Clock()
         self.nodes: dict[str, SimulatedNode] = {}
-        self._access = access_for(agents_kubeconfig or str(cluster.kubeconfig))
+        self._access = access_for(agents_kubeconfig or str(kubeconfig))
         _allow_many_files()
 
     def __enter__(self) -> Self:

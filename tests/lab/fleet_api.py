@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -12,6 +13,9 @@ from conntrack_operator.cluster.access import Access
 
 GROUP = "/apis/conntrack-operator.io/v1alpha1"
 THREADS = 4
+BUSY = 429
+"""What the API server answers while it is not ready for a kind: a CRD's, just after its own start."""
+BUSY_SECONDS = 20
 MERGE, JSON_PATCH, APPLY = (
     "application/merge-patch+json", "application/json-patch+json", "application/apply-patch+yaml",
 )  # fmt: skip
@@ -24,25 +28,33 @@ class Api:
         self._access = access
         self._free: list[HTTPConnection] = []
 
-    def request(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> dict[str, Any]:
+    def request(
+        self, method: str, path: str, body: Any = None, kind: str = "application/json", accept: str = "*/*"
+    ) -> dict[str, Any]:
         """Return the answer as JSON, empty for 404. RuntimeError shows any other refusal."""
-        text = self._text(method, path, json.dumps(body) if body is not None else None, kind)
+        text = self._text(method, path, json.dumps(body) if body is not None else None, kind, accept)
         return dict(json.loads(text)) if text else {}
 
-    def _text(self, method: str, path: str, body: str | None, kind: str) -> str:
-        try:
-            status, text = self._answer(self._free.pop() if self._free else self._connect(), method, path, body, kind)
-        except (HTTPException, OSError):
-            # A kept connection may have ended since: once more, on a new one.
-            status, text = self._answer(self._connect(), method, path, body, kind)
+    def _text(self, method: str, path: str, body: str | None, kind: str, accept: str = "*/*") -> str:
+        headers = {"Accept": accept, "Content-Type": kind, **self._access.headers()}
+        began = time.monotonic()
+        while True:
+            try:
+                connection = self._free.pop() if self._free else self._connect()
+                status, text = self._answer(connection, method, path, body, headers)
+            except (HTTPException, OSError):
+                # A kept connection may have ended since: once more, on a new one.
+                status, text = self._answer(self._connect(), method, path, body, headers)
+            if status != BUSY or time.monotonic() - began > BUSY_SECONDS:
+                break
+            time.sleep(0.2)
         if status >= 400 and status != 404:
             raise RuntimeError(f"{method} {path}: {status} {text[:500]}")
         return text if status != 404 else ""
 
     def _answer(
-        self, connection: HTTPConnection, method: str, path: str, body: str | None, kind: str
+        self, connection: HTTPConnection, method: str, path: str, body: str | None, headers: dict[str, str]
     ) -> tuple[int, str]:
-        headers = {"Accept": "*/*", "Content-Type": kind, **self._access.headers()}
         try:
             connection.request(method, path, body, headers)
             response = connection.getresponse()

@@ -1,46 +1,30 @@
-"""Policies and nodes of a cluster without agents: the test answers in their place."""
+"""Policies and nodes of a cluster without agents: the test answers in their place (or tests.lab.answering does)."""
 
-import json
-import sys
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from tests.lab.cluster import Cluster
-from tests.lab.programs import Program, wait_until
+from tests.lab.answering import answer_to
+from tests.lab.cluster import NAMESPACE, Cluster
+from tests.lab.policies import AT_ONCE, policy
+from tests.lab.programs import wait_until
 
-NAMESPACE = "conntrack-system"
-
-
-def controller(folder: Path, kubeconfig: Path, **nerves: object) -> Program:
-    """Return a controller, not started; with `nerves`, one of tests.lab.watchful that has them."""
-    module = (
-        ["tests.lab.watchful", *(f"{nerve}={value}" for nerve, value in nerves.items()), "--"]
-        if nerves
-        else ["conntrack_operator"]
-    )
-    command = [
-        sys.executable, "-m", *module, "controller",
-        "--kubeconfig", str(kubeconfig), "--namespace", NAMESPACE, "--agent-image", "registry.example/agent:test",
-    ]  # fmt: skip
-    return Program("controller", command, folder / "controller.log")
+REVISION_LABELS = "app.kubernetes.io/name=conntrack-operator,app.kubernetes.io/component=revision"
 
 
-def apply(cluster: Cluster, name: str, role: str, **spec: Any) -> None:
-    """Apply a policy for the nodes with `role`."""
-    fields = {"mode": "Enforce", "nodeSelector": {"matchLabels": {"role": role}}, "tcp": {"loose": True}, **spec}
-    document = {
-        "apiVersion": "conntrack-operator.io/v1alpha1",
-        "kind": "ConntrackPolicy",
-        "metadata": {"name": name},
-        "spec": fields,
-    }
-    cluster.kubectl("apply", "-f", "-", input=document)
+def apply(cluster: Cluster, name: str, role: str = "web", **spec: Any) -> None:
+    """Apply a policy for the nodes with this role, of 500,000 entries and at once, unless the spec says otherwise."""
+    fields = {"rollout": AT_ONCE, "table": {"size": {"maxEntries": 500_000}}, **spec}
+    cluster.apply(policy(name, {"role": role}, **fields))
 
 
 def spec_of(cluster: Cluster, node: str) -> dict[str, Any]:
     """Return what the node is asked to do; empty when it has no object."""
     return (cluster.get("nodeconntrack", node) or {}).get("spec", {})
+
+
+def are_told(cluster: Cluster, *nodes: str) -> bool:
+    """Tell whether all these nodes are asked for something."""
+    return all(spec_of(cluster, node).get("mode") == "Apply" for node in nodes)
 
 
 def identity(cluster: Cluster, node: str) -> tuple[str, int]:
@@ -56,24 +40,30 @@ def names(cluster: Cluster, node: str) -> list[str]:
     return [use["name"] for use in spec.get("policies", [])] if spec.get("mode") == "Apply" else []
 
 
-def answer(cluster: Cluster, node: str, unless: str = "") -> dict[str, Any]:
-    """Say in the node's place that it has done what its spec asks; return that spec, empty when it has none.
+def condition(cluster: Cluster, name: str, kind: str) -> dict[str, Any]:
+    """Return one condition of a policy; empty when it is not there yet."""
+    status = (cluster.get("conntrackpolicy", name) or {}).get("status", {})
+    if status.get("observedGeneration", -1) < 0:
+        return {}
+    return next((each for each in status["conditions"] if each["type"] == kind), {})
 
-    A spec of mode `unless` is not answered.
+
+def revisions(cluster: Cluster, name: str = "") -> list[dict[str, Any]]:
+    """Return the revisions that are kept of a policy, or of all."""
+    found = cluster.items("controllerrevisions", "-n", NAMESPACE, "-l", REVISION_LABELS)
+    owner = "conntrack-operator.io/policy"
+    return [each for each in found if name in ("", each["metadata"]["annotations"][owner])]
+
+
+def answer(cluster: Cluster, node: str, phase: str = "", *, unless: str = "", **changes: Any) -> dict[str, Any]:
+    """Write a node's status as its agent would, having done what its spec asks, or having come to `phase` with it.
+
+    Return that spec, empty when it has none; one of mode `unless` is not answered.
     """
     spec = spec_of(cluster, node)
-    if not spec or spec["mode"] == unless:
-        return spec
-    status = {
-        "observedRevision": spec["revision"],
-        "observedAttempt": spec.get("attempt", ""),
-        "nodeUID": spec["nodeUID"],
-        "phase": "Restored" if spec["mode"] == "Restore" else "Current",
-        "heartbeatTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "usage": {"entries": 400, "maxEntries": 1000, "percent": 40},
-    }
-    patch = json.dumps({"status": status})
-    cluster.kubectl("patch", "nct", node, "--subresource=status", "--type=merge", "-p", patch, check=False)
+    if spec and spec["mode"] != unless:
+        body = {"status": answer_to(spec, phase, **changes)}
+        cluster.patch(body, "nodeconntrack", node, subresource="status")
     return spec
 
 
@@ -86,3 +76,8 @@ def settle(cluster: Cluster, node: str, *policies: str, seconds: float = 60) -> 
 
     wait_until(is_asked, seconds, f"{node} is asked for {', '.join(policies)}")
     answer(cluster, node)
+
+
+def soon(holds: Callable[[], object], what: str, seconds: float = 40) -> float:
+    """Wait for something the controller does: usually within a second, on a busy machine later (make bench tells)."""
+    return wait_until(holds, seconds, what, every=0.05)

@@ -29,7 +29,8 @@ from conntrack_operator.model.catalogue import PREFIX
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Confirmed, Journal
 from conntrack_operator.model.node import NodeSpec, Result
-from conntrack_operator.model.policy import NotrackRule, Settings
+from conntrack_operator.model.notrack import NotrackRule
+from conntrack_operator.model.policy import Settings
 from conntrack_operator.model.surroundings import Surroundings
 
 ICMP = PREFIX + "nf_conntrack_icmp_timeout"

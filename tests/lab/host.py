@@ -27,6 +27,8 @@ SYSCTLS = Path("/proc/sys/net/netfilter")
 TABLE = ("inet", "conntrack_operator")
 # Sizes first, as raising them goes: buckets, then the limit.
 FIRST = ("nf_conntrack_buckets", "nf_conntrack_max")
+SHARED = tuple(f"net.netfilter.nf_conntrack_{name}" for name in ("buckets", "count", "expect_max", "max"))
+"""What is one for all network namespaces, so that other tests may write it meanwhile, and the entries in use."""
 IN_MODIFY = 0x2  # include/uapi/linux/inotify.h
 
 

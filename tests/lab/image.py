@@ -6,7 +6,9 @@ that tests need not reach. Both are kept as archives in the cache folder, ours b
 `python -m tests.lab.image` builds it, or says where it lies.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -15,8 +17,9 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.lab import kube
 
@@ -36,8 +39,10 @@ SOURCES = (
     "operator",
 )
 TRUSTED = Path("/etc/ssl/certs/ca-certificates.crt")
-KEPT = 4
+KEPT = 6
 """Archives of ours that stay in the cache, the newest ones."""
+LAYERS_MAX = 200
+"""So many images, layers that the next build may use among them, are in the store at most after a build."""
 
 
 def missing() -> str:
@@ -54,11 +59,15 @@ class Store:
     def __init__(self) -> None:
         self.folder = kube.cache() / "buildah"
 
+    def command(self, *arguments: str) -> list[str]:
+        """Return the command line of buildah."""
+        place = ("--root", str(self.folder), "--runroot", "/run/conntrack-operator-buildah")
+        return ["buildah", *place, "--storage-driver", "overlay", *arguments]
+
     def __call__(self, *arguments: str) -> str:
         """Run buildah and return what it printed."""
-        place = ("--root", str(self.folder), "--runroot", "/run/conntrack-operator-buildah")
         done = subprocess.run(
-            ["buildah", *place, "--storage-driver", "overlay", *arguments],
+            self.command(*arguments),
             cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode != 0:
@@ -74,10 +83,11 @@ class Store:
 def archive(say: kube.Say, version: str = __version__) -> Path:
     """Return the image `conntrack-operator:VERSION` as a file that `ctr images import` and `docker load` take."""
     path = kube.cache() / f"image-{_key(version)}.tar"
+    if path.exists():
+        path.touch()  # it is in use, and stays
+        return path
     with kube.locked(kube.cache() / "image.lock", say):
-        if path.exists():
-            path.touch()
-        else:
+        if not path.exists():  # another run may have built it while this one waited
             _build(path, version, say)
             for old in sorted(kube.cache().glob("image-*.tar"), key=lambda each: each.stat().st_mtime)[:-KEPT]:
                 old.unlink()
@@ -120,7 +130,10 @@ def _build(path: Path, version: str, say: kube.Say) -> None:
     unfinished = path.with_suffix(f".{os.getpid()}")
     store("push", "--quiet", f"localhost/{NAME}:{version}", f"docker-archive:{unfinished}:{NAME}:{version}")
     unfinished.rename(path)
-    store("rmi", "--prune")
+    if len(store("images", "--all", "--quiet").splitlines()) > LAYERS_MAX:
+        store(
+            "rmi", "--prune"
+        )  # not each time: the layers of the build stage go too, and the next build takes a minute
     say(f"built in {int(time.monotonic() - began)} s")
 
 
@@ -141,18 +154,44 @@ def _files() -> Iterator[Path]:
             yield path
 
 
-def unpacked_bytes(path: Path) -> tuple[int, int]:
-    """Return the sizes of an archive's files: of its first layer, which is the base, and of all others together."""
-    with tarfile.open(path) as outer:
-        manifest = outer.extractfile("manifest.json")
-        assert manifest
-        sizes = []
-        for layer in json.load(manifest)[0]["Layers"]:
-            file = outer.extractfile(layer)
-            assert file
-            with tarfile.open(fileobj=file) as inner:
-                sizes.append(sum(member.size for member in inner))
-    return sizes[0], sum(sizes[1:])
+class Archive:
+    """An image's archive, read as `docker save` writes it."""
+
+    def __init__(self, path: Path) -> None:
+        with tarfile.open(path) as outer:
+            self._outer = outer
+            manifest = json.loads(self._read("manifest.json"))[0]
+            self.config: dict[str, Any] = json.loads(self._read(manifest["Config"]))["config"]
+            """What a container is started with: User, Labels, Entrypoint and the like."""
+            sizes = []
+            for layer in manifest["Layers"]:
+                with tarfile.open(fileobj=io.BytesIO(self._read(layer))) as inner:
+                    sizes.append(sum(member.size for member in inner))
+            self.unpacked_bytes = sizes[0], sum(sizes[1:])
+            """The sizes of its files: of the first layer, which is the base, and of all others together."""
+
+    def _read(self, name: str) -> bytes:
+        file = self._outer.extractfile(name)
+        assert file
+        return file.read()
+
+
+@contextlib.contextmanager
+def container(archive: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Give what runs a command in a container of the image in `archive`, as its user, without a container engine."""
+    store = Store()
+    made = store("from", f"docker-archive:{archive}")
+
+    def run(*command: str, user: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            store.command("run", "--isolation=chroot", *([f"--user={user}"] if user else []), made, "--", *command),
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+
+    try:
+        yield run
+    finally:
+        store("rm", made)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ from typing import Any
 
 from tests.lab import kube
 
+NAMESPACE = "conntrack-system"
+"""The operator's."""
+
 
 class Kubectl:
     """The real kubectl, with an administrator's `kubeconfig`, on a cluster whose API server is at `address`."""
@@ -43,7 +46,7 @@ class Kubectl:
         """Return the objects of a list."""
         return list((self.get(*arguments) or {"items": []})["items"])
 
-    def token(self, account: str, namespace: str = "conntrack-system", node: str | None = None) -> str:
+    def token(self, account: str, namespace: str = NAMESPACE, node: str | None = None) -> str:
         """Return a token of a ServiceAccount, as the API server issues them; bound to a Node when one is named."""
         bound = ("--bound-object-kind=Node", f"--bound-object-name={node}") if node else ()
         return self.kubectl("create", "token", account, "-n", namespace, *bound).stdout.strip()

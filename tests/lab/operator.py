@@ -8,22 +8,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import NAMESPACE, Cluster
+from tests.lab.controller import AGENT, ELSEWHERE, HASTY
+from tests.lab.controller import program as controller
 from tests.lab.kube_proxy import Relay, set_address
 from tests.lab.namespaces import Lab, Namespace
+from tests.lab.policies import policy
 from tests.lab.programs import Program, wait_until
 
 NODE = "this-machine"
-NAMESPACE = "conntrack-system"
-AGENT = "conntrack-operator-agent"
-
-ELSEWHERE: dict[str, Any] = {
-    "apiVersion": "conntrack-operator.io/v1alpha1",
-    "kind": "ConntrackPolicy",
-    "metadata": {"name": "elsewhere"},
-    "spec": {"mode": "Observe", "nodeSelector": {"matchLabels": {"role": "nowhere"}}},
-}
-"""Matches no node. While it is there the controller keeps the agents' account, whose token our agent presents."""
 
 
 class Operator:
@@ -38,15 +31,12 @@ class Operator:
         self.neighbour: Namespace | None = None
         """Whom the node reaches, where it is a namespace of `in_namespace`."""
         self.state = folder / "state"
-        self.controller = self._program("controller", f"--kubeconfig={cluster.kubeconfig}", f"--namespace={NAMESPACE}")
-        self.agent = self._program(
-            "agent", f"--node={node}", f"--kubeconfig={folder / 'agent.kubeconfig'}", f"--state-dir={self.state}"
-        )
-        self.agent.inside = host.inside
-
-    def _program(self, name: str, *arguments: str) -> Program:
-        command = [sys.executable, "-m", "conntrack_operator", name, *arguments]
-        return Program(name, command, self.folder / f"{name}.log")
+        self.controller = controller(folder, cluster.kubeconfig, **HASTY)
+        command = [
+            sys.executable, "-m", "conntrack_operator", "agent",
+            f"--node={node}", f"--kubeconfig={folder / 'agent.kubeconfig'}", f"--state-dir={self.state}",
+        ]  # fmt: skip
+        self.agent = Program("agent", command, folder / "agent.log", inside=host.inside)
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -55,7 +45,6 @@ class Operator:
 
     def start(self, labels: Mapping[str, str]) -> None:
         """Start both, on a cluster that has this machine as its one Node, with `labels`."""
-        self.cluster.kubectl("create", "namespace", NAMESPACE)
         self.cluster.add_node(self.name, **labels)
         self.controller.start()
         self.start_agent()
@@ -65,7 +54,7 @@ class Operator:
 
         So every right it uses is one it has in production.
         """
-        self.cluster.kubectl("apply", "-f", "-", input=ELSEWHERE)
+        self.cluster.apply(ELSEWHERE)
         self.controller.wait_until(self._has_rights, 30, "the controller makes the agents' account and its binding")
         token = self.cluster.token(AGENT, NAMESPACE, node=self.name)
         self.cluster.kubeconfig_for(token, self.folder / "agent.kubeconfig", server=self.server)
@@ -92,11 +81,7 @@ class Operator:
 
     def apply(self, name: str, **spec: Any) -> None:
         """Apply a policy for this machine alone, in mode Enforce when `spec` says nothing else."""
-        document = {
-            "apiVersion": ELSEWHERE["apiVersion"], "kind": ELSEWHERE["kind"], "metadata": {"name": name},
-            "spec": {"mode": "Enforce", "nodeSelector": {"matchLabels": {"kubernetes.io/hostname": self.name}}, **spec},
-        }  # fmt: skip
-        self.cluster.kubectl("apply", "-f", "-", input=document)
+        self.cluster.apply(policy(name, {"kubernetes.io/hostname": self.name}, **spec))
 
     def status(self) -> dict[str, Any]:
         """Return what this machine's agent reported last, empty when it reported nothing."""
@@ -146,14 +131,13 @@ class Operator:
         mine = [name for name in names if name != ELSEWHERE["metadata"]["name"]]
         if mine:
             self.cluster.kubectl("delete", "conntrackpolicies", *mine)
-        wait_until(self._is_let_go, 60, "the NodeConntrack of this machine is gone", every=0.3)
+        wait_until(self._is_let_go, 60, "the NodeConntrack of this machine is gone")
 
     def _is_let_go(self) -> bool:
         found = self.node()
         if found is not None and found["spec"]["mode"] != "Restore":
-            patch = json.dumps({"spec": {"mode": "Restore", "revision": "by-hand", "settings": None}})
-            # The object may have gone meanwhile.
-            self.cluster.kubectl("patch", "nodeconntrack", self.name, "--type=merge", "-p", patch, check=False)
+            by_hand = {"mode": "Restore", "revision": "by-hand", "settings": None}
+            self.cluster.patch({"spec": by_hand}, "nodeconntrack", self.name)  # which may have gone meanwhile
         return found is None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.lab import cluster, kube, node
 from tests.lab.host import SYSCTLS, Writes
+from tests.lab.kubectl import Kubectl
 from tests.lab.node_rooms import ADDRESS, Machine
 from tests.lab.programs import wait_until
 
@@ -76,6 +77,7 @@ class Real(ControlPlane):
 
     node: node.Node
     node_name, node_address, can_size = NODE, ADDRESS, True
+    get, items = Kubectl.get, Kubectl.items  # they take all that kubectl takes
 
     def add_image(self, archive: Path) -> None:
         """Put an image on the node."""

@@ -13,7 +13,7 @@ from tests.lab.reference import anchor
 from conntrack_operator.decide.memory import BUDGET_PERCENT, EXTENSION_BYTES
 from conntrack_operator.decide.sizing import bucket_bytes, buckets_for, sizing_for
 from conntrack_operator.model.facts import Facts
-from conntrack_operator.model.policy import Size
+from conntrack_operator.model.table import Size
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), ROOT / "charts" / "conntrack-operator" / "README.md"]

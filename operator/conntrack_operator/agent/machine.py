@@ -44,7 +44,8 @@ from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Confirmed, Journal
 from conntrack_operator.model.node import NodeSpec, Phase, PolicyUse, Result
-from conntrack_operator.model.policy import NotrackRule, Settings
+from conntrack_operator.model.notrack import NotrackRule
+from conntrack_operator.model.policy import Settings
 from conntrack_operator.model.surroundings import Service
 
 from .sight import ACCEPT_UNTRACKED, Eyes, Sight, confirmed_rules, look_at, read_table_state, with_mode

@@ -26,7 +26,7 @@ from conntrack_operator.kernel.writers import read_writers
 from conntrack_operator.metrics.tally import Counts
 from conntrack_operator.model.journal import Confirmed
 from conntrack_operator.model.node import NodeSpec
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 from .machine import Machine, Outcome
 from .sight import ACCEPT_UNTRACKED, Sight, read_table_state

@@ -21,7 +21,8 @@ from conntrack_operator.kernel.tracking import read_tracking
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Journal
 from conntrack_operator.model.node import PolicyUse
-from conntrack_operator.model.policy import NotrackRule, Settings
+from conntrack_operator.model.notrack import NotrackRule
+from conntrack_operator.model.policy import Settings
 from conntrack_operator.model.surroundings import UNREAD, Service, TrackingState
 
 ACCEPT_UNTRACKED = "notrack.acceptUntracked"

@@ -15,7 +15,7 @@ from conntrack_operator.kernel import accepts, flow_editing, nftables
 from conntrack_operator.kernel.firewall import read_firewall
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.kernel.sysctl import write_sysctl
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 from conntrack_operator.model.surroundings import Firewall
 
 log = logging.getLogger(__name__)

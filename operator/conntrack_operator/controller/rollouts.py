@@ -59,8 +59,6 @@ class Rollouts:
     _fleet: Fleet = field(default_factory=Fleet)
     _judged: bool = False
     """Whether anything has been: a process that has just started knows nothing of what is under way."""
-    _away: frozenset[str] = frozenset()
-    """Nodes that can be given nothing, as of the last look."""
     _listed_at: float = float("-inf")
     _ended: float = float("-inf")
     _took: float = 0.0
@@ -109,10 +107,8 @@ class Rollouts:
         with self._lock:
             self._fleet, self._judged = fleet, True
         away = frozenset(each.node.name for each in seen if not each.is_able(now) and not each.is_awaited(now))
-        if away != self._away:
+        if self.store.note_away(away):
             self.queue.add_all(Key("policy", target.name) for target in targets if target.policy is not None)
-        self._away = away
-        self.store.note_away(away)
         self._carry_out(before, fleet, targets, now)
         self._ended = time.monotonic()
         self._took = self._ended - began

@@ -21,7 +21,8 @@ from conntrack_operator.cluster.objects import (
 from conntrack_operator.decide.targeting import Node
 from conntrack_operator.decide.targets import Local
 from conntrack_operator.model.node import NodeConntrack
-from conntrack_operator.model.policy import ConntrackPolicy, NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
+from conntrack_operator.model.policy import ConntrackPolicy
 from conntrack_operator.model.surroundings import Service
 
 from .agent_pods import AgentPods
@@ -80,10 +81,14 @@ class Store:
         }
         """For every kind that is watched, what takes in a sight of it."""
 
-    def note_away(self, nodes: frozenset[str]) -> None:
-        """Take note of the nodes that can be given nothing now: a word from one of them makes work."""
+    def note_away(self, nodes: frozenset[str]) -> bool:
+        """Take note of the nodes that can be given nothing now: a word from one of them makes work.
+
+        Tell whether they are others than before.
+        """
         with self._lock:
-            self._touched.away = nodes
+            before, self._touched.away = self._touched.away, nodes
+        return nodes != before
 
     def keep_in_mind(self, book: Kept) -> None:
         """Have the revisions in `book` count: their rules are in force until nodes have others."""

@@ -19,7 +19,7 @@ from conntrack_operator.decide.services import (
     concern_of,
     reach_of,
 )
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 from .shelf import Change, Shelf
 from .sights import Translator, service_in, slice_in

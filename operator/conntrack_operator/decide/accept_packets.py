@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 from conntrack_operator.model.surroundings import Match
 
 from .intervals import Intervals, address_text, network_intervals, port_intervals

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, product
 
 from conntrack_operator.model.journal import Journal
-from conntrack_operator.model.policy import Notrack, NotrackRule
+from conntrack_operator.model.notrack import Notrack, NotrackRule
 from conntrack_operator.model.surroundings import Firewall, FirewallChain, Match
 
 from . import accept_iptables, accept_nftables

@@ -7,7 +7,7 @@ before.
 from collections.abc import Iterator
 
 from conntrack_operator.model.catalogue import PREFIX
-from conntrack_operator.model.policy import MemorySize, Size
+from conntrack_operator.model.table import MemorySize, Size
 
 from .diagnosis_fullness import Fullness
 from .draft import BUCKETS, MAX

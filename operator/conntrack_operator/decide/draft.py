@@ -10,8 +10,9 @@ from typing import Any
 from conntrack_operator.model import catalogue
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Original
-from conntrack_operator.model.policy import Settings, Table
+from conntrack_operator.model.policy import Settings
 from conntrack_operator.model.surroundings import Surroundings
+from conntrack_operator.model.table import Table
 
 from .memory import memory_problem
 from .refusal import Refusal

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 from .intervals import Intervals, network_intervals, port_intervals, without
 from .notrack_lines import PROTOCOL_NUMBERS, Side

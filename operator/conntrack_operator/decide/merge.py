@@ -15,14 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from conntrack_operator.model.node import PolicyUse
-from conntrack_operator.model.policy import (
-    TRIAL_MARGIN_SECONDS,
-    TRIAL_SECONDS,
-    ConntrackPolicy,
-    NotrackRule,
-    Rollout,
-    Settings,
-)
+from conntrack_operator.model.notrack import NotrackRule
+from conntrack_operator.model.policy import TRIAL_MARGIN_SECONDS, TRIAL_SECONDS, ConntrackPolicy, Rollout, Settings
 
 from .hashing import hash_of
 from .revisions import revision_name

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from conntrack_operator.errors import Refused
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 from .intervals import merged, network_intervals, port_intervals, port_text, without
 from .notrack_lines import TRIAL, Target

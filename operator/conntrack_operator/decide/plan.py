@@ -12,7 +12,8 @@ from conntrack_operator.model import catalogue
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import AppliedRule, Journal
 from conntrack_operator.model.node import PolicyUse
-from conntrack_operator.model.policy import NotrackRule, Settings
+from conntrack_operator.model.notrack import NotrackRule
+from conntrack_operator.model.policy import Settings
 from conntrack_operator.model.surroundings import Surroundings
 
 from . import notrack

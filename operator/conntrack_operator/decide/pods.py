@@ -7,7 +7,8 @@ node is left out of that node's spec: there is nothing there to spare.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from conntrack_operator.model.policy import NotrackRule, PodPorts, Settings
+from conntrack_operator.model.notrack import NotrackRule, PodPorts
+from conntrack_operator.model.policy import Settings
 
 from .intervals import merged, port_text
 from .targeting import selects

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from conntrack_operator.model.journal import AppliedRule
-from conntrack_operator.model.policy import Notrack, NotrackRule
+from conntrack_operator.model.notrack import Notrack, NotrackRule
 from conntrack_operator.model.surroundings import UNREAD, FailsafePort, Surroundings
 
 from .accepts import accept_mode, accepts_for

@@ -6,7 +6,7 @@ What cannot be told of a match counts as touching, and where the node's own addr
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 from conntrack_operator.model.surroundings import Firewall, FirewallChain, Service, Surroundings
 
 from .firewall_walk import Translation, translation_of, translations

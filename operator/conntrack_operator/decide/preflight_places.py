@@ -8,7 +8,7 @@ its packets all the same, and is refused.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 from conntrack_operator.model.surroundings import Firewall, FirewallChain, FirewallRule
 
 from .accept_packets import accepted_by

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Literal
 
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 from conntrack_operator.model.surroundings import Firewall, FirewallRule
 
 from .accept_places import TRACKING_PRIORITY, is_ours

@@ -6,7 +6,7 @@ A `request` goes to the serving end, a `reply` comes from it. Loopback stays tra
 from collections.abc import Iterator
 from typing import Literal
 
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 from .intervals import WIDTHS, Intervals, network_intervals, port_intervals
 from .packets import NOT_LOOPBACK, Hook, Interfaces, Packets, common, networks, without

@@ -20,7 +20,7 @@ from itertools import chain, zip_longest
 from typing import Literal
 
 from conntrack_operator.model.node import SERVICES_MAX
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 from conntrack_operator.model.surroundings import Service
 
 from .intervals import Intervals, covers, port_intervals

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from conntrack_operator.model.facts import Facts
-from conntrack_operator.model.policy import MemorySize, PerCoreSize, Size
+from conntrack_operator.model.table import MemorySize, PerCoreSize, Size
 from conntrack_operator.model.values import INT_MAX
 
 GIB = 1 << 30

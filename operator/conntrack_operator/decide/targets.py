@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conntrack_operator.model.node import NodeConntrack, NodeSpec, PolicyUse
-from conntrack_operator.model.policy import ConntrackPolicy, NotrackRule, Settings
+from conntrack_operator.model.notrack import NotrackRule
+from conntrack_operator.model.policy import ConntrackPolicy, Settings
 from conntrack_operator.model.surroundings import Service
 
 from .hashing import hash_of

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Confirmed, Failures, Journal, TrialRecord
-from conntrack_operator.model.policy import SOAK_SECONDS, TRIAL_MARGIN_SECONDS, TRIAL_SECONDS, NotrackRule, Trial
+from conntrack_operator.model.notrack import NotrackRule
+from conntrack_operator.model.policy import SOAK_SECONDS, TRIAL_MARGIN_SECONDS, TRIAL_SECONDS, Trial
 
 from .plan import BUCKETS, MAX, Change, Plan, ordered
 from .tracking import SETTING as TRACKING

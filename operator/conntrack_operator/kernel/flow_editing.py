@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 from conntrack_operator.decide.flow_matching import Matcher, for_sockets, is_translated, without_interfaces
 from conntrack_operator.errors import Retry, Unsupported
 from conntrack_operator.model.catalogue import PREFIX as SYSCTL
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 from .addresses import local_addresses
 from .flow_messages import LIVES, UDP, Life, family_of, liberal, living, tuples

@@ -17,7 +17,7 @@ from conntrack_operator.decide.intervals import merged, without
 from conntrack_operator.decide.notrack import TABLE, Bypassed, Installed, bypassed_from, installed_from, ruleset_for
 from conntrack_operator.decide.notrack_exemptions import Exemption, elements_script
 from conntrack_operator.errors import Refused, Retry, Unsupported
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 from .autoload import NF_TABLES, NotLoaded, about_to_ask
 from .exemptions import live_exemptions

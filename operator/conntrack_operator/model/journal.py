@@ -11,7 +11,8 @@ from pydantic import Field
 
 from .base import Model
 from .node import PolicyUse
-from .policy import NotrackRule, Settings
+from .notrack import NotrackRule
+from .policy import Settings
 
 
 class Original(Model):

@@ -42,3 +42,8 @@ class Rule:
         if not self.holds(value):
             sentence = self.explain(value) if self.explain else self.sentence
             raise PydanticCustomError("rule", "{sentence}", {"sentence": sentence, "field": self.field})
+
+
+def present(value: object, *names: str) -> int:
+    """Return how many of these fields of `value` are written."""
+    return sum(getattr(value, name) is not None for name in names)

@@ -7,7 +7,7 @@ import pytest
 from conntrack_operator.cluster.objects import Listing
 from conntrack_operator.controller.sights import service_in, slice_in, slimmed
 from conntrack_operator.controller.translations import Translations
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 RULES = [NotrackRule.model_validate({"name": "all", "ports": ["1-65535"]})]
 

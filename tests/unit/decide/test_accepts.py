@@ -6,7 +6,7 @@ import pytest
 
 from conntrack_operator.decide.accepts import Accepts, Standing, accepts_for, standing_of
 from conntrack_operator.kernel.firewall_iptables_rules import rule_of
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 from conntrack_operator.model.surroundings import Firewall, FirewallChain, FirewallRule, Match
 
 HOOKS = {"INPUT": "input", "FORWARD": "forward", "OUTPUT": "output"}

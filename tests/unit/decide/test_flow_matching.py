@@ -13,7 +13,7 @@ from conntrack_operator.decide.flow_matching import (
     is_translated,
     without_interfaces,
 )
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 LOCAL = ("192.0.2.1", "192.0.2.9", "fd00::1", "127.0.0.1", "::1")
 PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}

@@ -8,7 +8,8 @@ from conntrack_operator.decide.accept_standing import Standing, Table
 from conntrack_operator.decide.foresight import accepts_change, plan_to_load, unseen_of
 from conntrack_operator.decide.plan import Plan
 from conntrack_operator.model.journal import Journal
-from conntrack_operator.model.policy import NotrackRule, Settings
+from conntrack_operator.model.notrack import NotrackRule
+from conntrack_operator.model.policy import Settings
 
 WEB = NotrackRule.model_validate({"name": "web", "ports": [80]})
 PLAN = Plan((), (), {}, (WEB,))

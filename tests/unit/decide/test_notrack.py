@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from conntrack_operator.decide import notrack
 from conntrack_operator.decide.notrack_table import COMMENT_MAX_BYTES, Chain, Contents
 from conntrack_operator.errors import Refused
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 _COMMENT = re.compile(r' comment "[^"]*"')
 

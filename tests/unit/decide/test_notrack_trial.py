@@ -11,7 +11,7 @@ from conntrack_operator.decide.intervals import merged, without
 from conntrack_operator.decide.notrack_exemptions import SIZE, Exemption, elements_script
 from conntrack_operator.decide.notrack_ruleset import ALIVE, Ruleset
 from conntrack_operator.decide.notrack_table import LEARNED_SETS, Chain, Installed, installed_from
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 
 def _rule(name: str = "web", **fields: object) -> NotrackRule:

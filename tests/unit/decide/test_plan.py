@@ -1,9 +1,8 @@
 """The plan of one machine: what changes, in which order, what is refused and why, and what is put back."""
 
-from pathlib import Path
-
 import pytest
 import yaml
+from tests.lab.examples import EXAMPLES
 from tests.lab.firewalls import nftables, rule
 
 from conntrack_operator.decide import notrack
@@ -13,11 +12,11 @@ from conntrack_operator.model import catalogue
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import AppliedRule, Journal, Original
 from conntrack_operator.model.node import PolicyUse
-from conntrack_operator.model.policy import NotrackRule, Settings
+from conntrack_operator.model.notrack import NotrackRule
+from conntrack_operator.model.policy import Settings
 from conntrack_operator.model.reading import policy_from
 from conntrack_operator.model.surroundings import UNREAD, Firewall, Service, Surroundings, TrackingState
 
-EXAMPLES = Path(__file__).parents[3] / "manifests/examples"
 ACCEPTED_PORTS = rule("accept", "th dport { 53, 80 } accept", ports=[53, 80])
 
 ESTABLISHED = "net.netfilter.nf_conntrack_tcp_timeout_established"
@@ -354,7 +353,7 @@ def test_timeouts_are_warned_of():
     assert plan_for(settings(timeouts={"tcp": {"established": "10m"}}), machine(), surroundings=short).warnings == ()
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("kube_proxy", [True, False])
 def test_examples_bring_no_warnings(path, kube_proxy):
     """What we tell people to copy surprises nobody, and preflight refuses none of it on a plain node."""

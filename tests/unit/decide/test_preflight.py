@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.lab.firewalls import chain, firewalld, jump, nftables, rule, ufw
 
 from conntrack_operator.decide.preflight import FORCIBLE, judge
-from conntrack_operator.model.policy import Notrack, NotrackRule
+from conntrack_operator.model.notrack import Notrack, NotrackRule
 from conntrack_operator.model.surroundings import FailsafePort, Firewall, Service, Surroundings
 
 HERE = ("192.0.2.10", "2001:db8::10")

@@ -17,7 +17,8 @@ from conntrack_operator.decide.remember import (
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import AppliedRule, Failures, Journal, Original
 from conntrack_operator.model.node import NodeSpec, PolicyUse
-from conntrack_operator.model.policy import NotrackRule, Settings
+from conntrack_operator.model.notrack import NotrackRule
+from conntrack_operator.model.policy import Settings
 
 TIME_WAIT = "net.netfilter.nf_conntrack_tcp_timeout_time_wait"
 EMPTY = Journal(boot_id="b")

@@ -6,7 +6,7 @@ import pytest
 
 from conntrack_operator.decide.services import ADDRESSES_MAX, Translation, changed_between, concern_of, reach_of
 from conntrack_operator.model.node import SERVICES_MAX
-from conntrack_operator.model.policy import NotrackRule
+from conntrack_operator.model.notrack import NotrackRule
 
 MINE = ("192.0.2.11", "2001:db8::11")
 NODE_PORT = Translation("TCP", 30080, "NodePort", "shop/web")

@@ -4,7 +4,7 @@ import pytest
 
 from conntrack_operator.decide.sizing import buckets_for, sizing_for
 from conntrack_operator.model.facts import Facts
-from conntrack_operator.model.policy import Size
+from conntrack_operator.model.table import Size
 
 GIB = 1 << 30
 MIB = 1 << 20

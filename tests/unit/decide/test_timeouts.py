@@ -1,17 +1,14 @@
 """Timeouts against TCP keepalive, kube-proxy's reasons and each other: which are odd, and which are left in peace."""
 
-from pathlib import Path
-
 import pytest
 import yaml
+from tests.lab.examples import EXAMPLES
 
 from conntrack_operator.decide.timeouts import timeout_warnings, timeouts_of, words
 from conntrack_operator.model.catalogue import BY_FIELD
 from conntrack_operator.model.policy import Settings
 from conntrack_operator.model.reading import policy_from
 from conntrack_operator.model.values import seconds_in
-
-EXAMPLES = Path(__file__).parents[3] / "manifests/examples"
 
 KERNEL = {
     "tcp.synSent": 120, "tcp.synRecv": 60, "tcp.established": 432000, "tcp.finWait": 120, "tcp.closeWait": 60,
@@ -77,9 +74,8 @@ def test_each_oddity(fields, keepalive, kube_proxy, expected):
 
 def test_examples_have_none():
     """Every example policy, on a fresh kernel with kube-proxy beside it, is without a warning."""
-    files = sorted(EXAMPLES.glob("*.yaml"))
-    assert files
-    for file in files:
+    assert EXAMPLES
+    for file in EXAMPLES:
         for document in yaml.safe_load_all(file.read_text()):
             values = timeouts_of(policy_from(document).spec, named(KUBE_PROXY))
             assert timeout_warnings(values, 7200, kube_proxy=True) == [], file.name

@@ -29,7 +29,8 @@ from conntrack_operator.decide.trial import (
 )
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Confirmed, Journal, TrialRecord
-from conntrack_operator.model.policy import NotrackRule, Settings, Trial
+from conntrack_operator.model.notrack import NotrackRule
+from conntrack_operator.model.policy import Settings, Trial
 
 A, B = "API server 10.0.0.1:443", "DNS 10.0.0.10"
 MINUTE = Budget(60, 5)
