@@ -269,8 +269,13 @@ def agents_pod(cluster: Cluster, fleet: Fleet) -> Iterator[str]:
     """Give a pod on node-001 that looks like its agent's and says that it runs, though no kubelet is there."""
     del fleet
     labels = {"app.kubernetes.io/name": "conntrack-operator", "app.kubernetes.io/component": "agent"}
+    node = cluster.get("node", "node-001")
+    assert node
+    # Without a controller of its own the DaemonSet would take it for one of its pods, one too many, and end it.
+    owner = {"apiVersion": "v1", "kind": "Node", "name": "node-001", "uid": node["metadata"]["uid"], "controller": True}
+    metadata = {"name": "stand-in", "namespace": NAMESPACE, "labels": labels, "ownerReferences": [owner]}
     pod = {
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "stand-in", "namespace": NAMESPACE, "labels": labels},
+        "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
         "spec": {"nodeName": "node-001", "containers": [{"name": "agent", "image": "registry.example/a"}]},
     }  # fmt: skip
     cluster.kubectl("create", "-f", "-", input=pod)

@@ -99,3 +99,11 @@ class Installed:
         """Delete every policy and wait until the node is given back."""
         self.place.kubectl("delete", "conntrackpolicies", "--all")
         wait_until(lambda: not self.place.items("nodeconntracks"), 90, "every node is given back", every=0.5)
+
+    def left(self) -> list[str]:
+        """Return every object with conntrack in its name but pods, Events, the namespace, and what the CRDs bring."""
+        kinds = self.place.kubectl("api-resources", "--verbs=list", "-o", "name").stdout.split()
+        others = ("events", "pods", "customresourcedefinitions", "apiservices", "namespaces")
+        wanted = ",".join(each for each in kinds if not each.startswith(others))
+        names = self.place.kubectl("get", wanted, "-A", "-o", "name").stdout.split()
+        return [name for name in names if "conntrack" in name]

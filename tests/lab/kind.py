@@ -40,6 +40,11 @@ class Kind(Kubectl):
         command = [str(self._made.kind_path), "load", "image-archive", str(archive), "--name", self._made.name]
         subprocess.run(command, check=True, capture_output=True)
 
+    def name_image(self, name: str, another: str) -> None:
+        """Give an image that is on the node another name besides."""
+        names = (f"docker.io/library/{each}" for each in (name, another))
+        self.on_node("ctr", "--namespace=k8s.io", "images", "tag", *names)
+
     def on_node(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command on the node as root."""
         done = subprocess.run(

@@ -34,6 +34,9 @@ class Place(Protocol):
     def add_image(self, archive: Path) -> None:
         """Put an image on the node."""
 
+    def name_image(self, name: str, another: str) -> None:
+        """Give an image that is on the node another name besides; both without a registry's."""
+
     def on_node(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command on the node as root, with its files, processes and network."""
 

@@ -83,6 +83,10 @@ class Real(ControlPlane):
         """Put an image on the node."""
         self.node.add_image(archive)
 
+    def name_image(self, name: str, another: str) -> None:
+        """Give an image that is on the node another name besides."""
+        self.node.ctr("images", "tag", *(f"docker.io/library/{each}" for each in (name, another)))
+
     def on_node(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command on the node as root."""
         return self.node.room.run(*command, check=check)

@@ -56,6 +56,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[machine.Host | None]:
         return
     if reason := machine.missing() or real.missing():
         pytest.skip(reason)
+    request.getfixturevalue("archive_of")(__version__)  # a build takes a minute, for which nobody needs to wait
     with machine.Host() as locked:
         locked.shrink(131_072)
         yield locked

@@ -253,6 +253,7 @@ class Duty:
                 self._trial, self._changes = begun, begun.changes
                 results = (*self._failed_before(spec), *begun.results)
                 self._finish(spec, Deed("Trial", results, self._observed(begun.facts.sysctls)), float("inf"))
+                log.info("%s", begun.watched_words())
 
     def _hold(self, spec: NodeSpec) -> None:
         """Change nothing. What was confirmed here is kept, and put right, as without an API server."""

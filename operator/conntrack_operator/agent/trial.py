@@ -146,6 +146,12 @@ class Trial:
         if missing:
             raise Retry(f"it is tried again once {' and '.join(missing)} answers")
 
+    def watched_words(self) -> str:
+        """Return which probes must go on answering, and which say nothing of this change."""
+        watched = ", ".join(probe.name for probe in self.probes) or "nothing"
+        silent = f"; did not answer before it either: {', '.join(self.unwatched)}" if self.unwatched else ""
+        return f"trial: must go on answering: {watched}{silent}"
+
     @property
     def elapsed(self) -> float:
         """Seconds since the trial began, on the boot clock."""

@@ -156,7 +156,7 @@ def _exec_words(said: str, namespace: str, pod: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     last = lines[-1].removeprefix("error: ") if lines else "nothing was said"
     if "forbidden" in last.lower():
-        remedy = f"ask for the right to create pods/exec in {namespace}"
+        remedy = f"ask for the rights to get pods and create pods/exec in {namespace}"
     else:
         remedy = f"see kubectl -n {namespace} describe pod {pod}"
     return f"nothing could be run in pod {namespace}/{pod}: {last}; {remedy}"

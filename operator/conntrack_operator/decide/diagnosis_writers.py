@@ -46,6 +46,8 @@ def _finding(setting: str, writers: list[Writer], now: int | None) -> Finding:
 
 
 def _words(writer: Writer) -> str:
+    if writer.kind == OURS:
+        return f"{_value(writer.value)} is from {writer.where}."
     what = f" ({writer.key})" if writer.key else ""
     return f"{writer.where}{what}: {_value(writer.value)}."
 

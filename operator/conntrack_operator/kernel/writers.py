@@ -173,7 +173,7 @@ def _of_ourselves(roots: Roots) -> Iterator[Writer]:
         return
     for setting, original in sorted(journal.originals.items()):
         value = original.ours[-1] if original.ours else None
-        yield Writer("conntrack-operator", f"conntrack-operator (was {original.value})", setting, value)
+        yield Writer("conntrack-operator", f"conntrack-operator, before which it was {original.value}", setting, value)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

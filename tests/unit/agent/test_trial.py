@@ -1,5 +1,7 @@
 """A trial against a kernel that is not there: for moments that no real one can be made to have on demand."""
 
+import logging
+
 import pytest
 
 from conntrack_operator.agent import machine as machine_module
@@ -201,6 +203,18 @@ def test_the_next_boot(world, state, tmp_path, monkeypatch):
     assert journal.originals == {}
     assert journal.failures is not None
     assert (journal.failures.count, journal.failures.at, journal.failures.reason) == (1, 0, "NodeRebooted")
+
+
+def test_what_is_watched_is_logged(world, state, tmp_path, caplog):
+    """Who reads the log of a change sees what would have taken it back, and what could not have."""
+
+    def probes():
+        return [Probe("API server", lambda _seconds: True), Probe("DNS 192.0.2.53", lambda _seconds: False)]
+
+    duty = Duty(Machine(Roots(state=tmp_path), lambda: world.now), state, probes)
+    with caplog.at_level(logging.INFO):
+        duty.wish(NodeSpec(revision="r", mode="Apply", node_uid="", settings=Settings.model_validate(SETTINGS)))
+    assert "trial: must go on answering: API server; did not answer before it either: DNS 192.0.2.53" in caplog.text
 
 
 def test_what_failed_once_is_not_tried_unwatched(world, state, tmp_path):

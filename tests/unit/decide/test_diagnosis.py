@@ -340,7 +340,7 @@ def test_a_name_that_is_no_label():
 def test_who_disagrees_is_told_what_to_do():
     """kube-proxy's key and a file's line are named, each with what to do about it."""
     kube_proxy = Writer("kube-proxy", "kube-proxy (pid 9, config x)", MAX, 131072, "conntrack.min")
-    ours = Writer("conntrack-operator", "conntrack-operator (was 65536)", MAX, LIMIT)
+    ours = Writer("conntrack-operator", "conntrack-operator, before which it was 65536", MAX, LIMIT)
     (finding,) = [
         each
         for each in diagnose(replace(CALM, writers=(writer(value=65536), kube_proxy, ours))).findings
@@ -348,6 +348,7 @@ def test_who_disagrees_is_told_what_to_do():
     ]
     assert "sysctl.d, kube-proxy and conntrack-operator" in finding.summary
     assert "/etc/sysctl.d/x.conf:3: 65536." in finding.detail
+    assert f"{LIMIT} is from conntrack-operator, before which it was 65536." in finding.detail
     assert "remove it from /etc/sysctl.d/x.conf:3" in finding.remedy
     assert "set conntrack.maxPerCore: 0 in kube-proxy's ConfigMap" in finding.remedy
     assert "remove it from conntrack-operator" not in finding.remedy

@@ -160,7 +160,8 @@ def test_ourselves(roots):
     setting = f"{PREFIX}max"
     journal = {"bootID": "this-boot", "originals": {setting: {"value": 65536, "ours": [262144, 524288]}}}
     put(roots.state / "journal.json", json.dumps(journal))
-    assert read_writers(roots, 4) == (Writer("conntrack-operator", "conntrack-operator (was 65536)", setting, 524288),)
+    where = "conntrack-operator, before which it was 65536"
+    assert read_writers(roots, 4) == (Writer("conntrack-operator", where, setting, 524288),)
 
 
 def test_damaged_files(roots):

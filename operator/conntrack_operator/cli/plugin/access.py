@@ -51,10 +51,16 @@ def ask_agent(person: Person, namespace: str, node: str, command: list[str]) -> 
     """Return what a command prints in the agent's pod on `node`. Raises Invalid when no agent runs there."""
     labels = ",".join(f"{key}={value}" for key, value in SELECTOR.items())
     pods = person.all(PODS, namespace=namespace, labels=labels, fields=f"spec.nodeName={node}")
-    running = [pod for pod in pods if (pod.get("status") or {}).get("phase") == "Running"]
+    there = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    running = [pod for pod in there if (pod.get("status") or {}).get("phase") == "Running"]
     if not running:
-        phases = ", ".join(str((pod.get("status") or {}).get("phase")) for pod in pods)
-        have = f"the agent's pod on node {node} is {phases}" if pods else f"no agent's pod is on node {node}"
+        phases = ", ".join(str((pod.get("status") or {}).get("phase")) for pod in there)
+        if there:
+            have = f"the agent's pod on node {node} is {phases}"
+        elif pods:  # an upgrade replaces it: first the old one ends
+            have = f"the agent's pod on node {node} is ending and the next is not there yet: try again in a moment"
+        else:
+            have = f"no agent's pod is on node {node}"
         raise Invalid(Problem("", f"{have}; see kubectl -n {namespace} get pods -o wide -l {labels}"))
     return person.run_in_pod(namespace, running[0]["metadata"]["name"], CONTAINER, command)
 

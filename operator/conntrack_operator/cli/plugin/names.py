@@ -1,6 +1,7 @@
 """Whose an address is: pods with their owners, Services, Nodes, from the objects that a person may see. Pure.
 
-An address that nothing seen has is given no name. Pods on their node's own network have its address: that is the Node.
+An address that nothing seen has is given no name. Pods on their node's own network have its address: that is the Node,
+as is a loopback address: a node's table holds what the node says to itself.
 """
 
 import ipaddress
@@ -29,6 +30,8 @@ class Names:
             parsed = ipaddress.ip_address(address)
         except ValueError:
             return ""
+        if parsed.is_loopback:
+            return "the node itself"
         for network, node in self.pod_networks:
             if parsed in ipaddress.ip_network(network):
                 return f"no pod seen; in node {node}'s pod network"

@@ -65,4 +65,6 @@ def _numbers(policy: Document) -> str:
         "unknown": "silent",
     }
     rest = [f"{counts[key]} {word}" for key, word in words.items() if counts.get(key)]
-    return ", ".join([f"{counts.get('current', 0)} of {counts.get('matched', 0)} nodes are current", *rest])
+    matched = counts.get("matched", 0)
+    nodes = "node is" if matched == 1 else "nodes are"
+    return ", ".join([f"{counts.get('current', 0)} of {matched} {nodes} current", *rest])

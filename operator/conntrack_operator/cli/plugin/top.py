@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("node", nargs="?", metavar="NODE", help="one node (default: all of them together)")
     parser.add_argument(
-        "--live", action="store_true", help="ask the agent on NODE to look now (needs the right to create pods/exec)"
+        "--live",
+        action="store_true",
+        help="ask the agent on NODE to look now (needs get pods, create pods/exec)",
     )
     parser.add_argument("--by", choices=STATUS_BY, default="source", help="what to count by (default: source)")
     parser.add_argument(

@@ -107,7 +107,10 @@ def test_kubectl_is_asked_to_run_what_runs_in_a_pod(tmp_path: Path, person: Pers
     ("said", "words"),
     [
         ("error: unable to upgrade connection", "unable to upgrade connection; see kubectl -n ns describe pod agent-x"),
-        ('Error from server (Forbidden): pods "x" is forbidden', "ask for the right to create pods/exec in ns"),
+        (
+            'Error from server (Forbidden): pods "x" is forbidden',
+            "ask for the rights to get pods and create pods/exec in ns",
+        ),
     ],
 )
 def test_what_kubectl_could_not_do_is_said(tmp_path: Path, person: Person, said: str, words: str) -> None:

@@ -63,6 +63,12 @@ def test_services_by_all_their_addresses() -> None:
     assert names.of("None") == ""
 
 
+def test_loopback_is_the_node() -> None:
+    """A node's table holds what it says to itself, and on some nodes that is most of it."""
+    names = names_from([], [], [NODE])
+    assert names.of("127.0.0.1") == names.of("127.8.0.1") == names.of("::1") == "the node itself"
+
+
 def test_strangers_have_no_name() -> None:
     """Neither has what is no address at all."""
     names = names_from([], [], [NODE])
