@@ -75,10 +75,20 @@ def _lasting(value: Any) -> Any:
 
 def wish(number: int, place: Place) -> dict[str, Any]:
     """Return the settings of a wish, without the table's size where nobody can write it."""
-    settings = dict(WISHES[number])
-    if not place.can_size:
-        settings.pop("table")
-    return settings | {"trial": {"timeoutSeconds": 30, "soakSeconds": SOAK_SECONDS}}
+    settings = WISHES[number] | {"trial": {"timeoutSeconds": 30, "soakSeconds": 0}}
+    return {name: value for name, value in settings.items() if name != "table" or place.can_size}
+
+
+def tried(spec: dict[str, Any], turn: int) -> dict[str, Any]:
+    """Return a spec of the controller's as another revision, one that is on trial for a while."""
+    trial = {"timeoutSeconds": 30, "soakSeconds": SOAK_SECONDS}
+    return spec | {"revision": f"{turn:012x}", "settings": spec["settings"] | {"trial": trial}}
+
+
+def is_tried(hand: ByHand, spec: dict[str, Any]) -> bool:
+    """Tell whether the agent has begun with a spec and not ended yet."""
+    trial = hand.kept("journal").get("trial")
+    return trial is not None and trial["revision"] == spec["revision"]
 
 
 def at_rest(hand: ByHand) -> dict[str, Any]:
@@ -109,7 +119,7 @@ def delete(hand: ByHand, pod: str, way: str) -> None:
 
 
 def test_deleted_twenty_times_in_a_trial(place: Place, installed: Installed, hand: ByHand) -> None:
-    """Each time with another wish on trial, at a random moment; the last wish then comes to be, and its policy Ready."""
+    """Each time with another wish on trial, at a random moment. The last wish then comes to be, its policy Ready."""
     whole, specs = [], []
     for number in range(len(WISHES)):
         installed.apply(hand.policy("web", **wish(number, place)))
@@ -124,12 +134,9 @@ def test_deleted_twenty_times_in_a_trial(place: Place, installed: Installed, han
             wanted = (confirmed + 1 + turn % 2) % len(WISHES)
             wait_until(lambda: len(processes(place, "agent")) == 1, 60, "an agent is there")
             pod = installed.agent()["metadata"]["name"]
-            hand.write(specs[wanted])
-            revision = specs[wanted]["revision"]
-            wait_until(
-                lambda revision=revision: (hand.kept("journal").get("trial") or {}).get("revision") == revision,
-                60, "a trial is open", every=0.02,
-            )  # fmt: skip
+            spec = tried(specs[wanted], turn)
+            hand.write(spec)
+            wait_until(lambda spec=spec: is_tried(hand, spec), 60, "it is on trial", every=0.02)
             time.sleep(moments.uniform(0, SOAK_SECONDS * 0.6))
             way = ("asked", "forced", "killed")[turn % 3]
             delete(hand, pod, way)
@@ -139,7 +146,6 @@ def test_deleted_twenty_times_in_a_trial(place: Place, installed: Installed, han
             assert which, f"{outcomes}: neither of the three wishes, wholly: {found}"
             assert which[0] in {confirmed, wanted}, outcomes
             confirmed = which[0]
-        hand.write(specs[confirmed - 1])
     # An agent that was told to end begins the trial anew when it comes again; one that was killed left it at that.
     assert [each for each in outcomes if each[1] == "killed" and each[4] == [each[2]]], outcomes
     final = (confirmed + 1) % len(WISHES)
