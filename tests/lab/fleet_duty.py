@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from conntrack_operator.agent.clock import Clock
 from conntrack_operator.decide import notrack
-from conntrack_operator.decide.outcome import NODE, phase_of, results_for
+from conntrack_operator.decide.outcome import of_node, phase_of, results_for
 from conntrack_operator.decide.plan import BUCKETS, MAX, Plan, TableState, plan_for
 from conntrack_operator.decide.previewed import preview_revision
 from conntrack_operator.decide.remember import journal_after, journal_before, journal_confirmed, judged_anew
@@ -28,7 +28,7 @@ from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.model.catalogue import PREFIX
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Confirmed, Journal
-from conntrack_operator.model.node import NodeSpec, Result
+from conntrack_operator.model.node import NodeSpec
 from conntrack_operator.model.notrack import NotrackRule
 from conntrack_operator.model.policy import Settings
 from conntrack_operator.model.surroundings import Surroundings
@@ -178,7 +178,7 @@ class FakeDuty:
         elif spec.mode == "Restore":
             self._restore(spec)
         elif self._orders.refuses:
-            self._finish(spec, Deed("Refused", (_of_node(self._orders.refuses, "as the test wishes"),)), 30)
+            self._finish(spec, Deed("Refused", (of_node(self._orders.refuses, "as the test wishes"),)), 30)
         elif not self._is_waiting(spec):
             self._apply(spec)
 
@@ -197,7 +197,7 @@ class FakeDuty:
         kernel.carry_out(plan)
         results = results_for(plan, kernel.facts, kernel.table, {})
         if failures is not None and has_failed(failures, _wishing(spec)):
-            results = (_of_node(failures.reason, why_again(failures)), *results)
+            results = (of_node(failures.reason, why_again(failures)), *results)
         self._trial = (spec, plan)
         self._finish(spec, Deed("Trial", results), self._orders.trial_seconds)
 
@@ -242,7 +242,7 @@ class FakeDuty:
         seconds = seconds_to_next_try(failures, _wishing(spec), self._hasty())
         if failures is None or seconds == 0:
             return False
-        deed = Deed("RolledBack", (_of_node(failures.reason, why_not_now(failures, seconds)),), parked=seconds is None)
+        deed = Deed("RolledBack", (of_node(failures.reason, why_not_now(failures, seconds)),), parked=seconds is None)
         self._finish(spec, deed, float("inf") if seconds is None else seconds / self._orders.haste)
         return True
 
@@ -264,10 +264,6 @@ class FakeDuty:
         self._done, self._due = spec.model_dump_json(), self._clock.monotonic() + pause
         if self.spec is not None and self.spec.model_dump_json() != self._done and self._trial is None:
             self._due = self._clock.monotonic()  # something was changed meanwhile that did not break off the trial
-
-
-def _of_node(reason: str, message: str) -> Result:
-    return Result(setting=NODE, wanted="", observed="", reason=reason, message=message)
 
 
 def _wishing(spec: NodeSpec) -> Wishing:

@@ -56,6 +56,13 @@ def sysctls() -> dict[str, int]:
     return found
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that a killed run leaves as it was, or whole: the next one must be able to read it."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(text)
+    unfinished.rename(path)
+
+
 class Host(Namespace):
     """The network namespace this machine lives in. `originals` are the sysctls as they were."""
 
@@ -80,7 +87,7 @@ class Host(Namespace):
             self._put_back()
         assert self.table() is None, f"table {' '.join(TABLE)} is there already: is an operator at work here?"
         self.originals = sysctls()
-        NOTED.write_text(json.dumps(self.originals))
+        write_whole(NOTED, json.dumps(self.originals))
         return self
 
     def __exit__(

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from tests.lab import containerd, kube
-from tests.lab.node_rooms import ADDRESS, BRIDGE, Room, groups, remove_groups
+from tests.lab.node_rooms import ADDRESS, BRIDGE, FOLDER_PREFIX, SOCKETS, Room
 from tests.lab.programs import Program, free_port
 
 PAUSE = kube.Source(
@@ -55,7 +55,7 @@ class Node:
         self.name, self.folder, self.address = name, folder, ADDRESS
         self._programs_folder = containerd.programs(say)
         self._pause = kube.binary(say, PAUSE)
-        self._run = Path(tempfile.mkdtemp(prefix="ctlab-", dir="/run"))  # a socket's path holds 107 bytes
+        self._run = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=SOCKETS))  # a socket's path holds 107 bytes
         self.room = Room(folder / "room")
         self._health_port = free_port()
         self._authority, self._kubeconfig = authority, kubeconfig
@@ -74,7 +74,6 @@ class Node:
 
     def __enter__(self) -> Self:
         """Start it, without waiting until it is Ready."""
-        self._groups = groups()
         try:
             self._start()
         except BaseException:
@@ -87,7 +86,6 @@ class Node:
         for program in self.programs:
             program.stop(seconds=0)
         self.room.stop()
-        remove_groups(self._groups)
         shutil.rmtree(self._run)
 
     @property

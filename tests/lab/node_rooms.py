@@ -1,13 +1,15 @@
-"""What a real node leaves on a machine, kept apart and taken back: processes, mounts, links, rules and sysctls.
+"""What a real node leaves on a machine, kept apart and taken back: processes, mounts, links, rules, sysctls, cgroups.
 
 `Room` is a process and mount namespace whose first process takes everything in it along when it ends: containers, shims
-and mounts. The network namespace is the machine's own, since sizes of the table can be written nowhere else; `Machine`
-notes what a node changes there, and puts it back. What a killed run left is put back by the next.
+and mounts; also when the run is killed. The network namespace is the machine's own, since sizes of the table can be
+written nowhere else; `Machine` notes what a node changes there, and puts it back. What a killed run left is put back by
+the next.
 """
 
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.lab.host import write_whole
 from tests.lab.programs import Program, wait_until
 
 LINK = "ctlab-node"
@@ -23,6 +26,9 @@ ADDRESS = "10.77.0.1"
 """The node's address, on a link of our own: nothing outside the machine reaches it."""
 
 NOTED = Path("/run/lock/conntrack-operator-node.json")
+SOCKETS = Path("/run")
+FOLDER_PREFIX = "ctlab-"
+"""Of a node's folder in `SOCKETS`; one node is there at a time, so what is found before it is of a run that died."""
 # What kubelet, kube-proxy and the bridge plugin write at their start, conntrack's own aside (tests/lab/host.py).
 SYSCTLS = tuple(
     Path("/proc/sys") / name
@@ -98,7 +104,7 @@ class Machine:
         """Note how it is, and make the link."""
         if NOTED.exists():
             self._put_back()
-        NOTED.write_text(json.dumps(_as_it_is()))
+        write_whole(NOTED, json.dumps(_as_it_is()))
         _ip("link", "add", LINK, "type", "bridge")  # a dummy is a module that not every kernel has
         _ip("address", "add", f"{ADDRESS}/32", "dev", LINK)
         _ip("link", "set", LINK, "up")
@@ -122,6 +128,9 @@ class Machine:
         for path, value in before["sysctls"].items():
             if Path(path).exists() and Path(path).read_text() != value:
                 Path(path).write_text(value)
+        remove_groups({Path(group) for group in before["groups"]})
+        for folder in SOCKETS.glob(f"{FOLDER_PREFIX}*"):
+            shutil.rmtree(folder)
         NOTED.unlink()
 
 
@@ -132,7 +141,7 @@ def _as_it_is() -> dict[str, object]:
         if any(family == ("ip" if program == "iptables" else "ip6") for family, _ in _tables())
     }
     readable = {str(path): path.read_text() for path in SYSCTLS if path.exists()}
-    return {"tables": _tables(), "rules": saved, "sysctls": readable}
+    return {"tables": _tables(), "rules": saved, "sysctls": readable, "groups": sorted(map(str, groups()))}
 
 
 def _tables() -> list[tuple[str, str]]:

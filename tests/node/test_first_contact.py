@@ -39,7 +39,7 @@ def workload(place: Place) -> Workload:
 def lines_of_the_readme() -> str:
     """Return README's commands for a cluster but the one that builds the image, with the image that is on the node."""
     (block,) = re.findall(
-        r"^In a cluster .*:\n\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+        r"^In a cluster [^\n]*:\n\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
     )
     assert "helm install" in block
     assert "kubectl apply" in block

@@ -10,19 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from conntrack_operator.decide.drift import CONTENDED
-from conntrack_operator.decide.outcome import APPLIED, NODE
+from conntrack_operator.decide.outcome import APPLIED, of_node
 from conntrack_operator.decide.plan import BUCKETS
 from conntrack_operator.decide.report import Deed
-from conntrack_operator.decide.trial import (
-    Wishing,
-    has_failed,
-    seconds_to_next_try,
-    why_again,
-    why_not_now,
-)
 from conntrack_operator.errors import FAILURES, ConntrackOperatorError, Retry
 from conntrack_operator.kernel.journal import StateDirectory
-from conntrack_operator.model.node import NodeSpec, Result
+from conntrack_operator.model.node import NodeSpec
 from conntrack_operator.model.policy import Settings
 from conntrack_operator.model.surroundings import Service
 
@@ -31,6 +24,7 @@ from .foresight import Foresight, reason_of
 from .keeping import Keeping
 from .machine import Machine, Outcome
 from .probes import Probe
+from .setbacks import Setbacks, wishing
 from .trial import Trial, begin
 
 log = logging.getLogger(__name__)
@@ -67,6 +61,7 @@ class Duty:
     def __post_init__(self) -> None:
         self._keeping = Keeping(self.machine, self.state, self.figures.repairs)
         self._foresight = Foresight(self.machine)
+        self._setbacks = Setbacks(self.machine, self.state)
 
     def start(self) -> None:
         """Take back what another agent left unfinished. Call it before anything else."""
@@ -102,7 +97,7 @@ class Duty:
         if trial is not None and (spec is None or _tried(spec) != _tried(trial.spec)):
             self._abort("something else is wanted now")
         if spec is not None and self._trial is None and self._done != _key(spec):
-            if before is None or _wishing(before) != _wishing(spec):
+            if before is None or wishing(before) != wishing(spec):
                 # Services come and go every minute in large clusters: that is no reason to begin a war anew.
                 self._refusals = 0
                 self._keeping.mender.forget()
@@ -222,9 +217,7 @@ class Duty:
         log.log(level, "revision %s, %s: %s, %d changes in %.0f ms", *said[:1], *said[2:], self._changes, took)
 
     def _failed(self, spec: NodeSpec, error: Exception) -> None:
-        result = Result(
-            setting=NODE, wanted="", observed="", reason=reason_of(error), message=str(error) or repr(error)
-        )
+        result = of_node(reason_of(error), str(error) or repr(error))
         self._finish(spec, Deed("Refused", (result,)), RECOVER_SECONDS if self._is_unfinished() else RETRY_SECONDS)
 
     def _is_unfinished(self) -> bool:
@@ -245,13 +238,15 @@ class Duty:
             try:
                 begun = begin(self.machine, self.state, spec, self.find_probes)
             except Retry as error:
-                self._put_off(spec, error)
+                # It stays as it is reported, with why it is not tried again yet.
+                result = self._setbacks.put_off(spec, error)
+                self._finish(spec, Deed("RolledBack", (result,), preview=self._foresight.of(spec)), AGAIN_SECONDS)
                 return
             if isinstance(begun, Outcome):
                 self._ended(spec, begun)
             else:
                 self._trial, self._changes = begun, begun.changes
-                results = (*self._failed_before(spec), *begun.results)
+                results = (*self._setbacks.before(spec), *begun.results)
                 self._finish(spec, Deed("Trial", results, self._observed(begun.facts.sysctls)), float("inf"))
                 log.info("%s", begun.watched_words())
 
@@ -267,38 +262,12 @@ class Duty:
         observed = self._observed(self.machine.facts(tracking_needed=False).sysctls)
         self._finish(spec, Deed("Current", (), observed, self._foresight.of(spec)), float("inf"))
 
-    def _failed_before(self, spec: NodeSpec) -> tuple[Result, ...]:
-        """Return why `spec`, which is tried now, was rolled back the last time; empty when it never was."""
-        failures = self.machine.journal(self.state).failures
-        if failures is None or not has_failed(failures, Wishing(spec.revision, spec.attempt)):
-            return ()
-        return (Result(setting=NODE, wanted="", observed="", reason=failures.reason, message=why_again(failures)),)
-
-    def _put_off(self, spec: NodeSpec, error: Retry) -> None:
-        """Leave a wish that failed before as it is reported, with why it is not tried again yet."""
-        failures = self.machine.journal(self.state).failures
-        if failures is None or not has_failed(failures, Wishing(spec.revision, spec.attempt)):
-            raise error
-        result = Result(
-            setting=NODE, wanted="", observed="", reason=failures.reason, message=f"{failures.message}; {error}"
-        )
-        self._finish(spec, Deed("RolledBack", (result,), preview=self._foresight.of(spec)), AGAIN_SECONDS)
-
     def _is_at_war(self, spec: NodeSpec) -> bool:
         """Tell whether nothing is to be done for `spec` but what is left to whoever keeps changing it."""
         if self._done == _key(spec):
             self._mended()  # first: what a mere retry put right would not be counted
-        left = self._keeping.mender.left
-        if not left or self.deed is None:
+        if self.deed is None or not self._keeping.leaves_all_to_others(spec):
             return False
-        journal = self.machine.journal(self.state)
-        sight = self.machine.look(spec.settings, spec.policies, journal, spec.services)
-        if sight.accepts_differ or any(
-            change.setting not in self._keeping.mender.left for change in sight.plan.changes
-        ):
-            return False
-        # Nothing is written but what the journal says of onDelete.
-        self.machine.settle(replace(sight, plan=replace(sight.plan, changes=())), journal, self.state, spec.policies)
         refused = any(result.reason not in {APPLIED, CONTENDED} for result in self.deed.results)
         deed = replace(self.deed, preview=self._foresight.of(spec))
         self._finish(spec, deed, RETRY_SECONDS if refused else float("inf"))
@@ -306,20 +275,16 @@ class Duty:
 
     def _is_waiting(self, spec: NodeSpec) -> bool:
         """Tell whether `spec` failed before and must wait; then the node is made, and watched, as it was confirmed."""
-        failures = self.machine.journal(self.state).failures
-        seconds = seconds_to_next_try(failures, Wishing(spec.revision, spec.attempt), self.machine.clock())
-        if failures is None or seconds == 0:
+        waiting = self._setbacks.waiting(spec)
+        if waiting is None:
             return False
         if self._keeping.confirmed is None or (spec.services != self._services and not self._keeping.mender.left):
             # A Service may take a port of what is confirmed: nothing here moves for it, and it must not wait a minute.
             self._put_confirmed_in_force()
             self._services = list(spec.services)
-        result = Result(
-            setting=NODE, wanted="", observed="", reason=failures.reason, message=why_not_now(failures, seconds)
-        )
-        pause = RETRY_SECONDS if seconds is None else min(seconds, RETRY_SECONDS)
-        deed = Deed("RolledBack", (result,), preview=self._foresight.of(spec), parked=seconds is None)
-        self._finish(spec, deed, pause)
+        parked = waiting.seconds is None
+        deed = Deed("RolledBack", (waiting.result,), preview=self._foresight.of(spec), parked=parked)
+        self._finish(spec, deed, RETRY_SECONDS if waiting.seconds is None else min(waiting.seconds, RETRY_SECONDS))
         return True
 
     def _ended(self, spec: NodeSpec, outcome: Outcome) -> None:
@@ -353,10 +318,6 @@ class Duty:
 def _key(spec: NodeSpec) -> str:
     # More than the revision: what happens at a policy's end (onDelete) and what a preview asks are wishes too.
     return spec.model_dump_json()
-
-
-def _wishing(spec: NodeSpec) -> Wishing:
-    return Wishing(spec.revision, spec.attempt)
 
 
 def _tried(spec: NodeSpec) -> object:

@@ -52,6 +52,21 @@ class Keeping:
         self.watch(outcome)
         return outcome
 
+    def leaves_all_to_others(self, spec: NodeSpec) -> bool:
+        """Tell whether all that `spec` would change is left to whoever keeps changing it.
+
+        Then nothing is written but what the journal says of onDelete.
+        """
+        left = self.mender.left
+        if not left:
+            return False
+        journal = self.machine.journal(self.state)
+        sight = self.machine.look(spec.settings, spec.policies, journal, spec.services)
+        if sight.accepts_differ or any(change.setting not in left for change in sight.plan.changes):
+            return False
+        self.machine.settle(replace(sight, plan=replace(sight.plan, changes=())), journal, self.state, spec.policies)
+        return True
+
     def watch(self, outcome: Outcome) -> None:
         """Take the machine as it is after `outcome` as right, and watch it from now on."""
         self.confirmed = self.machine.read_confirmed(self.state)

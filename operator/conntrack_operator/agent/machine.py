@@ -13,7 +13,7 @@ from typing import Literal
 
 from conntrack_operator.decide.accepts import accept_mode
 from conntrack_operator.decide.foresight import accepts_change, plan_to_load, unseen_of
-from conntrack_operator.decide.outcome import NODE, phase_of, results_for
+from conntrack_operator.decide.outcome import NODE, of_node, phase_of, results_for
 from conntrack_operator.decide.plan import Change, Plan, plan_for
 from conntrack_operator.decide.refusal import Refusal
 from conntrack_operator.decide.remember import (
@@ -323,5 +323,5 @@ class Machine:
         except ConntrackOperatorError as error:
             text = f"{text}; {error}"
         log.warning("rolled back: %s: %s", reason, text)
-        result = Result(setting=NODE, wanted="", observed="", reason=reason, message=text)
+        result = of_node(reason, text)
         return Outcome("RolledBack", (result,), (), facts)

@@ -43,6 +43,11 @@ def results_for(
     return tuple(results)
 
 
+def of_node(reason: str, message: str) -> Result:
+    """Return a result that is about the node as a whole."""
+    return Result(setting=NODE, wanted="", observed="", reason=reason, message=message)
+
+
 def in_words(setting: str, message: str) -> str:
     """Return what is said of `setting`, which is named unless the message does so, or is about the node as a whole."""
     if not message:

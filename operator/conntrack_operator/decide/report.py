@@ -23,7 +23,7 @@ from conntrack_operator.model.node import (
 from conntrack_operator.model.status import Condition
 
 from .drift import CONTENDED
-from .outcome import APPLIED, NODE, in_words
+from .outcome import APPLIED, in_words, of_node
 from .plan import ABSENT, Plan
 from .refusal import Refusal
 
@@ -159,7 +159,7 @@ def _some(failed: Sequence[Result], number: int) -> list[Result]:
     named = [result.model_copy(update={"message": "", "wanted": "", "observed": ""}) for result in failed[:number]]
     if len(failed) > number:
         others = f"{len(failed) - number} more settings failed; see the agent's log"
-        named.append(Result(setting=NODE, wanted="", observed="", reason=failed[number].reason, message=others))
+        named.append(of_node(failed[number].reason, others))
     return named
 
 
