@@ -59,13 +59,11 @@ def has_kube_proxy_rules() -> bool:
 
     Asked by name, so that it costs the same however many Services there are. iptables-legacy's take NET_RAW.
     """
-    # NFTA_TABLE_NAME, NFTA_CHAIN_TABLE and NFTA_CHAIN_NAME
-    table = attribute(1, KUBE_PROXY_TABLE + b"\0")
+    table = attribute(NAME, KUBE_PROXY_TABLE + b"\0")
+    # NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME
     chain = attribute(1, b"nat\0") + attribute(3, KUBE_PROXY_CHAIN + b"\0")
     with contextlib.suppress(ConntrackOperatorError):
-        if any(
-            _is_there(*each) for family in (2, 10) for each in ((GET_TABLE, family, table), (GET_CHAIN, family, chain))
-        ):
+        if any(_is_there(GET_TABLE, each, table) or _is_there(GET_CHAIN, each, chain) for each in (2, 10)):
             return True
     with contextlib.suppress(ConntrackOperatorError):
         if "nat" in legacy_tables("ip"):
