@@ -16,6 +16,7 @@ from tests.lab.trials import policy
 
 from conntrack_operator.kernel import firewall_kube_proxy
 from conntrack_operator.kernel.firewall import read_firewall
+from conntrack_operator.kernel.table_rivals import has_kube_proxy_rules
 from conntrack_operator.model.surroundings import Firewall, FirewallRule
 
 NODE_PORT = 30080
@@ -89,9 +90,13 @@ def test_services_appear_as_translations(
     """A NodePort and a ClusterIP lead to their backend's port, read whole and read about these ports alone."""
     cluster_ip = kube_proxy.add_service(cluster, "api", 6000, BACKEND)
     kube_proxy.add_service(cluster, "web", 80, (BACKEND[0], 9090), node_port=NODE_PORT)
+    with node.inside():
+        assert not has_kube_proxy_rules()
     with KubeProxy(cluster, node, "proxied", mode, variant=variant):
         wait_until(lambda: leading_to(read(node), NODE_PORT), 20, "the NodePort is translated")
         wait_until(lambda: leading_to(read(node), 6000, cluster_ip), 20, "the ClusterIP is translated")
+        with node.inside():
+            assert has_kube_proxy_rules()
         for found in (read(node), read(node, NODE_PORT, 6000)):
             assert found.problems == ()
             for port, address, target in ((NODE_PORT, None, 9090), (6000, cluster_ip, 8080)):

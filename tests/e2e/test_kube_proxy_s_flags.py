@@ -13,6 +13,7 @@ from tests.lab.programs import wait_until
 
 REPAIR_SECONDS = 5
 PREFIX = "net.netfilter.nf_conntrack_tcp_timeout_"
+ICMP = "net.netfilter.nf_conntrack_icmp_timeout"
 WANTED = {"established": 21600, "close_wait": 90}
 
 
@@ -52,12 +53,15 @@ def result(operator: Operator, name: str) -> dict[str, Any]:
     return found[0] if found else {}
 
 
-def test_kube_proxy_is_restarted_with_other_flags(node: Operator) -> None:
-    """Its values last seconds and its key is named; the fourth time in an hour they stay, Contended, the rest holds."""
+def test_kube_proxy_is_restarted_with_other_flags(node: Operator, tmp_path: Path) -> None:
+    """Its values last seconds and its key is named; the fourth time in an hour they stay, Contended, the rest holds.
+
+    An agent that sees neither its process nor its flags, as in a pod, still names it, as far as its defaults go.
+    """
     with KubeProxy(node.cluster, node.host, "proxied", flags=flags("24h", "1h")) as proxy:
         node.apply(
             "timeouts",
-            timeouts={"tcp": {"established": WANTED["established"], "closeWait": WANTED["close_wait"]}},
+            timeouts={"tcp": {"established": WANTED["established"], "closeWait": WANTED["close_wait"]}, "icmp": 10},
             trial={"timeoutSeconds": 20, "soakSeconds": 0},
         )
         node.wait_ready("timeouts", 30)
@@ -81,3 +85,21 @@ def test_kube_proxy_is_restarted_with_other_flags(node: Operator) -> None:
         contended = result(node, "established")
         assert contended["reason"] == "Contended"
         assert "kube-proxy (conntrack.tcpEstablishedTimeout" in contended["message"]
+
+        # From here on as in its pod: sysctls alone, neither processes nor the files they were started with.
+        node.agent.stop()
+        (tmp_path / "proc/sys").mkdir(parents=True)
+        (tmp_path / "proc/sys/net").symlink_to("/proc/sys/net")
+        node.agent.command.append(f"--proc-root={tmp_path / 'proc'}")
+        node.agent.start()
+        wait_until(lambda: timeouts(node) == WANTED, 20, "a new agent puts in force what is confirmed")
+        proxy.restart(flags("24h", "1h30m"))
+        wait_until(lambda: said(node, "close_wait was changed from 90 to 5400"), 20, "the other value is seen too")
+        (likely,) = said(node, "established was changed from 21600 to 86400")
+        assert "likely by kube-proxy: its default is 86400 (conntrack.tcpEstablishedTimeout); set" in likely
+        (perhaps,) = said(node, "close_wait was changed from 90 to 5400")
+        assert "perhaps by kube-proxy: its rules are here, but its default is 3600" in perhaps
+    node.host.sysctl(ICMP, 17)
+    wait_until(lambda: said(node, "icmp_timeout was changed"), 20, "somebody else's change is seen")
+    (unknown,) = said(node, "icmp_timeout was changed")
+    assert "by somebody unknown: a pod sees neither the node's /etc nor its processes; on the node look" in unknown

@@ -14,13 +14,13 @@ from conntrack_operator.decide.notrack import TABLE, ruleset_for
 from conntrack_operator.decide.outcome import APPLIED
 from conntrack_operator.decide.plan import ABSENT
 from conntrack_operator.decide.refusal import Refusal
-from conntrack_operator.decide.rivals import UNKNOWN_KIND, Table, kind_of_rival, likely_flusher, sentence_for
+from conntrack_operator.decide.rivals import UNKNOWN_KIND, Hidden, Table, kind_of_rival, likely_flusher, sentence_for
 from conntrack_operator.decide.symptoms import Writer
 from conntrack_operator.decide.trial import known_part
 from conntrack_operator.errors import ConntrackOperatorError
 from conntrack_operator.kernel.accepts import read_accepts
 from conntrack_operator.kernel.journal import StateDirectory
-from conntrack_operator.kernel.table_rivals import read_flushers, read_handles
+from conntrack_operator.kernel.table_rivals import has_kube_proxy_rules, read_flushers, read_handles
 from conntrack_operator.kernel.vigil import Mark, Moved, Vigil
 from conntrack_operator.kernel.writers import read_writers
 from conntrack_operator.metrics.tally import Counts
@@ -68,6 +68,7 @@ class Mender:
         self._machine = machine
         self._counted = counted if counted is not None else Counts()
         self._writers: Sequence[Writer] = ()
+        self._hidden: Hidden | None = None
         self._vigil = Vigil(machine.roots)
         self._handles: dict[Table, int] = {}
         self._rules: Sequence[NotrackRule] = ()
@@ -123,7 +124,7 @@ class Mender:
         failed = {result.setting for result in outcome.results if result.reason != APPLIED}
         self._went(sight, failed - {drift.setting for drift in mending.left})
         for drift in mending.note(failed, self.repairs, now):
-            self._counted.add(key_of(drift.setting), kind_of_rival(drift, self._writers))
+            self._counted.add(key_of(drift.setting), kind_of_rival(drift, self._writers, self._hidden))
         if sight.accepts_differ and ACCEPTS not in failed:
             self.repairs.repaired(ACCEPTS, now)
             self._counted.add(ACCEPTS, UNKNOWN_KIND)
@@ -190,10 +191,11 @@ class Mender:
     def _sentences(self, drifts: tuple[Drift, ...], sight: Sight) -> dict[str, str]:
         if not drifts:
             return {}
-        roots = self._machine.roots
-        self._writers = writers = read_writers(roots, sight.facts.cpus)
+        roots, cpus = self._machine.roots, sight.facts.cpus
+        self._writers = writers = read_writers(roots, cpus)
+        self._hidden = hidden = None if roots.shows_processes else Hidden(cpus, has_kube_proxy_rules())
         rival = likely_flusher(self._handles, _handles(), OURS, read_flushers(roots))
-        return {drift.setting: sentence_for(drift, writers, rival) for drift in drifts}
+        return {drift.setting: sentence_for(drift, writers, rival, hidden) for drift in drifts}
 
 
 _ACCEPTS_CHANGED = (

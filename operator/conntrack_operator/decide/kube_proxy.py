@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from conntrack_operator.model.catalogue import PREFIX
 
+from .symptoms import Writer
+
 DEFAULTS = {
     "maxPerCore": "32768",
     "min": "131072",
@@ -101,6 +103,15 @@ def writes_of(keys: Mapping[str, str], cpus: int) -> list[tuple[str, int | None,
     if wish["tcpBeLiberal"].lower() == "true":
         writes.append((f"{PREFIX}nf_conntrack_tcp_be_liberal", 1, "conntrack.tcpBeLiberal"))
     return writes
+
+
+def default_writers(cpus: int) -> list[Writer]:
+    """Return what a kube-proxy that nobody configured writes, of older versions first where they differ."""
+    writers = []
+    for setting, value, key in writes_of({}, cpus):
+        versions = (_whole(DEFAULTS["maxPerCore"]) * cpus, CAP) if value is None else (value,)
+        writers += [Writer("kube-proxy", "kube-proxy (its defaults)", setting, each, key) for each in versions]
+    return writers
 
 
 def _flags(arguments: Sequence[str]) -> dict[str, str]:

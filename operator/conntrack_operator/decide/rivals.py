@@ -2,15 +2,18 @@
 
 The kernel does not say who writes a sysctl or deletes a table. What is configured on this machine says who would: a
 writer of exactly the value that was found, else whoever writes that setting at all, else nobody that could be seen.
+From a pod none of that is seen, and two signs are left: the value, and kube-proxy's rules.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from conntrack_operator.model.catalogue import PREFIX
 
 from .diagnosis_writers import OURS, removal_of
 from .draft import BUCKETS, MAX
 from .drift import Drift
+from .kube_proxy import default_writers
 from .symptoms import Writer
 
 UNKNOWN = "somebody unknown"
@@ -22,6 +25,15 @@ Table = tuple[str, str]
 """Family and name of an nftables table."""
 
 
+@dataclass(frozen=True)
+class Hidden:
+    """What is known of a machine whose files and processes are out of sight, as they are from a pod."""
+
+    cpus: int
+    kube_proxy: bool
+    """Whether kube-proxy's rules are there. They outlive it: a sign that it runs, no proof."""
+
+
 def likely_writer(setting: str, observed: int | str | None, writers: Sequence[Writer]) -> str:
     """Return who probably wrote `observed` to `setting`, with the key, in words; UNKNOWN when nobody is known to."""
     writer, exact = _suspect(setting, observed, writers)
@@ -30,16 +42,22 @@ def likely_writer(setting: str, observed: int | str | None, writers: Sequence[Wr
     return f"{'likely' if exact else 'perhaps'} by {_described(writer)}"
 
 
-def kind_of_rival(drift: Drift, writers: Sequence[Writer] = ()) -> str:
-    """Return who is suspected of `drift`, as one of few words: a kind of writer, or "unknown"."""
+def kind_of_rival(drift: Drift, writers: Sequence[Writer] = (), hidden: Hidden | None = None) -> str:
+    """Return who is suspected of `drift`, as one of few words: a kind of writer, or "unknown".
+
+    What is `hidden` must agree in both signs: one alone is worth a sentence, not a count.
+    """
     writer, _ = _suspect(drift.setting, drift.observed, writers)
+    if writer is None and hidden is not None and hidden.kube_proxy:
+        guessed, exact = _suspect(drift.setting, drift.observed, default_writers(hidden.cpus))
+        writer = guessed if exact else None
     return writer.kind if writer is not None else UNKNOWN_KIND
 
 
-def sentence_for(drift: Drift, writers: Sequence[Writer] = (), rival: str = "") -> str:
+def sentence_for(drift: Drift, writers: Sequence[Writer] = (), rival: str = "", hidden: Hidden | None = None) -> str:
     """Return one sentence about `drift` for a status or an event: what, from, to, by whom, and the remedy.
 
-    `rival` is what `likely_flusher` says, for our table.
+    `rival` is what `likely_flusher` says, for our table; `hidden` is None where files and processes could be looked at.
     """
     name = drift.setting.removeprefix(PREFIX)
     if drift.setting.startswith("notrack/"):
@@ -48,9 +66,33 @@ def sentence_for(drift: Drift, writers: Sequence[Writer] = (), rival: str = "") 
     changed = f"{name} was changed from {drift.wanted} to {_observed(drift)}"
     writer, exact = _suspect(drift.setting, drift.observed, writers)
     if writer is None:
-        return f"{changed} by {UNKNOWN}; find who writes it: grep -rs {name} /etc /usr/lib/sysctl.d /run/sysctl.d"
+        search = f"grep -rs {name} /etc /usr/lib/sysctl.d /run/sysctl.d"
+        if hidden is None:
+            return f"{changed} by {UNKNOWN}; find who writes it: {search}"
+        return f"{changed}{_guess(drift, hidden, f'on the node look with conntrack-operator doctor, or {search}')}"
     sureness = "likely" if exact else "perhaps"
     return f"{changed}, {sureness} by {_described(writer)}; {_remedy(drift.setting, writer)}"
+
+
+def _guess(drift: Drift, hidden: Hidden, look: str) -> str:
+    """Return by whom, as far as the value and kube-proxy's rules tell, and what to do next."""
+    writer, exact = _suspect(drift.setting, drift.observed, default_writers(hidden.cpus))
+    if writer is None or drift.observed is None or not (exact or hidden.kube_proxy):
+        return f" by {UNKNOWN}: a pod sees neither the node's /etc nor its processes; {look}"
+    default = f"{_default(drift.setting, writer, hidden.cpus)} ({writer.key})"
+    if exact and hidden.kube_proxy:
+        return f", likely by kube-proxy: {default}; {_remedy(drift.setting, writer)}"
+    doubt = f"{default}, but its rules are not seen here" if exact else f"its rules are here, but {default}"
+    return f", perhaps by kube-proxy: {doubt}; {look}"
+
+
+def _default(setting: str, writer: Writer, cpus: int) -> str:
+    if writer.setting != MAX or writer.value is None:
+        return f"its default is {writer.value}"
+    machine = f"for {cpus} CPU{'s' * (cpus != 1)}"
+    if setting == BUCKETS:
+        return f"a quarter of its default max {machine} is {writer.value // 4}"
+    return f"its default {machine} is {writer.value}"
 
 
 _FIND_TABLE = "see who changes nftables: nft monitor"

@@ -26,6 +26,11 @@ class Roots:
         """The directory of the nf_conntrack_* keys. It shows the network namespace of the process that reads it."""
         return self.proc / "sys/net/netfilter"
 
+    @property
+    def shows_processes(self) -> bool:
+        """Whether the machine's processes are to be seen here; where they are not, as in a pod, nor are its files."""
+        return (self.proc / "1").exists()
+
     def file(self, name: str) -> Path:
         """Return the path of a machine-wide file such as `meminfo`."""
         path = self.proc / name

@@ -3,7 +3,14 @@
 import pytest
 
 from conntrack_operator.decide.drift import Drift
-from conntrack_operator.decide.rivals import UNKNOWN, likely_flusher, likely_writer, sentence_for
+from conntrack_operator.decide.rivals import (
+    UNKNOWN,
+    Hidden,
+    kind_of_rival,
+    likely_flusher,
+    likely_writer,
+    sentence_for,
+)
 from conntrack_operator.decide.symptoms import Writer
 
 MAX = "net.netfilter.nf_conntrack_max"
@@ -107,6 +114,74 @@ SENTENCES = {
 def test_sentence(drift, writers, sentence):
     """One sentence: what, from, to, by whom, and how to make it stop."""
     assert sentence_for(drift, writers) == sentence
+
+
+CLOSE_WAIT = "net.netfilter.nf_conntrack_tcp_timeout_close_wait"
+ICMP = "net.netfilter.nf_conntrack_icmp_timeout"
+LOOK = "on the node look with conntrack-operator doctor, or grep -rs"
+UNSEEN = f"by {UNKNOWN}: a pod sees neither the node's /etc nor its processes; {LOOK}"
+MAX_REMEDY = "set conntrack.maxPerCore: 0 and conntrack.min: 0 in kube-proxy's ConfigMap"
+
+HIDDEN = {
+    "value and rules, the floor": (
+        Drift(MAX, 1048576, 131072), Hidden(4, kube_proxy=True), "kube-proxy",
+        f"likely by kube-proxy: its default for 4 CPUs is 131072 (conntrack.min); {MAX_REMEDY}",
+    ),
+    "value and rules, by CPUs": (
+        Drift(MAX, 1048576, 262144), Hidden(8, kube_proxy=True), "kube-proxy",
+        f"likely by kube-proxy: its default for 8 CPUs is 262144 (conntrack.maxPerCore); {MAX_REMEDY}",
+    ),
+    "capped since 1.36": (
+        Drift(MAX, 4194304, 1048576), Hidden(64, kube_proxy=True), "kube-proxy",
+        f"likely by kube-proxy: its default for 64 CPUs is 1048576 (conntrack.maxPerCore); {MAX_REMEDY}",
+    ),
+    "not capped before": (
+        Drift(MAX, 4194304, 2097152), Hidden(64, kube_proxy=True), "kube-proxy",
+        f"likely by kube-proxy: its default for 64 CPUs is 2097152 (conntrack.maxPerCore); {MAX_REMEDY}",
+    ),
+    "buckets": (
+        Drift(BUCKETS, 16384, 32768), Hidden(1, kube_proxy=True), "kube-proxy",
+        f"likely by kube-proxy: a quarter of its default max for 1 CPU is 32768 (conntrack.min); {MAX_REMEDY}",
+    ),
+    "established": (
+        Drift(ESTABLISHED, 21600, 86400), Hidden(4, kube_proxy=True), "kube-proxy",
+        ("likely by kube-proxy: its default is 86400 (conntrack.tcpEstablishedTimeout);"
+        " set conntrack.tcpEstablishedTimeout: 0s in kube-proxy's ConfigMap"),
+    ),
+    "close_wait": (
+        Drift(CLOSE_WAIT, 90, 3600), Hidden(4, kube_proxy=True), "kube-proxy",
+        ("likely by kube-proxy: its default is 3600 (conntrack.tcpCloseWaitTimeout);"
+        " set conntrack.tcpCloseWaitTimeout: 0s in kube-proxy's ConfigMap"),
+    ),
+    "the value alone": (
+        Drift(MAX, 1048576, 131072), Hidden(4, kube_proxy=False), "unknown",
+        ("perhaps by kube-proxy: its default for 4 CPUs is 131072 (conntrack.min), but its rules are not seen here;"
+        f" {LOOK} nf_conntrack_max /etc"),
+    ),
+    "the rules alone": (
+        Drift(MAX, 1048576, 4711), Hidden(4, kube_proxy=True), "unknown",
+        ("perhaps by kube-proxy: its rules are here, but its default for 4 CPUs is 131072 (conntrack.min);"
+        f" {LOOK} nf_conntrack_max /etc"),
+    ),
+    "neither": (Drift(MAX, 1048576, 4711), Hidden(4, kube_proxy=False), "unknown", f"{UNSEEN} nf_conntrack_max /etc"),
+    "nothing of kube-proxy's": (
+        Drift(ICMP, 10, 25), Hidden(4, kube_proxy=True), "unknown", f"{UNSEEN} nf_conntrack_icmp_timeout /etc",
+    ),
+    "gone": (Drift(MAX, 1048576, None), Hidden(4, kube_proxy=True), "unknown", f"{UNSEEN} nf_conntrack_max /etc"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("drift", "hidden", "kind", "words"), HIDDEN.values(), ids=HIDDEN)
+def test_what_a_pod_can_tell(drift, hidden, kind, words):
+    """Value and rules agree: likely, and counted as such; one of them: perhaps; none: where to look."""
+    assert words in sentence_for(drift, hidden=hidden)
+    assert kind_of_rival(drift, hidden=hidden) == kind
+
+
+def test_a_writer_that_is_seen_comes_first():
+    """What is known beats what is guessed."""
+    hidden = Hidden(4, kube_proxy=True)
+    assert sentence_for(Drift(MAX, 1, 65536), [FILE], hidden=hidden) == sentence_for(Drift(MAX, 1, 65536), [FILE])
 
 
 WEB, FILTER, OUR = ("inet", "web"), ("inet", "filter"), ("inet", "conntrack_operator")
