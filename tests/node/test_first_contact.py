@@ -21,6 +21,9 @@ from conntrack_operator import __version__
 
 IMAGE = f"conntrack-operator:{__version__}"
 
+ONE_MODE = pytest.mark.parametrize("proxy", ["nftables"], indirect=True)
+"""For what kube-proxy has no part in."""
+
 
 @pytest.fixture(scope="module", params=["nftables", "iptables"])
 def proxy(request: pytest.FixtureRequest) -> Proxy:
@@ -92,6 +95,7 @@ def test_the_busy_port_leaves_the_table(place: Place, followed: Installed, workl
     assert [line for line in listed if "dport=80 " in line]  # the ClusterIP
 
 
+@ONE_MODE
 def test_helm_test_passes(followed: Installed) -> None:
     """`helm test` judges a policy that means no node."""
     said = followed.helm("test", RELEASE, "-n", NAMESPACE).stdout
@@ -120,6 +124,7 @@ def test_deleting_the_policy_puts_everything_back(place: Place, followed: Instal
     wait_until(lambda: place.get("daemonset", "conntrack-operator-agent", "-n", NAMESPACE) is None, 60, "agents end")
 
 
+@ONE_MODE
 def test_uninstall_leaves_nothing(place: Place, followed: Installed, workload: Workload) -> None:
     """`helm uninstall` with a policy in force: the node is given back, and only what the docs name stays."""
     followed.apply(followed.example("web"))
