@@ -61,6 +61,13 @@ def settled(operator: Operator, right: dict[str, Any]) -> None:
     operator.wait_ready("kept", 30)
 
 
+def at_rest(operator: Operator) -> None:
+    """Wait until the agent has obeyed nothing for a second: an edit and what puts it right bear the same revision."""
+    before = -1
+    while before != (before := operator.acts()):
+        time.sleep(1)
+
+
 @pytest.fixture
 def kept(operator: Operator, host: Host) -> dict[str, Any]:
     """Give the spec of a node that has a policy with the default rollout, and has answered it."""
@@ -74,6 +81,7 @@ def test_an_edit_by_hand_is_put_right(operator: Operator, host: Host, kept: dict
     """Settings, the name of a revision, the mode: written anew, and what the node has is not lost meanwhile."""
     patch(operator, settings={"timeouts": {"icmp": 99}})
     settled(operator, kept)
+    at_rest(operator)
     assert host.value(ICMP) == 17
     with Values(host, ICMP) as values:
         patch(operator, policies=[{**kept["policies"][0], "revision": "nonsense"}])
