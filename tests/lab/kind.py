@@ -36,7 +36,7 @@ class Kind(Kubectl):
         self.node_address = addresses["InternalIP"]
 
     def clear(self) -> None:
-        """Remove what a module's tests left, without giving anything back as people should: the next one starts anew."""
+        """Remove what a module's tests left, with nothing given back first: the next one starts anew."""
         self.kubectl("delete", "namespace", "conntrack-system", "shop", "--ignore-not-found", "--timeout=120s")
         kinds = "crd,clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding"
         self.kubectl("delete", kinds, "-l", "app.kubernetes.io/name=conntrack-operator", "--timeout=60s")
