@@ -325,22 +325,25 @@ def test_whose_end_a_port_is(netns: Lab) -> None:
 
 
 def test_kube_proxy_is_found_by_its_process(netns: Lab, tmp_path: Path) -> None:
-    """A running process of that name with a config file in its own file system: its key is named."""
+    """A running process of that name with a config file in its own file system: its key is named, and there only."""
     config = tmp_path / "config.conf"
     config.write_text("conntrack:\n  maxPerCore: 0\n  tcpCloseWaitTimeout: 30m\n  tcpEstablishedTimeout: 0s\n")
-    process = subprocess.Popen(
-        ["kube-proxy", "-c", "import time; print(flush=True); time.sleep(60)", f"--config={config}"],
-        executable=sys.executable,
-        stdout=subprocess.PIPE,
-    )
+    here, elsewhere = netns.namespace(), netns.namespace()
+    with here.inside():
+        process = subprocess.Popen(
+            ["kube-proxy", "-c", "import time; print(flush=True); time.sleep(60)", f"--config={config}"],
+            executable=sys.executable,
+            stdout=subprocess.PIPE,
+        )
     try:
         process.stdout.readline()
-        document = doctor(netns.namespace())
+        document, other = doctor(here), doctor(elsewhere)
     finally:
         process.kill()
         process.communicate()
     details = [finding["detail"] for finding in document["findings"]]
     assert f"kube-proxy (pid {process.pid}, config {config}) (conntrack.tcpCloseWaitTimeout): 1800." in details
+    assert "kube-proxy (pid" not in str(other["findings"])
 
 
 def _bpf(command: int, attributes: bytes) -> int:

@@ -4,7 +4,7 @@ The limit and the hash table of conntrack are one for all network namespaces of 
 
 - BESIDE, by folder: unit tests and what happens between API objects. They touch no conntrack at all.
 - MACHINE, by a fixture `host` or the mark `tunes_this_machine`: they tune it, fill its table or look at all of it. Only
-  tests of the first kind may run meanwhile.
+  tests of the first kind may run meanwhile; with the mark `leaves_sizes_alone`, which keeps it, those of the third too.
 - NAMESPACES, all others: in network namespaces of their own, where sizes cannot be written. Two can run at a time.
 
 In every run, also of everything in one process, a test that does what its kind may not do fails and says so. Where two
@@ -23,6 +23,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS_BESIDE = ("tests/unit", "tests/control_plane")
 MARK = "tunes_this_machine"
+LEAVES_SIZES = "leaves_sizes_alone"
+"""Of a module whose Host takes its turn beside tests in namespaces."""
 
 
 class Kind(enum.Enum):

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -50,7 +51,7 @@ class Node:
 
     def __init__(
         self, name: str, kubeconfig: Path, proxy_kubeconfig: Path, authority: Path, folder: Path, say: kube.Say,
-        proxy: Proxy = "nftables",
+        proxy: Sequence[str],
     ) -> None:  # fmt: skip
         self.name, self.folder, self.address = name, folder, ADDRESS
         self._programs_folder = containerd.programs(say)
@@ -68,7 +69,7 @@ class Node:
         ]  # fmt: skip
         self._proxy_command = [
             *kube.command("kube-proxy", say), f"--kubeconfig={proxy_kubeconfig}", f"--hostname-override={name}",
-            f"--proxy-mode={proxy}", f"--cluster-cidr={PODS}", f"--metrics-bind-address=127.0.0.1:{free_port()}",
+            *proxy, f"--cluster-cidr={PODS}", f"--metrics-bind-address=127.0.0.1:{free_port()}",
             f"--healthz-bind-address=127.0.0.1:{free_port()}",
         ]  # fmt: skip
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.lab import cluster, kube, node
 from tests.lab.host import SYSCTLS, Writes
+from tests.lab.kube_proxy import LEAVE_THE_TABLE
 from tests.lab.kubectl import Kubectl
 from tests.lab.node_rooms import ADDRESS, Machine
 from tests.lab.programs import wait_until
@@ -76,7 +77,8 @@ class Real(ControlPlane):
     """The control plane and its one node; a `tests.lab.place.Place`."""
 
     node: node.Node
-    node_name, node_address, can_size = NODE, ADDRESS, True
+    node_name, node_address = NODE, ADDRESS
+    can_size = True
     get, items = Kubectl.get, Kubectl.items  # they take all that kubectl takes
 
     def add_image(self, archive: Path) -> None:
@@ -102,14 +104,19 @@ class Real(ControlPlane):
 
 
 @contextlib.contextmanager
-def running(folder: Path, say: kube.Say, proxy: node.Proxy = "nftables") -> Iterator[Real]:
-    """Give a cluster whose node is Ready; whoever asks holds the machine's lock (tests/lab/host.py)."""
+def running(folder: Path, say: kube.Say, proxy: node.Proxy = "nftables", *, sizes: bool = True) -> Iterator[Real]:
+    """Give a cluster whose node is Ready; whoever asks holds the machine's lock (tests/lab/host.py).
+
+    Without `sizes` nothing of it writes them, as on a node in a container.
+    """
     with Machine():
         real = Real(folder, say)
         try:
             real.start()
             kubeconfigs = [real.kubeconfig_for(token) for token in (real.node_token, real.proxy_token)]
-            with node.Node(NODE, *kubeconfigs, real.kubelets_authority, folder, say, proxy) as real.node:
+            real.can_size = sizes
+            mode = [f"--proxy-mode={proxy}", *(() if sizes else LEAVE_THE_TABLE)]
+            with node.Node(NODE, *kubeconfigs, real.kubelets_authority, folder, say, mode) as real.node:
                 wait_until(real.is_ready, 60, "the node is Ready")
                 yield real
         finally:

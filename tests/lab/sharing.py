@@ -42,7 +42,10 @@ class Sharing:
         """Have our own first, then what is shared, and nothing of the others."""
         self._collected = [item.nodeid for item in items]
         kinds = [(kind_of(item), item) for item in items]
-        items[:] = [item for wanted in (self._own, Kind.NAMESPACES) for kind, item in kinds if kind is wanted]
+        own = [item for kind, item in kinds if kind is self._own]
+        # First those that keep the other processes waiting.
+        own.sort(key=lambda item: item.get_closest_marker(halves.LEAVES_SIZES) is not None)
+        items[:] = own + [item for kind, item in kinds if kind is Kind.NAMESPACES]
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         """Run what is ours and what we claim."""

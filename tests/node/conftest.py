@@ -10,6 +10,7 @@ import pytest
 from tests.lab import helm as lab
 from tests.lab import host as machine
 from tests.lab import image, kind, kube, real
+from tests.lab.halves import LEAVES_SIZES
 from tests.lab.installed import Installed
 from tests.lab.node import Proxy
 from tests.lab.place import Place
@@ -57,8 +58,10 @@ def host(request: pytest.FixtureRequest) -> Iterator[machine.Host | None]:
     if reason := machine.missing() or real.missing():
         pytest.skip(reason)
     request.getfixturevalue("archive_of")(__version__)  # a build takes a minute, for which nobody needs to wait
-    with machine.Host() as locked:
-        locked.shrink(131_072)
+    sizes = request.node.get_closest_marker(LEAVES_SIZES) is None
+    with machine.Host(sizes=sizes) as locked:
+        if sizes:
+            locked.shrink(131_072)
         yield locked
 
 
@@ -87,7 +90,8 @@ def place(
         yield there
         there.clear()
         return
-    with real.running(folder, say, proxy) as here:
+    sizes = request.node.get_closest_marker(LEAVES_SIZES) is None
+    with real.running(folder, say, proxy, sizes=sizes) as here:
         request.config.stash[_place] = here
         here.add_image(archive)
         yield here

@@ -14,6 +14,8 @@ from tests.lab.workload import Workload
 
 from conntrack_operator import __version__
 
+pytestmark = pytest.mark.leaves_sizes_alone
+
 LIMIT_SECONDS = 40
 DEAD = "dead"
 

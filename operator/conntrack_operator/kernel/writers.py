@@ -134,7 +134,11 @@ def _of_kube_proxy(roots: Roots, cpus: int) -> Iterator[Writer]:
 
 
 def kube_proxies(roots: Roots) -> Iterator[tuple[int, list[str]]]:
-    """Yield pid and command line of every kube-proxy that runs here and can be seen."""
+    """Yield pid and command line of every kube-proxy that can be seen and runs in this network namespace.
+
+    One in another, of a node in a container for instance, translates and writes nothing here. Where that cannot be
+    told, it counts.
+    """
     try:
         pids = sorted(int(path.name) for path in roots.proc.iterdir() if path.name.isdigit())
     except OSError:
@@ -147,8 +151,16 @@ def kube_proxies(roots: Roots) -> Iterator[tuple[int, list[str]]]:
         arguments = raw.decode(errors="replace").rstrip("\0").split("\0")
         # By its own name, or as the first argument of a program that is many; `pidof kube-proxy` is none.
         many = arguments[1:2] == ["kube-proxy"] and any(argument.startswith("--") for argument in arguments)
-        if many or Path(arguments[0]).name == "kube-proxy":
+        if (many or Path(arguments[0]).name == "kube-proxy") and not _is_elsewhere(roots.proc / str(pid)):
             yield pid, arguments
+
+
+def _is_elsewhere(process: Path) -> bool:
+    try:
+        # Of the thread: it may be in another network namespace than its process.
+        return (process / "ns" / "net").readlink() != Path("/proc/thread-self/ns/net").readlink()
+    except OSError:
+        return False
 
 
 def kube_proxy_keys(roots: Roots, pid: int, arguments: list[str]) -> tuple[Mapping[str, str], str]:
