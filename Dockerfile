@@ -45,15 +45,16 @@ RUN python3 -m compileall -q --invalidation-mode unchecked-hash -x 'kubernetes/c
 
 FROM base
 COPY --from=build /opt/conntrack-operator /opt/conntrack-operator
+ARG BASE_IMAGE
+# Before the command, whose result they are part of: a builder that keeps layers may else take labels of another build.
+ARG VERSION=unknown
+ARG REVISION=unknown
 # python:slim ships its library uncompiled; on a read-only root every start would compile it anew and keep 3 MB for it.
 # Importing our every module compiles what they use of it, and shows that nothing is missing.
 RUN python3 -c 'import importlib, pkgutil, conntrack_operator as ours; \
       [importlib.import_module(m.name) for m in pkgutil.walk_packages(ours.__path__, "conntrack_operator.") \
        if not m.name.endswith("__main__")]' && \
     conntrack-operator --version && nft --version
-ARG BASE_IMAGE
-ARG VERSION=unknown
-ARG REVISION=unknown
 LABEL org.opencontainers.image.title="conntrack-operator" \
       org.opencontainers.image.description="Keeps Linux connection tracking from filling up, on every node of a Kubernetes cluster" \
       org.opencontainers.image.licenses="Apache-2.0" \

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -117,7 +118,7 @@ class Machine:
     def _put_back(self) -> None:
         before = json.loads(NOTED.read_text())
         for link in (LINK, BRIDGE):
-            if Path("/sys/class/net", link).exists():
+            if link in {name for _, name in socket.if_nameindex()}:
                 _ip("link", "delete", link)
         for family, name in _tables():
             if [family, name] not in before["tables"]:
