@@ -90,7 +90,9 @@ def test_from_trial_to_ready(cluster: Cluster, policy: str) -> None:
     """A trial is in progress and told as such, in `kubectl get` too; when it is kept, `kubectl wait` returns."""
     report(cluster, "Trial", ())
     shows(cluster, "Progressing", "Reconciling")
-    assert condition(cluster, policy, "Reconciling")["message"] == "0 of 1 node current, 1 on trial"
+    # The same conditions were true while it was yet to answer.
+    on_trial = "0 of 1 node current, 1 on trial"
+    soon(lambda: condition(cluster, policy, "Reconciling")["message"] == on_trial, on_trial)
     assert (cluster.get("ctp", policy) or {})["status"]["nodes"]["updating"] == 1
     line = cluster.kubectl("get", "nct", "n1", "-o", "wide", "--no-headers").stdout
     assert line.split()[1:3] == ["Apply", "Trial"]

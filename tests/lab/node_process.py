@@ -28,6 +28,11 @@ class Process:
 
 
 def processes(place: Place, command: str) -> list[Process]:
-    """Return the node's processes that run a command of ours, such as `controller`."""
-    found = place.on_node("pgrep", "-f", f"^[^ ]*python[^ ]* [^ ]*conntrack-operator {command}", check=False).stdout
-    return [Process(place, int(pid)) for pid in found.split()]
+    """Return the node's processes that run a command of ours, such as `controller`.
+
+    A copy that one has just made of itself, to be another program in a moment, is none.
+    """
+    listed = place.on_node("ps", "-eo", "pid=,ppid=,args=").stdout
+    pattern = re.compile(rf" *(\d+) +(\d+) [^ ]*python[^ ]* [^ ]*conntrack-operator {command}")
+    parents = {int(found[1]): int(found[2]) for found in map(pattern.match, listed.splitlines()) if found}
+    return [Process(place, pid) for pid, parent in parents.items() if parent not in parents]

@@ -11,7 +11,7 @@ from tests.lab import helm as lab
 from tests.lab import host as machine
 from tests.lab import image, kind, kube, real
 from tests.lab.halves import LEAVES_SIZES
-from tests.lab.installed import Installed
+from tests.lab.installed import NAMESPACE, Installed
 from tests.lab.node import Proxy
 from tests.lab.place import Place
 
@@ -121,4 +121,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             report.sections.append((f"end of {program.log}", program.tail()))
         for what in (("get", "pods,ctp,nct", "-A", "-o", "wide"), ("get", "events", "-A")):
             report.sections.append((f"kubectl {' '.join(what)}", here.kubectl(*what, check=False).stdout[-6000:]))
+        names = here.kubectl("get", "pods", "-n", NAMESPACE, "-o", "name", check=False).stdout.split()
+        for what in (("logs", "-n", NAMESPACE, name, "--tail=30") for name in names):
+            report.sections.append((f"kubectl {' '.join(what)}", here.kubectl(*what, check=False).stdout))
     return report

@@ -3,6 +3,9 @@
 kopf begins a watch anew when its line is dead or what it knows is too old, and tells nobody: listed anew, a kind that
 has become empty makes no event at all. And a kind whose CRD is made anew it may never watch again: it looks for kinds
 when a CRD changes, which may be just before the API server serves it (tried on kopf 1.45.2 and Kubernetes 1.37).
+
+After a change of a CRD the API server may send an object or two by the schema before: a new field is missing in it, and
+its generation is the new one all the same (tried on 1.37). So everything is read anew then, at this look and the next.
 """
 
 import logging
@@ -24,6 +27,7 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 15.0
 AGAIN_SECONDS = 2.0
 """How long an event may be on its way before it counts as missed, and a new CRD before the API server serves it."""
+READS_OF_A_NEW_SCHEMA = 2
 TWICE_SECONDS = 300.0
 """Watches that miss two changes within this time are begun anew: one may be late under load."""
 
@@ -45,10 +49,15 @@ class Lookout:
     _missed_at: float = float("-inf")
     _uids: tuple[str, ...] = ()
     _next_uids: tuple[str, ...] = ()
+    _schemas: tuple[int, ...] = ()
+    _reads_due: int = 0
 
     def look(self) -> None:
         """Look once, and come again. Raises Retry or Refused, as Objects.list does."""
         is_new = self._has_new_crds()
+        if self._reads_due:
+            self._reads_due -= 1
+            self.queue.add(Key("list"))
         behind = self._is_behind(self.objects.list(POLICIES, slimmed))
         if behind and self._was_behind:
             log.warning("the watches have missed a change of the policies; everything is read anew")
@@ -78,6 +87,10 @@ class Lookout:
             found = [self.objects.get(CRDS, f"{kind.plural}.{GROUP}") for kind in (POLICIES, NODE_CONNTRACKS)]
         except Refused:
             return False  # the guard says so where it matters
+        schemas = tuple(crd["metadata"]["generation"] for crd in found if crd is not None)
+        if len(schemas) == len(found) and schemas != self._schemas:
+            self._reads_due = READS_OF_A_NEW_SCHEMA if self._schemas else 0
+            self._schemas = schemas
         uids = tuple(crd["metadata"]["uid"] for crd in found if crd is not None)
         if len(uids) < len(found) or uids == self._uids:
             return False

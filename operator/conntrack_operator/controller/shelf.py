@@ -3,6 +3,9 @@
 Three streams fill a shelf: watches, full lists, and the answers to our own writes. They may overtake one another, so
 each object carries its resource version and an older sight never replaces a newer one, a deletion included. (Kubernetes
 lets versions of one kind be compared since 1.35, KEP-5504; every API server on etcd has always counted them up.)
+
+One version has one content, with an exception: just after a CRD has changed, a watch may show an object by the schema
+before, without its new fields (tried on 1.37). So of two sights of one version that of a list counts.
 """
 
 from collections.abc import Callable
@@ -45,11 +48,11 @@ class Shelf(Generic[T]):
         """Return the names of all objects."""
         return [name for name, (_, item) in self._seen.items() if item is not None]
 
-    def put(self, document: dict[str, Any], *, deleted: bool = False) -> Change[T] | None:
+    def put(self, document: dict[str, Any], *, deleted: bool = False, listed: bool = False) -> Change[T] | None:
         """Take in one sight of an object; None when it tells nothing new."""
         name, version = _name_of(document), int(document["metadata"]["resourceVersion"])
         known, before = self._seen.get(name, (0, None))
-        if version < known or (version == known and not deleted):
+        if version < known or (version == known and not deleted and not listed):
             return None
         after = None if deleted else self._read(document)
         self._seen[name] = (version, after)
@@ -57,7 +60,7 @@ class Shelf(Generic[T]):
 
     def replace(self, listing: Listing) -> list[Change[T]]:
         """Take in a full list; what it lacks is gone, unless it was seen later than the list was made."""
-        changes = [change for document in listing.items if (change := self.put(document))]
+        changes = [change for document in listing.items if (change := self.put(document, listed=True))]
         listed = {_name_of(document) for document in listing.items}
         for name, (version, item) in list(self._seen.items()):
             if name not in listed and version <= listing.resource_version:

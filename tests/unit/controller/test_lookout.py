@@ -25,6 +25,7 @@ class Cluster:
     def __init__(self) -> None:
         self.policies: list[dict[str, Any]] = []
         self.uids = ["p", "n"]
+        self.schemas = 1
 
     def list(self, kind: Kind, slim: Any) -> Listing:
         """Answer as Objects.list does."""
@@ -36,7 +37,7 @@ class Cluster:
         """Answer as Objects.get does."""
         assert kind.plural == "customresourcedefinitions"
         uid = self.uids[name == "nodeconntracks.conntrack-operator.io"]
-        return {"metadata": {"uid": uid}} if uid else None
+        return {"metadata": {"uid": uid, "generation": self.schemas}} if uid else None
 
 
 class Scene:
@@ -142,3 +143,14 @@ def test_crds_that_came_late() -> None:
     assert scene.look() == (False, AGAIN_SECONDS)
     scene.look()
     assert scene.begun == 1
+
+
+def test_a_crd_that_has_changed() -> None:
+    """Objects may have come by the schema before: everything is read twice, a look apart, and the watches go on."""
+    scene = Scene()
+    assert scene.look() == (False, LOOK_SECONDS)
+    scene.cluster.schemas = 2
+    assert scene.look() == (True, LOOK_SECONDS)
+    assert scene.look() == (True, LOOK_SECONDS)
+    assert scene.look() == (False, LOOK_SECONDS)
+    assert scene.begun == 0

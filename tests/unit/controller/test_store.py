@@ -48,6 +48,16 @@ def test_an_older_sight_never_replaces_a_newer_one() -> None:
     assert store.node("n").labels == {"role": "new"}  # type: ignore[union-attr]
 
 
+def test_of_one_version_the_list_counts() -> None:
+    """A watch may have shown it by the schema before the CRD's change, without the new field."""
+    store = filled()
+    newer = policy(1, spec={"newer": "thing"})
+    assert store.put_policy(newer) == set()
+    assert isinstance(store.policy("p"), ConntrackPolicy)
+    store.replace(Lists(Listing(1, (newer,)), Listing(2, (node(2),)), Listing(3, (node_conntrack(3),))))
+    assert isinstance(store.policy("p"), Unreadable)
+
+
 def test_a_deletion_outlives_older_sights() -> None:
     """What was deleted is not brought back by an older list or a late answer."""
     store = filled()
