@@ -16,7 +16,7 @@ from conntrack_operator import __version__
 
 pytestmark = pytest.mark.leaves_sizes_alone
 
-LIMIT_SECONDS = 25
+LIMIT_SECONDS = 40
 DEAD = "dead"
 
 
