@@ -32,7 +32,7 @@ def processes(place: Place, command: str) -> list[Process]:
 
     A copy that one has just made of itself, to be another program in a moment, is none.
     """
-    listed = place.on_node("ps", "-eo", "pid=,ppid=,args=").stdout
+    listed = place.on_node("ps", "-ww", "-eo", "pid=,ppid=,args=").stdout
     pattern = re.compile(rf" *(\d+) +(\d+) [^ ]*python[^ ]* [^ ]*conntrack-operator {command}")
     parents = {int(found[1]): int(found[2]) for found in map(pattern.match, listed.splitlines()) if found}
     return [Process(place, pid) for pid, parent in parents.items() if parent not in parents]
