@@ -86,10 +86,6 @@ class Api:
         """Return the objects of a list."""
         return list(self.request("GET", path)["items"])
 
-    def status_writes(self) -> int:
-        """Return how many writes of NodeConntrack statuses the API server has taken, by its own metrics."""
-        return self.counted("apiserver_request_total", resource="nodeconntracks", subresource="status", code="200")
-
     def counted(self, metric: str, **labels: str) -> int:
         """Return a counter of the API server's own, summed over all that have these labels."""
         wanted = [f'{name}="{value}"' for name, value in labels.items()]

@@ -80,12 +80,6 @@ class Installed:
         wait_until(ready, seconds, "an agent's pod is Ready", every=0.2)
         return ready()[0]
 
-    def process(self) -> int:
-        """Return the agent's process on the node, as the node numbers it."""
-        done = self.place.on_node("pgrep", "-f", "^[^ ]*python[^ ]* [^ ]*conntrack-operator agent")
-        (pid,) = done.stdout.split()
-        return int(pid)
-
     def sysctl(self, name: str) -> int:
         """Return a conntrack sysctl of the node, by its file's name."""
         return int(self.place.on_node("cat", f"/proc/sys/net/netfilter/{name}").stdout)

@@ -106,18 +106,10 @@ class Node:
         archive = self.folder / "pause.tar"
         _write_image(archive, self._pause)
         self.add_image(archive)
-        self.start_kubelet()
-        self.proxy.command = self.room.command(self._proxy_command)
-        self.proxy.start()
-
-    def start_kubelet(self) -> None:
-        """Start the kubelet, at first or again."""
         self.kubelet.command = self.room.command(self._kubelet_command)
         self.kubelet.start()
-
-    def stop_kubelet(self) -> None:
-        """End the kubelet as if the machine were cut off: what runs goes on, nobody reports."""
-        self.kubelet.stop(seconds=0)
+        self.proxy.command = self.room.command(self._proxy_command)
+        self.proxy.start()
 
     def ctr(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run containerd's command line on the kubelet's images and containers."""

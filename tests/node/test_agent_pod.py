@@ -43,9 +43,16 @@ def tuned(installed: Installed) -> Installed:
     return installed
 
 
-def test_the_agent_has_net_admin_and_nothing_else(place: Place, tuned: Installed) -> None:
+@pytest.fixture
+def agent(place: Place, tuned: Installed) -> Process:
+    """Give the agent's one process, with the policy in force."""
+    tuned.wait_ready("web", 90)
+    (agent,) = processes(place, "agent")
+    return agent
+
+
+def test_the_agent_has_net_admin_and_nothing_else(agent: Process) -> None:
     """Root by number, with one capability, no way to gain another, and the runtime's filter of system calls."""
-    agent = Process(place, tuned.process())
     assert agent.status("Uid").split() == ["0"] * 4
     sets = {name: int(agent.status(name), 16) for name in SETS}
     assert sets == {"CapInh": 0, "CapPrm": NET_ADMIN, "CapEff": NET_ADMIN, "CapBnd": NET_ADMIN, "CapAmb": 0}
@@ -53,9 +60,8 @@ def test_the_agent_has_net_admin_and_nothing_else(place: Place, tuned: Installed
     assert agent.status("Seccomp") == "2"
 
 
-def test_the_agent_can_write_two_folders(place: Place, tuned: Installed) -> None:
+def test_the_agent_can_write_two_folders(place: Place, tuned: Installed, agent: Process) -> None:
     """Its root is read-only; of the host it has the sysctls of the network and its own folder, and no more."""
-    agent = Process(place, tuned.process())
     mounts = agent.mounts()
     assert "ro" in mounts["/"]
     # Beside these the kubelet's hosts file and what every container has: /proc, and devices in memory.

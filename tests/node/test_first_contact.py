@@ -69,7 +69,7 @@ def followed(place: Place, helm: lab.Helm, workload: Workload) -> Iterator[Insta
 
 
 def test_readmes_lines_tune_the_node(place: Place, followed: Installed, workload: Workload) -> None:
-    """The kernel is tuned and the policy Ready (16 s after the apply on a quiet machine), and no client noticed."""
+    """The kernel is tuned and the policy Ready (10 s after the apply on a quiet machine), and no client noticed."""
     followed.wait_ready("web", 90)
     if place.can_size:
         assert followed.sysctl("nf_conntrack_max") > 262_144
