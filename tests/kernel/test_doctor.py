@@ -35,6 +35,8 @@ pytestmark = pytest.mark.tunes_this_machine
 
 LIMIT = 8192
 FINISHED = Entry("10.0.0.1", "192.0.2.1", state=TIME_WAIT, timeout_seconds=110)
+LASTING = Entry("10.0.0.1", "192.0.2.1", state=ESTABLISHED)
+"""Of a table full of these the kernel's collector takes nothing, as it does of FINISHED within a minute of a drop."""
 
 
 @pytest.fixture
@@ -84,14 +86,18 @@ def test_an_empty_table_is_well(netns: Lab) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_full_of_finished_connections(netns: Lab) -> None:
-    """A table full of TIME_WAIT that dropped 50: said so, with the state, the port, and a policy that is valid."""
+    """A table full of TIME_WAIT that dropped 50: said so, with the state, the port, and a policy that is valid.
+
+    The kernel's collector may have come by since and made a little room.
+    """
     namespace = netns.namespace()
     namespace.track()
     inject_many(namespace, FINISHED, LIMIT, sources=50)
     knock(namespace)
     document = doctor(namespace)
     found = reasons(document)
-    assert document["findings"][0]["reason"] == "TableFull"
+    assert document["findings"][0]["reason"] in {"TableFull", "TableNearlyFull"}
+    assert document["verdict"].endswith(", 50 packets lost.")
     assert document["verdict"] == document["findings"][0]["summary"]
     assert document["usage"]["lostToFull"] == document["usage"]["counters"]["drop"] == 50
     assert found["FinishedConnections"] == found["OnePort"] == "warning"
@@ -140,7 +146,7 @@ def test_drops_while_it_looks(netns: Lab) -> None:
     """Connections refused in the very second of looking are counted as now."""
     namespace = netns.namespace()
     namespace.track()
-    inject_many(namespace, FINISHED, LIMIT, sources=50)
+    inject_many(namespace, LASTING, LIMIT, sources=50)
     knock(namespace, 5)
     over = threading.Event()
 
@@ -166,7 +172,7 @@ def test_was_full_and_is_not(netns: Lab) -> None:
         pytest.skip("not installed: conntrack")
     namespace = netns.namespace()
     namespace.track()
-    inject_many(namespace, FINISHED, LIMIT, sources=50)
+    inject_many(namespace, LASTING, LIMIT, sources=50)
     knock(namespace)
     namespace.run("conntrack", "-F")
     document = doctor(namespace)
@@ -177,7 +183,7 @@ def test_another_namespaces_table_is_named(netns: Lab, small: Host) -> None:
     """Seen from the host, whose own table is empty: the namespace that is full, by name, and a higher limit."""
     pod = netns.namespace()
     pod.track()
-    inject_many(pod, FINISHED, LIMIT, sources=50)
+    inject_many(pod, LASTING, LIMIT, sources=50)
     knock(pod)
     diagnosis = examine(small)
     (finding,) = [
@@ -193,7 +199,7 @@ def test_a_process_names_its_namespace(netns: Lab, small: Host) -> None:
     """A namespace with a process in it is known by that process."""
     pod = netns.namespace()
     process = pod.start("sleep", "60")
-    inject_many(pod, FINISHED, LIMIT, sources=50)
+    inject_many(pod, LASTING, LIMIT, sources=50)
     diagnosis = examine(small)
     assert any(f"sleep (pid {process.pid}), 8,192 of 8,192" in finding.summary for finding in diagnosis.findings)
 
@@ -219,7 +225,7 @@ def test_the_kernel_log_names_this_table(netns: Lab) -> None:
         "sleep", "120"
     )  # its start tells the log's lines of a namespace that had this number before
     namespace.track()
-    inject_many(namespace, FINISHED, LIMIT, sources=50)
+    inject_many(namespace, LASTING, LIMIT, sources=50)
     lines = ()
     began = time.monotonic()
     for _ in range(15):  # the kernel prints ten such lines in 5 s for the whole machine

@@ -193,6 +193,17 @@ def test_nothing_is_wrong():
     assert diagnosis.verdict == "Not full: 0% of 262,144 entries used, nothing lost. Nothing to do."
 
 
+@pytest.mark.parametrize(
+    ("counters", "end"),
+    [({}, "100%."), ({"drop": 50}, "100%; it was full, 50 packets lost."),
+     ({"early_drop": 1}, "100%; it was full, 1 entry thrown out.")],
+)  # fmt: skip
+def test_nearly_full_says_what_it_has_cost(counters, end):
+    """The kernel's collector makes some room in a table that has dropped packets: they are not forgotten."""
+    verdict = diagnose(table(entries=LIMIT - 1, **counters)).verdict
+    assert verdict == f"The table is nearly full: 262,143 of 262,144 entries, {end}"
+
+
 def test_the_worst_comes_first_and_is_the_verdict():
     """Critical before warning before info, whatever the order they were found in."""
     symptoms = replace(pod(entries=LIMIT), table=TableUse(LIMIT, LIMIT, drop=5, insert_failed=1, search_restart=3))
