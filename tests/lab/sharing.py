@@ -43,9 +43,10 @@ class Sharing:
         self._collected = [item.nodeid for item in items]
         kinds = [(kind_of(item), item) for item in items]
         own = [item for kind, item in kinds if kind is self._own]
-        # First those that keep the other processes waiting.
-        own.sort(key=lambda item: item.get_closest_marker(halves.LEAVES_SIZES) is not None)
-        items[:] = own + [item for kind, item in kinds if kind is Kind.NAMESPACES]
+        shared = [item for kind, item in kinds if kind is Kind.NAMESPACES]
+        # Those that wait for no other process first; they take longest too.
+        shared.sort(key=halves.needs_steady_sizes)
+        items[:] = own + shared
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         """Run what is ours and what we claim."""

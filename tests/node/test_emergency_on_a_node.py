@@ -19,8 +19,6 @@ from tests.lab.real import Real
 
 from conntrack_operator import __version__
 
-pytestmark = pytest.mark.leaves_sizes_alone
-
 IMAGE = f"conntrack-operator:{__version__}"
 GONE = "The agent is gone"
 CONFIRMED = "/var/lib/conntrack-operator/confirmed.json"
