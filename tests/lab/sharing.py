@@ -1,6 +1,6 @@
 """A pytest plugin: one of the processes of `make test` runs its own tests, then those that any of them may run.
 
-Its own are those of one kind (tests/lab/halves.py): `machine`, which one process alone has, or `beside`, which two
+Its own are those of one kind (tests/lab/halves.py): `machine`, which one process alone has, or `beside`, which others
 share. What is shared goes module by module: a process that comes to one claims it by a file in a folder all know, so
 that none waits for the others at the end.
 What was collected and what was run is written there, for `tests.lab.side_by_side` to see that nothing was left out.
