@@ -44,6 +44,7 @@ from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Journal
 from conntrack_operator.model.node import NodeSpec, Result
 
+from . import way_back
 from .machine import Machine, Outcome
 from .probes import Probe, passing
 from .sight import ACCEPT_UNTRACKED, Sight, confirmed_rules, read_table_state, with_mode
@@ -67,8 +68,8 @@ def begin(
 ) -> "Trial | Outcome":
     """Make `spec` true: at once what was confirmed here before or only goes back, else on trial.
 
-    A trial that somebody left unfinished must have been taken back (`Machine.recover`). Nothing is written when nothing
-    differs. Raises Unsupported when the journal cannot be written; then the kernel was not touched either.
+    A trial that somebody left unfinished must have been taken back (`way_back.recover`). Nothing is written when
+    nothing differs. Raises Unsupported when the journal cannot be written; then the kernel was not touched either.
     """
     machine.load_again(spec.settings, state)
     journal = machine.journal(state)
@@ -130,7 +131,7 @@ class Trial:
         except BaseException as error:
             # An error of ours counts: started anew, the agent would run into it without end.
             counted = isinstance(error, Exception)
-            self._undone("AgentFailed" if counted else "Aborted", _INTERRUPTED, counted=counted)
+            self._undone(Undo("AgentFailed" if counted else "Aborted", _INTERRUPTED), counted=counted)
             raise
 
     def _must_be_watched(self, probes: Sequence[Probe], journal: Journal) -> None:
@@ -192,7 +193,7 @@ class Trial:
             self.rounds.append(self._round())
             decision = self._verdict()
         if isinstance(decision, Undo):
-            self.outcome = self._undone(decision.reason, decision.message)
+            self.outcome = self._undone(decision)
         elif isinstance(decision, Confirm):
             self.outcome = self._confirmed()
         else:
@@ -202,7 +203,7 @@ class Trial:
     def abort(self, why: str, *, failed: bool = False) -> Outcome:
         """Take the change back because somebody wants something else; that is no failure, unless the agent `failed`."""
         if self.outcome is None:
-            self.outcome = self._undone("AgentFailed" if failed else "Aborted", why, counted=failed)
+            self.outcome = self._undone(Undo("AgentFailed" if failed else "Aborted", why), counted=failed)
         return self.outcome
 
     def _verdict(self) -> Decision:
@@ -296,11 +297,11 @@ class Trial:
             kept = kept if rules_failed else with_mode(kept, self._sight)
         except ConntrackOperatorError as error:
             reason = error.reason if isinstance(error, Refused) else CONFIRM_FAILED
-            return self._undone(reason, f"the change could not be confirmed: {error}")
+            return self._undone(Undo(reason, f"the change could not be confirmed: {error}"))
         try:
             self._state.write_journal(kept)
         except ConntrackOperatorError as error:
-            return self._undone(STATE_UNWRITABLE, f"the change could not be confirmed: {error}")
+            return self._undone(Undo(STATE_UNWRITABLE, f"the change could not be confirmed: {error}"))
         results = results_for(plan, facts, table, self._failed)
         outcome = Outcome(phase_of(results, "Apply"), results, plan.changes, facts, plan.warnings, self._sight)
         self._machine.keep_confirmed(self.spec, outcome, plan, self._state)
@@ -308,7 +309,7 @@ class Trial:
             self._tidy()
         elif self._touches_rules:
             # What failed half way is taken away, rather than left until it expires.
-            for problem in self._machine.rules_as_confirmed(self._state, confirmed_rules(kept)).values():
+            for problem in way_back.rules_as_confirmed(self._machine, self._state, confirmed_rules(kept)).values():
                 log.warning("%s", problem)
         if plan.off and plan.off.unload and not self._failed:
             # Nothing holds the module any more; that needs no trial.
@@ -330,8 +331,8 @@ class Trial:
             except ConntrackOperatorError as error:
                 log.warning("%s; entries that no packet reaches any more stay until they time out", error)
 
-    def _undone(self, reason: str, message: str, *, counted: bool = True) -> Outcome:
-        outcome = self._machine.undo(self._state, self._journal, reason, message, counted=counted)
+    def _undone(self, why: Undo, *, counted: bool = True) -> Outcome:
+        outcome = way_back.undo(self._machine, self._state, self._journal, why, counted=counted)
         refused = (
             Result(setting=refusal.setting, wanted="", observed="", reason=refusal.reason, message=refusal.message)
             for refusal in self._sight.plan.refused
