@@ -1,4 +1,4 @@
-"""The rules of one change on trial: loaded so that the kernel lets them expire, then made to last; and their accepts."""
+"""The rules of a change on trial: loaded so that the kernel lets them expire, then made to last. With their accepts."""
 
 import logging
 from collections.abc import Callable

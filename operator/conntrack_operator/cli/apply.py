@@ -140,7 +140,7 @@ def _tried(machine: Machine, state: StateDirectory, spec: NodeSpec, probes: Sequ
             signal.signal(number, handler)
 
 
-_undoing = logging.getLogger(Machine.__module__)
+_undoing = logging.getLogger(way_back.__name__)
 
 
 def _is_no_undo(record: logging.LogRecord) -> bool:
