@@ -84,7 +84,7 @@ class Room:
         self.first.start()
         assert self.first.process
         children = Path(f"/proc/{self.first.process.pid}/task/{self.first.process.pid}/children")
-        self.first.wait_until(lambda: "here" in self.first.tail(), 10, "the room's first process runs")
+        self.first.wait_until(lambda: "here" in self.first.tail(), 30, "the room's first process runs")
         self._pid = int(children.read_text().split()[0])
 
     def stop(self) -> None:
