@@ -251,6 +251,14 @@ def test_alerts_say_where_their_page_is(helm: Helm) -> None:
     assert schema["prometheusRule"]["properties"]["disabledAlerts"]["items"]["enum"] == list(ours)
 
 
+@pytest.mark.parametrize("namespace", ["conntrack-system", "default"])
+def test_no_two_objects_are_one(helm: Helm, namespace: str) -> None:
+    """Also in `default`, where the roles for Events are: of two hooks with one name Helm deletes the first."""
+    documents = rendered(helm, *EVERY_SWITCH, f"--namespace={namespace}")
+    made = [(each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"]) for each in documents]
+    assert sorted({each for each in made if made.count(each) > 1}) == []
+
+
 def test_argo_cd_sees_the_removal_too(helm: Helm) -> None:
     """The removal comes before everything else also where Argo CD applies the chart."""
     job = one(rendered(helm), "Job", "conntrack-operator-uninstall")
