@@ -259,6 +259,16 @@ def test_no_two_objects_are_one(helm: Helm, namespace: str) -> None:
     assert sorted({each for each in made if made.count(each) > 1}) == []
 
 
+def test_labels_of_a_version_with_a_plus_sign(helm: Helm, tmp_path: Path) -> None:
+    """Flux gives a chart from Git such a version (reconcileStrategy: Revision); a label that has it is refused."""
+    helm("package", str(CHART), "--version=0.2.0+4e5cbb7b9d5e", "--app-version=0.2.0+x", f"--destination={tmp_path}")
+    text = helm("template", "x", str(tmp_path / "conntrack-operator-0.2.0+4e5cbb7b9d5e.tgz")).stdout
+    label = re.compile(r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$")
+    labels = [each["metadata"]["labels"] for each in yaml.safe_load_all(text) if each]
+    assert {each["helm.sh/chart"] for each in labels} == {"conntrack-operator-0.2.0_4e5cbb7b9d5e"}
+    assert [value for each in labels for value in each.values() if not label.match(value)] == []
+
+
 def test_argo_cd_sees_the_removal_too(helm: Helm) -> None:
     """The removal comes before everything else also where Argo CD applies the chart."""
     job = one(rendered(helm), "Job", "conntrack-operator-uninstall")
