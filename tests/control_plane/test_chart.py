@@ -63,6 +63,7 @@ def test_lint(helm: Helm) -> None:
         (r"agent.labels.app\.kubernetes\.io/name=x", "/agent/labels"),
         ("uninstall.timeoutSeconds=-1", "/uninstall/timeoutSeconds"),
         ("metrics.agentPort=70000", "/metrics/agentPort"),
+        ("metrics.agentPort=1023", "/metrics/agentPort"),
         ("metrics.podMonitor.interval=soon", "/metrics/podMonitor/interval"),
         ("metrics.prometheusRule.disabledAlerts[0]=ConntrackFilling", "/metrics/prometheusRule/disabledAlerts"),
         ("metrics.prometheusRule.runbookURL=wiki", "/metrics/prometheusRule/runbookURL"),
