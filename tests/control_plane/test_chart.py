@@ -53,6 +53,7 @@ def test_lint(helm: Helm) -> None:
     ("setting", "named"),
     [
         ("image.repositry=x", "repositry"),
+        ("image.tag=sha256:" + 64 * "0", "/image/tag"),
         ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
         ("controller.replicas=0", "/controller/replicas"),
         ("agent.topTalkers=21", "/agent/topTalkers"),
@@ -252,6 +253,9 @@ def test_alerts_say_where_their_page_is(helm: Helm) -> None:
     assert schema["prometheusRule"]["properties"]["disabledAlerts"]["items"]["enum"] == list(ours)
 
 
+DIGEST = "@sha256:" + 64 * "0"
+
+
 @pytest.mark.parametrize("namespace", ["conntrack-system", "default"])
 def test_no_two_objects_are_one(helm: Helm, namespace: str) -> None:
     """Also in `default`, where the roles for Events are: of two hooks with one name Helm deletes the first."""
@@ -268,6 +272,14 @@ def test_labels_of_a_version_with_a_plus_sign(helm: Helm, tmp_path: Path) -> Non
     labels = [each["metadata"]["labels"] for each in yaml.safe_load_all(text) if each]
     assert {each["helm.sh/chart"] for each in labels} == {"conntrack-operator-0.2.0_4e5cbb7b9d5e"}
     assert [value for each in labels for value in each.values() if not label.match(value)] == []
+
+
+@pytest.mark.parametrize(("tag", "ending"), [("1.0", ":1.0"), (DIGEST, DIGEST), (f"1.0{DIGEST}", f":1.0{DIGEST}")])
+def test_the_image_is_the_one_that_is_named(helm: Helm, tag: str, ending: str) -> None:
+    """By a tag, a digest or both, the same for controller, agents, test and removal."""
+    text = helm.template(f"--set-string=image.tag={tag}", "--set=image.repository=registry.example:5000/a/b")
+    named = re.findall(r"(?:^ *image: |--agent-image=)(.*)", text, re.MULTILINE)
+    assert named == 4 * [f"registry.example:5000/a/b{ending}"]
 
 
 def test_argo_cd_sees_the_removal_too(helm: Helm) -> None:
