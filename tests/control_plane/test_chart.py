@@ -210,7 +210,9 @@ def test_what_prometheus_and_grafana_get(helm: Helm, tmp_path: Path) -> None:
         return [document for document in yaml.safe_load_all(text) if document]
 
     kinds = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "Service"}
-    assert not kinds & {each["kind"] for each in made()}
+    every = [f"--set=metrics.{name}.enabled=true" for name in ("podMonitor", "serviceMonitor", "prometheusRule")]
+    for nothing in ([], [*every, "--set=metrics.enabled=false"]):
+        assert not kinds & {each["kind"] for each in made(*nothing)}
     documents = made(
         "--set=metrics.podMonitor.enabled=true,metrics.serviceMonitor.enabled=true,metrics.dashboard.enabled=true",
         "--set=metrics.prometheusRule.enabled=true,metrics.prometheusRule.disabledAlerts[0]=ConntrackTableDropping",
