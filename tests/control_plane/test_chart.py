@@ -295,6 +295,22 @@ def test_the_image_is_the_one_that_is_named(helm: Helm, tag: str, ending: str) -
     assert named == 4 * [f"registry.example:5000/a/b{ending}"]
 
 
+def test_the_short_pods_run_where_the_controller_may(helm: Helm) -> None:
+    """Test and removal go by the controller's node affinity, selector and tolerations, not by what keeps pods apart."""
+    term = {"matchExpressions": [{"key": "kubernetes.io/arch", "operator": "In", "values": ["amd64"]}]}
+    node = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
+    apart = {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "kubernetes.io/hostname"}]}
+    affinity = {"nodeAffinity": node, "podAntiAffinity": apart}
+    places = {"nodeSelector": {"pool": "system"}, "tolerations": [{"operator": "Exists"}], "affinity": affinity}
+    documents = rendered(helm, f"--set-json=controller={json.dumps(places)}")
+    assert one(documents, "Deployment")["spec"]["template"]["spec"]["affinity"] == affinity
+    job = one(documents, "Job", "conntrack-operator-uninstall")["spec"]["template"]
+    for pod in (job["spec"], one(documents, "Pod", "conntrack-operator-check")["spec"]):
+        assert pod["affinity"] == {"nodeAffinity": node}
+        assert pod["nodeSelector"] == {"pool": "system", "kubernetes.io/os": "linux"}
+        assert pod["tolerations"] == [{"operator": "Exists"}]
+
+
 def test_argo_cd_sees_the_removal_too(helm: Helm) -> None:
     """The removal comes before everything else also where Argo CD applies the chart."""
     job = one(rendered(helm), "Job", "conntrack-operator-uninstall")

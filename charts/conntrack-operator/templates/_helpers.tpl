@@ -56,6 +56,10 @@ nodeSelector: {{- merge (dict "kubernetes.io/os" "linux") .root.Values.controlle
 {{- with .root.Values.controller.tolerations }}
 tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- /* Where the image can run; not where controllers want to be among each other. */ -}}
+{{- with (.root.Values.controller.affinity | default dict).nodeAffinity }}
+affinity: {nodeAffinity: {{ toJson . }}}
+{{- end }}
 securityContext: {{- include "conntrack.restrictedPod" .root | nindent 2 }}
 containers:
   - name: {{ .name }}
