@@ -53,6 +53,8 @@ def test_lint(helm: Helm) -> None:
     ("setting", "named"),
     [
         ("image.repositry=x", "repositry"),
+        ("image.repository=registry.example/a:1.0", "/image/repository"),
+        ("image.repository=https://registry.example/a", "/image/repository"),
         ("image.tag=sha256:" + 64 * "0", "/image/tag"),
         ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
         ("controller.replicas=0", "/controller/replicas"),
