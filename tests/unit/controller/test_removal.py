@@ -8,6 +8,7 @@ from conntrack_operator.cluster.objects import NODE_CONNTRACKS, POLICIES, Kind, 
 from conntrack_operator.controller.daemonset import LABELS
 from conntrack_operator.controller.removal import EVENTS_MAX, PAUSE_SECONDS, TRIES, Removal, Skipped
 from conntrack_operator.errors import LookAgain, Refused, Retry
+from conntrack_operator.model.base import API_VERSION
 
 
 class Server:
@@ -114,6 +115,64 @@ def test_nodes_are_skipped_when_the_server_answers_too_late() -> None:
     skipped, _ = removed(server, 30)
     assert skipped == ("n1", "n2")
     assert server.log[0] == "ConntrackPolicy web"
+
+
+def use(name: str, canary: int, soak: int) -> dict[str, Any]:
+    """Return a policy's share in a node's spec."""
+    return {"name": name, "revision": "r", "fields": [], "rollout": {"canary": canary, "soakSeconds": soak}}
+
+
+class Fleet(Server):
+    """A server whose nodes' objects say how each policy there is to be withdrawn."""
+
+    def __init__(self, *uses: dict[str, Any], mode: str = "Apply", phase: str = "Current") -> None:
+        super().__init__()
+        self.uses, self.mode, self.phase = uses, mode, phase
+
+    def list(self, kind: Kind, *, namespace: str = "", label_selector: str = "") -> Listing:
+        """List a kind, nodes in full."""
+        found = super().list(kind, namespace=namespace, label_selector=label_selector)
+        if kind is NODE_CONNTRACKS:
+            spec = {"revision": "1", "mode": self.mode, "nodeUID": "u", "policies": list(self.uses)}
+            status = {"phase": self.phase, "observedRevision": "1"}
+            for each in found.items:
+                each |= {"apiVersion": API_VERSION, "kind": kind.kind, "spec": spec, "status": status}
+        return found
+
+
+def test_waves_that_cannot_end_in_time_are_not_begun() -> None:
+    """Else all nodes but the canary would keep their settings, without an agent; what to do is said."""
+    server = Fleet(use("web", 1, 600))
+    with pytest.raises(Refused, match=r"nodes of policy web follow its canary 600 s later .* kubectl patch ctp web"):
+        removed(server, 600)
+    assert server.log == []
+
+
+@pytest.mark.parametrize(
+    ("uses", "limit"),
+    [
+        ([use("web", 1, 600)], 601),
+        ([use("web", 1, 600)], 0),  # whoever gives no time wants no waves
+        ([use("web", 0, 600)], 60),
+        ([use("web", 2, 600)], 60),  # the canaries are all there is
+        ([use("gone", 1, 600)], 60),  # under way already, nobody knows how far
+    ],
+)
+def test_waves_that_may_end_in_time_are_begun(uses: Any, limit: int) -> None:
+    """Whoever is not done then is skipped."""
+    server = Fleet(*uses)
+    removed(server, limit)
+    assert server.log[0] == "ConntrackPolicy web"
+
+
+def test_a_canary_that_was_restored_is_not_skipped() -> None:
+    """Its object stays while it soaks; it has nothing of ours any more."""
+    server = Fleet(mode="Restore", phase="Restored")
+    server.dead = {"n1", "n2"}
+    assert removed(server, 10)[0] == ()
+    server = Fleet(mode="Restore", phase="Refused")
+    server.dead = {"n1", "n2"}
+    assert removed(server, 10)[0] == ("n1", "n2")
 
 
 class Board:
