@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from conntrack_operator.cluster.events import Subject, post_event
-from conntrack_operator.cluster.objects import CONTROLLER_REVISIONS, NODE_CONNTRACKS, NODES, POLICIES, Objects
+from conntrack_operator.cluster.objects import CONTROLLER_REVISIONS, LEASES, NODE_CONNTRACKS, NODES, POLICIES, Objects
+from conntrack_operator.decide.election import Lease
 from conntrack_operator.decide.finding import counted
 from conntrack_operator.decide.happenings import Happening
 from conntrack_operator.decide.pacing import soak_past
@@ -23,10 +24,13 @@ from conntrack_operator.model.node import NodeConntrack, node_from
 
 from .agents import remove_agents
 from .book import LABELS
+from .leadership import NAME as LEASE
 
 PAUSE_SECONDS = 2.0
 TRIES = 15
 """How often a request that is not answered is tried again at the end, PAUSE_SECONDS apart."""
+LEADER_SECONDS = 30.0
+"""How long to look for a controller that leads: one that died is followed by another within half of that."""
 NOT_RESTORED = "NotRestored"
 EVENTS_MAX = 50
 """Nodes that have an Event: of more than these nobody reads one by one, and each costs two requests."""
@@ -81,8 +85,8 @@ class Removal:
 
         Returns the nodes that had not answered after `limit_seconds`, by name. Their objects are deleted all the same;
         an agent whose object is gone keeps the node as it is. Raises Refused when a right is missing, or, before
-        anything is deleted, when the limit is not 0 and a policy's waves go past it for sure; Retry when the API server
-        is silent to the end.
+        anything is deleted, when the limit is not 0 and no controller leads, or a policy's waves go past it for sure;
+        Retry when the API server is silent to the end.
         """
         self._wait(limit_seconds)
         self._surely(self._remove_rest)
@@ -126,8 +130,8 @@ class Removal:
     def _judge(self, limit_seconds: float) -> None:
         # Of a withdrawal that is under way already nobody knows from here how far it is.
         there = {policy["metadata"]["name"] for policy in self.objects.list(POLICIES).items}
-        nodes = _readable(self.objects.list(NODE_CONNTRACKS).items)
-        uses = (use for node in nodes for use in node.spec.policies if use.name in there)
+        nodes = self.objects.list(NODE_CONNTRACKS).items
+        uses = (use for node in _readable(nodes) for use in node.spec.policies if use.name in there)
         if found := soak_past(uses, limit_seconds):
             name, soak = found
             raise Refused(
@@ -137,6 +141,30 @@ class Removal:
                 ' --type merge -p \'{"spec":{"rollout":{"canary":0,"maxUnavailable":"100%"}}}\'; or give more time, by'
                 " --timeout, in the chart uninstall.timeoutSeconds",
             )
+        if nodes:
+            self._see_leader(len(nodes))
+
+    def _see_leader(self, nodes: int) -> None:
+        """Return when somebody has renewed the Lease. Raises Refused when nobody does."""
+        until = self.clock() + LEADER_SECONDS
+        first = self._lease()
+        while True:
+            self.sleep(PAUSE_SECONDS)
+            lease = self._lease()
+            if lease and lease.holder and lease != first:
+                return
+            if self.clock() >= until:
+                raise Refused(
+                    "NoController",
+                    f"nothing is deleted: no controller leads in namespace {self.namespace}, and"
+                    f" {counted(nodes, 'node')} would stay as they are, without an agent. Get one to work:"
+                    f" kubectl logs -n {self.namespace} deployment/conntrack-operator; or restore the nodes without it"
+                    " (docs/uninstall.md, Emergency). --timeout 0 removes all the same",
+                )
+
+    def _lease(self) -> Lease | None:
+        found = self.objects.get(LEASES, LEASE, self.namespace)
+        return Lease.read(found) if found else None
 
     def _delete_policies(self) -> None:
         # Each time anew: somebody may have applied one since.

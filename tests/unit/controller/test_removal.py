@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from conntrack_operator.cluster.objects import NODE_CONNTRACKS, POLICIES, Kind, Listing
+from conntrack_operator.cluster.objects import LEASES, NODE_CONNTRACKS, POLICIES, Kind, Listing
 from conntrack_operator.controller.daemonset import LABELS
-from conntrack_operator.controller.removal import EVENTS_MAX, PAUSE_SECONDS, TRIES, Removal, Skipped
+from conntrack_operator.controller.removal import EVENTS_MAX, LEADER_SECONDS, PAUSE_SECONDS, TRIES, Removal, Skipped
 from conntrack_operator.errors import LookAgain, Refused, Retry
 from conntrack_operator.model.base import API_VERSION
 
@@ -20,6 +20,7 @@ class Server:
         self.now = 0.0
         self.silent_until = 0.0
         self.raises: Exception | None = None
+        self.leads = True
         self.log: list[str] = []
 
     def sleep(self, seconds: float) -> None:
@@ -44,8 +45,10 @@ class Server:
         return Listing(1, tuple({"metadata": {"name": name}} for name in self.names.get(kind.kind, [])))
 
     def get(self, kind: Kind, name: str, _namespace: str) -> dict[str, Any] | None:
-        """Return an object of the agents."""
+        """Return an object of the agents, or the Lease, which whoever leads renews."""
         self._answer()
+        if kind is LEASES:
+            return {"metadata": {"resourceVersion": str(self.leads and self.now)}, "spec": {"holderIdentity": "c"}}
         found = name in self.names.get(kind.kind, [])
         return {"metadata": {"name": name, "uid": "u", "labels": LABELS}} if found else None
 
@@ -115,6 +118,25 @@ def test_nodes_are_skipped_when_the_server_answers_too_late() -> None:
     skipped, _ = removed(server, 30)
     assert skipped == ("n1", "n2")
     assert server.log[0] == "ConntrackPolicy web"
+
+
+def test_without_a_controller_nothing_is_deleted() -> None:
+    """Nobody would give the nodes back; their agents, which can be asked to, are let alone."""
+    server = Server(DaemonSet=["conntrack-operator-agent"])
+    server.leads = False
+    with pytest.raises(Refused, match=r"no controller leads in namespace ns, and 2 nodes would stay"):
+        removed(server, 60)
+    assert server.log == []
+    assert server.now == pytest.approx(LEADER_SECONDS)
+
+
+@pytest.mark.parametrize(("nodes", "limit"), [([], 60), (["n1"], 0)])
+def test_without_a_controller_the_rest_is_deleted(nodes: list[str], limit: int) -> None:
+    """Where no node is to be given back, or somebody gives no time for it."""
+    server = Server(DaemonSet=["conntrack-operator-agent"], NodeConntrack=list(nodes))
+    server.leads = False
+    assert removed(server, limit)[0] == tuple(nodes)
+    assert not any(server.names.values())
 
 
 def use(name: str, canary: int, soak: int) -> dict[str, Any]:
