@@ -99,8 +99,20 @@ class Installed:
         config = self.document("configmap", AGENT)["data"]["agent.yaml"]
         self.controller = self.program(pod, "controller", config=config)
         self.controller.log.unlink(missing_ok=True)
+        # The API server learns of new bindings by watches of its own; a pod takes longer to start than that.
+        asked = (
+            ("list", "nodes"),
+            ("get", f"daemonset/{AGENT}", "-n", NAMESPACE),
+            ("create", "events", "-n", "default"),
+        )
+        wait_until(lambda: all(self.may(*each) for each in asked), 60, "the API server knows the controller's rights")
         self.controller.start()
         self.controller.wait_until(self._has_begun, 60, "the controller has read everything")
+
+    def may(self, *what: str) -> bool:
+        """Tell whether the controller's account may do this, in kubectl's words."""
+        account = f"--as=system:serviceaccount:{NAMESPACE}:conntrack-operator"
+        return self.cluster.kubectl("auth", "can-i", *what, account, check=False).returncode == 0
 
     def _has_begun(self) -> bool:
         assert self.controller
@@ -188,12 +200,7 @@ def test_the_rights_suffice(installed: Installed, agents: Answering) -> None:
 
 def test_the_rights_are_no_more_than_that(installed: Installed) -> None:
     """Of what its neighbours have, the controller may read no Secret and change nothing but what is its own."""
-    account = f"--as=system:serviceaccount:{NAMESPACE}:conntrack-operator"
-
-    def may(*arguments: str) -> bool:
-        return installed.cluster.kubectl("auth", "can-i", *arguments, account, check=False).returncode == 0
-
-    assert may("delete", f"daemonset/{AGENT}", "-n", NAMESPACE)
+    assert installed.may("delete", f"daemonset/{AGENT}", "-n", NAMESPACE)
     for refused in (
         ("get", "secrets", "-A"), ("get", "configmaps", "-n", NAMESPACE), ("update", "nodes"), ("patch", "nodes"),
         ("create", "pods", "-n", NAMESPACE), ("delete", "pods", "-n", NAMESPACE), ("create", "conntrackpolicies"),
@@ -205,7 +212,7 @@ def test_the_rights_are_no_more_than_that(installed: Installed) -> None:
         ("patch", "lease/other", "-n", NAMESPACE), ("create", "serviceaccounts/token", "-n", NAMESPACE),
         ("get", "namespace/kube-system"), ("create", "tokenreviews"),
     ):  # fmt: skip
-        assert not may(*refused), refused
+        assert not installed.may(*refused), refused
 
 
 BOUND = {
