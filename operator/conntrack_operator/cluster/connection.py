@@ -30,6 +30,9 @@ _TRY_AGAIN = frozenset({401, 408, 410, 429})
 """Answers that are worth another try: a token may have rotated, a long list may have been compacted before its last
 page, the API server may be busy."""
 
+_OF_NO_KUBECONFIG = (ValueError, TypeError, KeyError, AttributeError)
+"""What the client raises over values of another type than it thinks of."""
+
 JSON_PATCH = "application/json-patch+json"
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
@@ -68,7 +71,7 @@ def read_configuration(kubeconfig: str | None, context: str | None = None) -> cl
             config.load_kube_config(  # type: ignore[no-untyped-call]
                 config_file=kubeconfig, context=context, client_configuration=configuration, persist_config=False
             )
-    except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError) as error:
+    except (config.ConfigException, yaml.YAMLError, OSError, RecursionError, *_OF_NO_KUBECONFIG) as error:
         where = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
         sentence = " ".join(str(error).split())
         raise Unsupported(

@@ -16,6 +16,11 @@ from conntrack_operator.cluster import connection as ours
 from conntrack_operator.cluster.connection import JSON_PATCH, Connection, _complaint, read_credentials
 from conntrack_operator.errors import LookAgain, Refused, Retry, StandBack, Unsupported
 
+NUMBER_FOR_SERVER = """
+{current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],
+ clusters: [{name: c, cluster: {server: 5}}], users: [{name: u, user: {token: secret}}]}
+"""
+
 
 def kubeconfig(folder: Path, server: str = "https://192.0.2.1:6443") -> str:
     """Write a kubeconfig with a token and return its path."""
@@ -51,7 +56,7 @@ def test_credentials_of_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (credentials.ca_path, credentials.insecure) == (str(tmp_path / "ca.crt"), False)
 
 
-@pytest.mark.parametrize("text", [None, "", "garbage", "[1, 2", "{}"])
+@pytest.mark.parametrize("text", [None, "", "garbage", "[1, 2", "{}", "[" * 5000, NUMBER_FOR_SERVER])
 def test_a_bad_kubeconfig_is_one_sentence(tmp_path: Path, text: str | None) -> None:
     """A missing, empty or broken kubeconfig is named, with what to do, on one line."""
     path = tmp_path / "config"
