@@ -1,6 +1,7 @@
 """The command line: what it is called, its exit codes, and one sentence for whatever a person types wrong."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,28 @@ def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr("conntrack_operator.cli.crds.run", interrupted)
     assert command_line.main(["crds"]) == command_line.INTERRUPTED
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_check_that_is_ended_deletes_its_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM is an exception there, on whose way out the policy goes."""
+    gone = []
+
+    def judged(*_: object) -> float:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+            return 0.0
+        finally:
+            gone.append("the policy")
+
+    monkeypatch.setattr("conntrack_operator.controller.removal.judged", judged)
+    monkeypatch.setattr("conntrack_operator.cluster.connection.Connection", lambda _: None)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            command_line.main(["check"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (ended.value.code, gone) == (143, ["the policy"])
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
