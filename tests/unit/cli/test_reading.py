@@ -201,3 +201,6 @@ def test_an_agent_config_that_cannot_be_read_is_asked_for(tmp_path: Path) -> Non
     """And not a policy."""
     with pytest.raises(Invalid, match="name a file with an AgentConfig in it"):
         reading.agent_config_in(str(tmp_path / "none"))
+    (tmp_path / "list").write_text("[]")
+    with pytest.raises(Invalid, match="is an array; it must be an AgentConfig"):
+        reading.agent_config_in(str(tmp_path / "list"))
