@@ -60,14 +60,14 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
     """Keep a test from touching what its kind may not (tests/lab/halves.py), and the table's sizes steady for it."""
     stash = item.config.stash
-    steady = (item.path, halves.Kind.NAMESPACES)
-    if (item.path, halves.kind_of(item)) == steady and _turn not in stash:
+    if halves.needs_steady_sizes(item) and _turn not in stash:
         stash[_turn] = halves.Turn(alone=False)
     try:
         with halves.at_work(item):
             return (yield)
     finally:
-        if _turn in stash and (nextitem is None or (nextitem.path, halves.kind_of(nextitem)) != steady):
+        on = nextitem is not None and nextitem.path == item.path and halves.needs_steady_sizes(nextitem)
+        if _turn in stash and not on:
             stash[_turn].end()
             del stash[_turn]
 

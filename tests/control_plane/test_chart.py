@@ -53,6 +53,9 @@ def test_lint(helm: Helm) -> None:
     ("setting", "named"),
     [
         ("image.repositry=x", "repositry"),
+        ("image.repository=registry.example/a:1.0", "/image/repository"),
+        ("image.repository=https://registry.example/a", "/image/repository"),
+        ("image.tag=sha256:" + 64 * "0", "/image/tag"),
         ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
         ("controller.replicas=0", "/controller/replicas"),
         ("agent.topTalkers=21", "/agent/topTalkers"),
@@ -63,6 +66,7 @@ def test_lint(helm: Helm) -> None:
         (r"agent.labels.app\.kubernetes\.io/name=x", "/agent/labels"),
         ("uninstall.timeoutSeconds=-1", "/uninstall/timeoutSeconds"),
         ("metrics.agentPort=70000", "/metrics/agentPort"),
+        ("metrics.agentPort=1023", "/metrics/agentPort"),
         ("metrics.podMonitor.interval=soon", "/metrics/podMonitor/interval"),
         ("metrics.prometheusRule.disabledAlerts[0]=ConntrackFilling", "/metrics/prometheusRule/disabledAlerts"),
         ("metrics.prometheusRule.runbookURL=wiki", "/metrics/prometheusRule/runbookURL"),
@@ -90,7 +94,8 @@ def test_every_value_is_described_and_judged() -> None:
             else:
                 yield where
 
-    assert set(known(schema)) - {"global"} == set(described)
+    # These two are Helm's own, and come from charts that have this one among theirs.
+    assert set(known(schema)) - {"global", "enabled"} == set(described)
     assert len(described) > 40
 
 
@@ -207,7 +212,9 @@ def test_what_prometheus_and_grafana_get(helm: Helm, tmp_path: Path) -> None:
         return [document for document in yaml.safe_load_all(text) if document]
 
     kinds = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "Service"}
-    assert not kinds & {each["kind"] for each in made()}
+    every = [f"--set=metrics.{name}.enabled=true" for name in ("podMonitor", "serviceMonitor", "prometheusRule")]
+    for nothing in ([], [*every, "--set=metrics.enabled=false"]):
+        assert not kinds & {each["kind"] for each in made(*nothing)}
     documents = made(
         "--set=metrics.podMonitor.enabled=true,metrics.serviceMonitor.enabled=true,metrics.dashboard.enabled=true",
         "--set=metrics.prometheusRule.enabled=true,metrics.prometheusRule.disabledAlerts[0]=ConntrackTableDropping",
@@ -249,6 +256,61 @@ def test_alerts_say_where_their_page_is(helm: Helm) -> None:
                             "runbook_url": f"https://wiki.example.com/alerts/{name}.md"}  # fmt: skip
     schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["metrics"]["properties"]
     assert schema["prometheusRule"]["properties"]["disabledAlerts"]["items"]["enum"] == list(ours)
+
+
+DIGEST = "@sha256:" + 64 * "0"
+
+
+@pytest.mark.parametrize("namespace", ["conntrack-system", "default"])
+def test_no_two_objects_are_one(helm: Helm, namespace: str) -> None:
+    """Also in `default`, where the roles for Events are: of two hooks with one name Helm deletes the first."""
+    documents = rendered(helm, *EVERY_SWITCH, f"--namespace={namespace}")
+    made = [(each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"]) for each in documents]
+    assert sorted({each for each in made if made.count(each) > 1}) == []
+
+
+def test_as_part_of_another_chart(helm: Helm, tmp_path: Path) -> None:
+    """The usual condition, `enabled`, reaches the values of the part, where it is not taken for a misspelt one."""
+    shutil.copytree(CHART, tmp_path / "charts" / CHART.name)
+    part = {"name": CHART.name, "version": ">=0", "condition": f"{CHART.name}.enabled"}
+    whole = {"apiVersion": "v2", "name": "whole", "version": "1.0.0", "dependencies": [part]}
+    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(whole))
+    text = helm("template", "x", str(tmp_path), f"--set={CHART.name}.enabled=true,global.x=y").stdout
+    assert "kind: Deployment" in text
+
+
+def test_labels_of_a_version_with_a_plus_sign(helm: Helm, tmp_path: Path) -> None:
+    """Flux gives a chart from Git such a version (reconcileStrategy: Revision); a label that has it is refused."""
+    helm("package", str(CHART), "--version=0.2.0+4e5cbb7b9d5e", "--app-version=0.2.0+x", f"--destination={tmp_path}")
+    text = helm("template", "x", str(tmp_path / "conntrack-operator-0.2.0+4e5cbb7b9d5e.tgz")).stdout
+    label = re.compile(r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$")
+    labels = [each["metadata"]["labels"] for each in yaml.safe_load_all(text) if each]
+    assert {each["helm.sh/chart"] for each in labels} == {"conntrack-operator-0.2.0_4e5cbb7b9d5e"}
+    assert [value for each in labels for value in each.values() if not label.match(value)] == []
+
+
+@pytest.mark.parametrize(("tag", "ending"), [("1.0", ":1.0"), (DIGEST, DIGEST), (f"1.0{DIGEST}", f":1.0{DIGEST}")])
+def test_the_image_is_the_one_that_is_named(helm: Helm, tag: str, ending: str) -> None:
+    """By a tag, a digest or both, the same for controller, agents, test and removal."""
+    text = helm.template(f"--set-string=image.tag={tag}", "--set=image.repository=registry.example:5000/a/b")
+    named = re.findall(r"(?:^ *image: |--agent-image=)(.*)", text, re.MULTILINE)
+    assert named == 4 * [f"registry.example:5000/a/b{ending}"]
+
+
+def test_the_short_pods_run_where_the_controller_may(helm: Helm) -> None:
+    """Test and removal go by the controller's node affinity, selector and tolerations, not by what keeps pods apart."""
+    term = {"matchExpressions": [{"key": "kubernetes.io/arch", "operator": "In", "values": ["amd64"]}]}
+    node = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
+    apart = {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "kubernetes.io/hostname"}]}
+    affinity = {"nodeAffinity": node, "podAntiAffinity": apart}
+    places = {"nodeSelector": {"pool": "system"}, "tolerations": [{"operator": "Exists"}], "affinity": affinity}
+    documents = rendered(helm, f"--set-json=controller={json.dumps(places)}")
+    assert one(documents, "Deployment")["spec"]["template"]["spec"]["affinity"] == affinity
+    job = one(documents, "Job", "conntrack-operator-uninstall")["spec"]["template"]
+    for pod in (job["spec"], one(documents, "Pod", "conntrack-operator-check")["spec"]):
+        assert pod["affinity"] == {"nodeAffinity": node}
+        assert pod["nodeSelector"] == {"pool": "system", "kubernetes.io/os": "linux"}
+        assert pod["tolerations"] == [{"operator": "Exists"}]
 
 
 def test_argo_cd_sees_the_removal_too(helm: Helm) -> None:

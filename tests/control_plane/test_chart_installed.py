@@ -404,6 +404,27 @@ def test_upgrade_and_rollback(installed: Installed) -> None:
     assert installed.is_ready("web")
 
 
+def test_a_removal_that_cannot_run_removes_nothing(installed: Installed) -> None:
+    """Where the Job does not end, as when its image is not there, helm fails, and the release can be had back."""
+    cluster = installed.cluster
+    kinds = "deployment,daemonset,serviceaccount,role,rolebinding,clusterrole,clusterrolebinding,lease,ctp,nct"
+
+    def objects() -> set[str]:
+        return set(cluster.kubectl("get", kinds, "-A", "-o", "name").stdout.split())
+
+    before = objects()
+    # Nobody runs Jobs here: it stays as helm has made it.
+    done = installed.helm("uninstall", RELEASE, "-n", NAMESPACE, "--timeout=2s", check=False)
+    assert done.returncode != 0
+    assert "conntrack-operator-uninstall not ready" in done.stderr
+    assert objects() == before
+    listed = json.loads(installed.helm("list", "-n", NAMESPACE, "-o", "json").stdout)
+    assert [each["status"] for each in listed] == ["uninstalling"]
+    installed.helm("rollback", RELEASE, listed[0]["revision"], "-n", NAMESPACE)
+    cluster.kubectl("delete", "job", "conntrack-operator-uninstall", "-n", NAMESPACE)
+    assert installed.is_ready("web")
+
+
 def test_uninstall(installed: Installed, agents: Answering) -> None:
     """Every node is restored but the dead one, which is named; in the end only what is documented to stay is there."""
     cluster = installed.cluster

@@ -74,7 +74,7 @@ def test_kube_proxy_is_restarted_with_other_flags(node: Operator, tmp_path: Path
             )
         (line,) = said(node, "established was changed from 21600 to 7200")
         assert "likely by kube-proxy (conntrack.tcpEstablishedTimeout" in line
-        wait_until(lambda: node.status().get("warnings"), 10, "the node's status says so too")
+        wait_until(lambda: node.status().get("warnings"), 30, "the node's status says so too")
         (warning,) = (each for each in node.status()["warnings"] if each["setting"] == f"{PREFIX}established")
         assert warning["reason"] == "Repaired"
         assert "likely by kube-proxy (conntrack.tcpEstablishedTimeout" in warning["message"]

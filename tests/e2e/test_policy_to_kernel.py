@@ -185,7 +185,7 @@ def test_an_agent_started_again_and_again_writes_nothing(operator: Operator, hos
     acted = operator.acts()
     with Writes() as writes:
         (Path("/proc/sys/net/netfilter/nf_conntrack_acct")).write_text(f"{host.value('nf_conntrack_acct')}\n")
-        wait_until(lambda: writes.seen() == ["nf_conntrack_acct"], 5, "the test sees a write of its own")
+        wait_until(lambda: writes.seen() == ["nf_conntrack_acct"], 30, "the test sees a write of its own")
         for number in range(1, STARTS + 1):
             operator.agent.start()
             # Bound now: each start waits for its own line in the log.

@@ -67,7 +67,7 @@ def test_a_service_comes_and_goes(operator: Operator, service: dict[str, Any]) -
 
     kube_proxy.add_service(operator.cluster, "shop", **service)
     wait_until(lambda: ports(operator) == {"9000"}, WITHDRAWN_SECONDS, "the rule is withdrawn", 0.05)
-    wait_until(lambda: refusal(operator), 10, "the node says so")
+    wait_until(lambda: refusal(operator), 30, "the node says so")
     result = refusal(operator)
     port = service.get("node_port", 8080)
     assert result["reason"] == "NATConflict"
@@ -90,7 +90,7 @@ def test_a_service_that_was_there_before(operator: Operator) -> None:
     operator.apply("ports", **POLICY)
     wait_until(lambda: refusal(operator).get("reason") == "NATConflict", 30, "the node refuses the rule")
     assert "30080/TCP is NodePort of Service default/shop" in refusal(operator)["message"]
-    wait_until(lambda: ports(operator) == {"9000"}, 10, "the other rule is there")
+    wait_until(lambda: ports(operator) == {"9000"}, 30, "the other rule is there")
     wait_until(lambda: (operator.policy("ports") or {})["status"].get("failures"), 15, "the policy says so")
     assert operator.condition("ports", "Ready")["status"] == "False"
 
@@ -106,7 +106,7 @@ def test_a_paused_policy_and_its_edit(operator: Operator) -> None:
     kube_proxy.add_service(operator.cluster, "shop", **SERVICES["NodePort"])
     took = wait_until(lambda: ports(operator) == {"9000"}, WITHDRAWN_SECONDS, "the rule is withdrawn", 0.05)
     print(f"withdrawn after {took:.1f} s")
-    wait_until(lambda: refusal(operator).get("reason") == "NATConflict", 10, "the node says so")
+    wait_until(lambda: refusal(operator).get("reason") == "NATConflict", 30, "the node says so")
     assert operator.status()["observedRevision"] == revision
     kube_proxy.remove_service(operator.cluster, "shop")
     wait_until(lambda: ports(operator) == {"30080", "8080", "9000"}, 20, "the rule is back", 0.05)

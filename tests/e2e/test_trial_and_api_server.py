@@ -28,7 +28,7 @@ def test_the_api_server_is_away_for_a_while_and_the_change_is_kept(operator: Ope
     before = host.value(ICMP)
     operator.apply("patient", timeouts={"icmp": 17}, trial={"timeoutSeconds": 60, "soakSeconds": 6})
     wait_until(lambda: host.value(ICMP) == 17, 20, "the trial's value is in the kernel", 0.05)
-    wait_until(lambda: "Trial" in operator.phases(), 10, "the node says Trial")
+    wait_until(lambda: "Trial" in operator.phases(), 30, "the node says Trial")
     operator.cluster.stop_apiserver()
     time.sleep(8)  # longer than the soak: a trial that did not look would be confirmed by now
     assert host.value(ICMP) == 17

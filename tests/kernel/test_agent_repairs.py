@@ -95,7 +95,7 @@ def test_what_is_deleted_of_our_table_is_back(node: Node, script: str) -> None:
     node.namespace.nft(script)
     assert not node.serves()
     node.comes_back(script.splitlines()[-1])
-    node.agent.wait_until(lambda: node.said("WARNING", "nftables"), 5, "it is said")
+    node.agent.wait_until(lambda: node.said("WARNING", "nftables"), 30, "it is said")
 
 
 def test_a_flush_of_everything_takes_nothing_of_ours_away(node: Node) -> None:
@@ -103,7 +103,7 @@ def test_a_flush_of_everything_takes_nothing_of_ours_away(node: Node) -> None:
     node.namespace.nft("flush ruleset\n")
     node.wall.load(node.namespace)
     node.comes_back("nft flush ruleset")
-    node.agent.wait_until(lambda: node.said("WARNING", "the whole ruleset was flushed"), 5, "it is said")
+    node.agent.wait_until(lambda: node.said("WARNING", "the whole ruleset was flushed"), 30, "it is said")
 
 
 @pytest.mark.parametrize("node", ["iptables-nft", "iptables-legacy"], indirect=True)
@@ -115,7 +115,7 @@ def test_accepts_that_a_firewall_s_reload_took_are_back(node: Node) -> None:
     node.wall.load(node.namespace)
     assert not node.serves()
     node.comes_back("iptables -F")
-    node.agent.wait_until(lambda: node.said("WARNING", "accept rules of ours"), 5, "it is said")
+    node.agent.wait_until(lambda: node.said("WARNING", "accept rules of ours"), 30, "it is said")
 
 
 def test_a_sysctl_and_a_war_about_it(node: Node) -> None:

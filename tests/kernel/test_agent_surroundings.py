@@ -55,7 +55,7 @@ def test_translation_comes_and_goes(netns, tmp_path):
         node.nft(PUBLISHED)
         wait_until(lambda: "8080" not in our_table(node), 20, "the rule is withdrawn again")
         in_force = lambda: list(json.loads((state / "journal.json").read_text())["appliedRules"])  # noqa: E731
-        wait_until(lambda: in_force() == ["web"], 5, "the journal says so")
+        wait_until(lambda: in_force() == ["web"], 30, "the journal says so")
         running.send_signal(signal.SIGTERM)
         code, said = ended(running, 10)
         assert code == 0, said

@@ -286,7 +286,7 @@ def test_only_what_is_at_work_is_told_and_nothing_of_ours(node: Namespace) -> No
             "add table ip held { flags owner; }; add chain ip held in { type filter hook input priority 0; }\n"
         )
         holder.stdin.flush()
-        wait_until(lambda: "ip held" in node.run("nft", "list", "tables").stdout, 5, "the owned table")
+        wait_until(lambda: "ip held" in node.run("nft", "list", "tables").stdout, 30, "the owned table")
         found = firewall(node)
         assert {each.place for each in found.chains} == {"nftables ip6 mine in", "nftables ip held in"}
         assert found.owned == {("ip", "held")}

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from conntrack_operator.agent import way_back
 from conntrack_operator.agent.machine import Machine
 from conntrack_operator.agent.trial import begin, finished
 from conntrack_operator.errors import Unsupported
@@ -62,7 +63,7 @@ def apply(node, roots, document, *uses):
 def restore(node, roots, **options):
     """Restore in the namespace."""
     with node.inside(), StateDirectory(roots) as state:
-        return Machine(roots).restore(state, **options)
+        return way_back.restore(Machine(roots), state, **options)
 
 
 def table(node):
@@ -144,6 +145,7 @@ def test_killed_after_the_journal(node, roots, tmp_path):
     """Killed at any moment, a later restore puts every original back."""
     script = (
         "import sys, pathlib\n"
+        "from conntrack_operator.agent import way_back\n"
         "from conntrack_operator.agent.machine import Machine\n"
         "from conntrack_operator.kernel.journal import StateDirectory\n"
         "from conntrack_operator.kernel.roots import Roots\n"
@@ -157,7 +159,7 @@ def test_killed_after_the_journal(node, roots, tmp_path):
         "    machine = Machine(roots)\n"
         "    def apply(revision, settings):\n"
         "        spec = NodeSpec(revision=revision, mode='Apply', node_uid='', settings=settings)\n"
-        "        machine.recover(state)\n"
+        "        way_back.recover(machine, state)\n"
         "        finished(begin(machine, state, spec, list))\n"
         "    print('ready', flush=True)\n"
         "    while True:\n"

@@ -122,7 +122,7 @@ def test_entries_of_other_namespaces_are_counted(netns: Lab) -> None:
     node, pod = netns.namespace(), netns.namespace()
     pod.track()
     with pod.listen("127.0.0.1") as listener, pod.connect("127.0.0.1", listener.getsockname()[1]), node.inside():
-        wait_until(lambda: read_surroundings(Roots()).other_entries >= 1, 5, "the pod's entry")
+        wait_until(lambda: read_surroundings(Roots()).other_entries >= 1, 30, "the pod's entry")
 
 
 def test_listeners_are_told_as_by_proc(node: Namespace) -> None:
@@ -206,5 +206,5 @@ def test_other_namespaces_are_left_alone_unless_asked_for(netns: Lab) -> None:
     node, pod = netns.namespace(), netns.namespace()
     pod.track()
     with pod.listen("127.0.0.1") as listener, pod.connect("127.0.0.1", listener.getsockname()[1]), node.inside():
-        wait_until(lambda: read_surroundings(Roots()).other_entries >= 1, 5, "the pod's entry")
+        wait_until(lambda: read_surroundings(Roots()).other_entries >= 1, 30, "the pod's entry")
         assert read_surroundings(Roots(), others=False).other_entries == 0

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from conntrack_operator.agent import way_back
 from conntrack_operator.agent.machine import Machine
 from conntrack_operator.agent.trial import begin, finished
 from conntrack_operator.errors import Unsupported
@@ -215,7 +216,7 @@ def test_without_the_module(node, tmp_path):
     assert outcome.phase == "Current"
     assert [result.observed for result in outcome.results] == ["nothing is tracked; nf_conntrack is not loaded"]
     with node.inside(), StateDirectory(roots) as state:
-        assert Machine(roots).restore(state).phase == "Restored"
+        assert way_back.restore(Machine(roots), state).phase == "Restored"
 
 
 def test_a_wrong_path_is_no_absence(node, tmp_path):

@@ -44,9 +44,9 @@ def on_trial(netns, tmp_path):
         # The target is gone as soon as it was looked at before the change, so that the trial goes on.
         wait_until((tmp_path / "state/journal.json").exists, 20, "the journal")
         target.close()
-        wait_until(lambda: node.sysctl(ICMP) == "11", 10, "the sysctl")
+        wait_until(lambda: node.sysctl(ICMP) == "11", 30, "the sysctl")
         target.open()
-        wait_until(lambda: notracked(node, target), 10, "the rule")
+        wait_until(lambda: notracked(node, target), 30, "the rule")
         target.close()
         deadline = json.loads((tmp_path / "state/journal.json").read_text())["trial"]["deadline"]
         yield OnTrial(node, target, process, state, deadline)

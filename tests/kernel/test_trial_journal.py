@@ -138,7 +138,7 @@ def test_rebooted_in_a_trial(netns, tmp_path):
     good = policy(tmp_path / "good.json", timeouts={"icmp": 11}, notrack=WEB)
     agent = start(node, "agent", "--policy", good, "--state-dir", state)
     wait_until(lambda: node.sysctl(ICMP) == "11" and our_table(node) != "", 20, "what was confirmed")
-    wait_until(lambda: "another boot" not in path.read_text(), 10, "a journal of this boot")
+    wait_until(lambda: "another boot" not in path.read_text(), 30, "a journal of this boot")
     assert json.loads(path.read_text())["failures"]["reason"] == "NodeRebooted"
     agent.send_signal(signal.SIGTERM)
     assert ended(agent, 10)[0] == 0

@@ -89,7 +89,7 @@ def test_back_inside_the_budget(netns, tmp_path):
         process = node.start(sys.executable, "-m", "conntrack_operator", "apply", "-f", str(file), *options)
         wait_until((tmp_path / "state/journal.json").exists, 20, "the journal")
         target.close()
-        wait_until(lambda: "trial" in our_table(node), 10, "the trial")
+        wait_until(lambda: "trial" in our_table(node), 30, "the trial")
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(5)
         target.open()

@@ -4,8 +4,9 @@ The limit and the hash table of conntrack are one for all network namespaces of 
 
 - BESIDE, by folder: unit tests and what happens between API objects. They touch no conntrack at all.
 - MACHINE, by a fixture `host` or the mark `tunes_this_machine`: they tune it, fill its table or look at all of it. Only
-  tests of the first kind may run meanwhile; with the mark `leaves_sizes_alone`, which keeps it, those of the third too.
-- NAMESPACES, all others: in network namespaces of their own, where sizes cannot be written. Two can run at a time.
+  tests of the first kind may run meanwhile, and those of the third that need no steady sizes.
+- NAMESPACES, all others: in network namespaces of their own, where sizes cannot be written. Any number of processes can
+  be at them. Those of tests/node, on a node with a network of its own, do without sizes.
 
 In every run, also of everything in one process, a test that does what its kind may not do fails and says so. Where two
 processes share a run, a module of the third kind holds a lock that a test of the second kind waits for.
@@ -23,8 +24,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS_BESIDE = ("tests/unit", "tests/control_plane")
 MARK = "tunes_this_machine"
-LEAVES_SIZES = "leaves_sizes_alone"
-"""Of a module whose Host takes its turn beside tests in namespaces."""
+FOLDER_WITHOUT_SIZES = "tests/node"
 
 
 class Kind(enum.Enum):
@@ -41,6 +41,11 @@ def kind_of(item: pytest.Item) -> Kind:
         return Kind.BESIDE
     tunes = item.get_closest_marker(MARK) or "host" in getattr(item, "fixturenames", ())
     return Kind.MACHINE if tunes else Kind.NAMESPACES
+
+
+def needs_steady_sizes(item: pytest.Item) -> bool:
+    """Return whether a test must not run while another changes the table's sizes."""
+    return kind_of(item) is Kind.NAMESPACES and not item.path.is_relative_to(ROOT / FOLDER_WITHOUT_SIZES)
 
 
 _at_work: tuple[Kind, str] | None = None

@@ -66,9 +66,8 @@ def write_whole(path: Path, text: str) -> None:
 class Host(Namespace):
     """The network namespace this machine lives in. `originals` are the sysctls as they were."""
 
-    def __init__(self, *, sizes: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__("")
-        self._sizes = sizes
         self.originals: dict[str, int] = {}
 
     @contextlib.contextmanager
@@ -80,7 +79,7 @@ class Host(Namespace):
         """Take the lock, waiting for whoever has it, and note how the machine is."""
         may_tune_the_machine()
         # In this order: a test of this run that holds its turn may take the machine's lock too.
-        self._turn = Turn(alone=self._sizes)
+        self._turn = Turn(alone=True)
         self._lock = LOCK.open("a")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         if NOTED.exists():

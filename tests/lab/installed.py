@@ -39,7 +39,7 @@ class Installed:
         """Apply a policy."""
         self.place.kubectl("apply", "-f", "-", input=document)
 
-    def wait_ready(self, policy: str, seconds: float = 60) -> float:
+    def wait_ready(self, policy: str, seconds: float = 120) -> float:
         """Wait until a policy is Ready in its present version; return the seconds it took."""
 
         def holds() -> bool:
@@ -66,7 +66,7 @@ class Installed:
         (pod,) = self.pods()
         return pod
 
-    def wait_agent(self, seconds: float = 60, besides: str = "") -> dict[str, Any]:
+    def wait_agent(self, seconds: float = 120, besides: str = "") -> dict[str, Any]:
         """Wait until the agent's pod is Ready and is not the one called `besides`; return it."""
 
         def ready() -> list[dict[str, Any]]:

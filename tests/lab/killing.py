@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from conntrack_operator.agent import way_back
 from conntrack_operator.agent import writing as writing_module
 from conntrack_operator.agent.duty import Duty
 from conntrack_operator.agent.machine import Machine
@@ -53,7 +54,7 @@ def obey(state_path: Path, spec: NodeSpec) -> str:
     roots = Roots(state=state_path)
     with StateDirectory(roots) as state:
         machine = Machine(roots)
-        machine.recover(state)
+        way_back.recover(machine, state)
         return finished(begin(machine, state, spec, list)).phase
 
 
@@ -138,7 +139,7 @@ def main(folder: str, first: str, second: str) -> None:
         def restored(path: Path = state_path) -> str:
             roots = Roots(state=path)
             with StateDirectory(roots) as state:
-                return Machine(roots).restore(state).phase
+                return way_back.restore(Machine(roots), state).phase
 
         before = in_child(prepared)
         through = in_child(changed)

@@ -1,7 +1,7 @@
 """A real node: kubelet, containerd with runc, CNI's bridge, and kube-proxy, on this machine.
 
-Its programs run in a room of their own (tests/lab/node_rooms.py) and use the machine's network. The kubelet's rights
-are a node's, its own API asks the API server who may.
+Its programs run in a room of their own (tests/lab/node_rooms.py) and in the network of whoever starts it. The kubelet's
+rights are a node's, its own API asks the API server who may.
 """
 
 import hashlib
@@ -11,14 +11,13 @@ import os
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from tests.lab import containerd, kube
-from tests.lab.node_rooms import ADDRESS, BRIDGE, FOLDER_PREFIX, SOCKETS, Room
+from tests.lab.node_rooms import ADDRESS, BRIDGE, CONTAINERD, Room, make_folder, remove_folder
 from tests.lab.programs import Program, free_port
 
 PAUSE = kube.Source(
@@ -56,7 +55,7 @@ class Node:
         self.name, self.folder, self.address = name, folder, ADDRESS
         self._programs_folder = containerd.programs(say)
         self._pause = kube.binary(say, PAUSE)
-        self._run = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=SOCKETS))  # a socket's path holds 107 bytes
+        self._run = make_folder()  # not in `folder`: a socket's path holds 107 bytes
         self.room = Room(folder / "room")
         self._health_port = free_port()
         self._authority, self._kubeconfig = authority, kubeconfig
@@ -87,7 +86,7 @@ class Node:
         for program in self.programs:
             program.stop(seconds=0)
         self.room.stop()
-        shutil.rmtree(self._run)
+        remove_folder(self._run)
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -113,7 +112,7 @@ class Node:
 
     def ctr(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run containerd's command line on the kubelet's images and containers."""
-        place = (f"--address={self._run / 'containerd.sock'}", "--namespace=k8s.io")
+        place = (f"--address={self._run / 'containerd.sock'}", f"--namespace={CONTAINERD}")
         return self.room.run(str(self._programs_folder / "ctr"), *place, *arguments, check=check)
 
     def add_image(self, archive: Path) -> None:

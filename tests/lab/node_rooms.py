@@ -1,9 +1,9 @@
 """What a real node leaves on a machine, kept apart and taken back: processes, mounts, links, rules, sysctls, cgroups.
 
 `Room` is a process and mount namespace whose first process takes everything in it along when it ends: containers, shims
-and mounts; also when the run is killed. The network namespace is the machine's own, since sizes of the table can be
-written nowhere else; `Machine` notes what a node changes there, and puts it back. What a killed run left is put back by
-the next.
+and mounts; also when the run is killed. The network is one of the node's own, which goes as a whole, or the machine's,
+since sizes of the table can be written nowhere else; `MachinesNetwork` notes what a node changes there, and puts it
+back. What a killed run left is put back by the next.
 """
 
 import contextlib
@@ -13,12 +13,14 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from tests.lab.host import write_whole
+from tests.lab.namespaces import Lab
 from tests.lab.programs import Program, wait_until
 
 LINK = "ctlab-node"
@@ -28,15 +30,22 @@ ADDRESS = "10.77.0.1"
 
 NOTED = Path("/run/lock/conntrack-operator-node.json")
 SOCKETS = Path("/run")
+GROUPS = Path("/sys/fs/cgroup")
+CONTAINERD = "k8s.io"
+"""The kubelet's namespace in containerd, after which the folders and cgroups of its containers are named."""
 FOLDER_PREFIX = "ctlab-"
-"""Of a node's folder in `SOCKETS`; one node is there at a time, so what is found before it is of a run that died."""
-# What kubelet, kube-proxy and the bridge plugin write at their start, conntrack's own aside (tests/lab/host.py).
+"""Of a node's folder in `SOCKETS`; the pid of the run follows, by which the next one sees whether it died."""
+# What a kubelet writes at its start and is one for the whole machine: a room has files of its own in their place.
+MACHINES_SYSCTLS = (
+    "vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
+)  # fmt: skip
+# What kubelet, kube-proxy and the bridge plugin write in their network, conntrack's own aside (tests/lab/host.py).
 SYSCTLS = tuple(
     Path("/proc/sys") / name
     for name in (
-        "vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys",
-        "kernel/keys/root_maxbytes", "net/ipv4/ip_forward", "net/ipv4/conf/all/route_localnet",
-        "net/ipv6/conf/all/forwarding", "net/ipv4/vs/conntrack",
+        "net/ipv4/ip_forward", "net/ipv4/conf/all/route_localnet", "net/ipv6/conf/all/forwarding",
+        "net/ipv4/vs/conntrack",
     )
 )  # fmt: skip
 # Ends its children by its own end, and leaves no dead ones behind.
@@ -45,6 +54,7 @@ _FIRST = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); print('h
 _MOUNTS = """set -e
 mount -t overlay overlay -o "lowerdir=/var,upperdir=$1/upper,workdir=$1/work" /var
 mkdir -p /run/containerd && mount -t tmpfs tmpfs /run/containerd
+for name in $(cd "$1/sysctls" && find . -type f); do mount --bind "$1/sysctls/$name" "/proc/sys/$name"; done
 exec "$2" -c "$3"
 """
 
@@ -54,8 +64,13 @@ class Room:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        for name in ("upper", "work"):
+        for name in ("upper", "work", "sysctls"):
             (folder / name).mkdir(parents=True)
+        for name in MACHINES_SYSCTLS:
+            value, own = Path("/proc/sys") / name, folder / "sysctls" / name
+            if value.exists():
+                own.parent.mkdir(exist_ok=True, parents=True)
+                own.write_text(value.read_text())
         self.first = Program(
             "room",
             ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--propagation=private",
@@ -69,7 +84,7 @@ class Room:
         self.first.start()
         assert self.first.process
         children = Path(f"/proc/{self.first.process.pid}/task/{self.first.process.pid}/children")
-        self.first.wait_until(lambda: "here" in self.first.tail(), 10, "the room's first process runs")
+        self.first.wait_until(lambda: "here" in self.first.tail(), 30, "the room's first process runs")
         self._pid = int(children.read_text().split()[0])
 
     def stop(self) -> None:
@@ -98,7 +113,17 @@ class Room:
         return done
 
 
-class Machine:
+@contextlib.contextmanager
+def own_network() -> Iterator[None]:
+    """Have the calling thread, and all that it starts, in a new network namespace that has the node's address."""
+    with Lab() as lab, lab.namespace().inside():
+        _add_link()
+        # A packet to a Service needs a route before kube-proxy sends it elsewhere.
+        _ip("route", "add", "default", "dev", LINK)
+        yield
+
+
+class MachinesNetwork:
     """The initial network namespace while a node uses it: a link with its address, and the way back."""
 
     def __enter__(self) -> Self:
@@ -106,9 +131,7 @@ class Machine:
         if NOTED.exists():
             self._put_back()
         write_whole(NOTED, json.dumps(_as_it_is()))
-        _ip("link", "add", LINK, "type", "bridge")  # a dummy is a module that not every kernel has
-        _ip("address", "add", f"{ADDRESS}/32", "dev", LINK)
-        _ip("link", "set", LINK, "up")
+        _add_link()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -129,9 +152,6 @@ class Machine:
         for path, value in before["sysctls"].items():
             if Path(path).exists() and Path(path).read_text() != value:
                 Path(path).write_text(value)
-        remove_groups({Path(group) for group in before["groups"]})
-        for folder in SOCKETS.glob(f"{FOLDER_PREFIX}*"):
-            shutil.rmtree(folder)
         NOTED.unlink()
 
 
@@ -142,7 +162,7 @@ def _as_it_is() -> dict[str, object]:
         if any(family == ("ip" if program == "iptables" else "ip6") for family, _ in _tables())
     }
     readable = {str(path): path.read_text() for path in SYSCTLS if path.exists()}
-    return {"tables": _tables(), "rules": saved, "sysctls": readable, "groups": sorted(map(str, groups()))}
+    return {"tables": _tables(), "rules": saved, "sysctls": readable}
 
 
 def _tables() -> list[tuple[str, str]]:
@@ -151,19 +171,38 @@ def _tables() -> list[tuple[str, str]]:
     return [(table["family"], table["name"]) for table in found]
 
 
+def _add_link() -> None:
+    _ip("link", "add", LINK, "type", "bridge")  # a dummy is a module that not every kernel has
+    _ip("address", "add", f"{ADDRESS}/32", "dev", LINK)
+    _ip("link", "set", LINK, "up")
+
+
 def _ip(*arguments: str) -> None:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
 
 
-def remove_groups(before: set[Path]) -> None:
-    """Remove the cgroups that were not there before and hold nobody, the deepest first."""
-    for group in sorted(groups() - before, key=lambda path: -len(path.parts)):
-        with contextlib.suppress(OSError):
-            group.rmdir()
+def make_folder() -> Path:
+    """Make a folder for the sockets of a node of this process; those of runs that died are cleared away before."""
+    for folder in SOCKETS.glob(f"{FOLDER_PREFIX}*"):
+        if not Path(f"/proc/{folder.name.split('-')[1]}").exists():
+            remove_folder(folder)
+    return Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=SOCKETS))
 
 
-def groups() -> set[Path]:
-    """Return every cgroup of the machine."""
-    return {Path(folder) for folder, _, _ in os.walk("/sys/fs/cgroup")}
+def remove_folder(folder: Path) -> None:
+    """Remove a node's folder, and the cgroups of the containers that runc keeps in it: all of them have ended."""
+    for container in (folder / "runc" / CONTAINERD).glob("*"):
+        _remove_groups(f"{CONTAINERD}/{container.name}")
+    shutil.rmtree(folder)
+    if not any(SOCKETS.glob(f"{FOLDER_PREFIX}*")):  # else another node makes its groups in the same one
+        _remove_groups(CONTAINERD)
+
+
+def _remove_groups(name: str) -> None:
+    # Of version 2 there is one tree, of version 1 one for each controller.
+    for tree in (GROUPS, *(path for path in GROUPS.iterdir() if path.is_dir())):
+        for group, _, _ in os.walk(tree / name, topdown=False):
+            with contextlib.suppress(OSError):
+                Path(group).rmdir()

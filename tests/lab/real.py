@@ -10,7 +10,7 @@ from tests.lab import cluster, kube, node
 from tests.lab.host import SYSCTLS, Writes
 from tests.lab.kube_proxy import LEAVE_THE_TABLE
 from tests.lab.kubectl import Kubectl
-from tests.lab.node_rooms import ADDRESS, Machine
+from tests.lab.node_rooms import ADDRESS, MachinesNetwork, own_network
 from tests.lab.programs import wait_until
 
 NODE = "node-1"
@@ -105,11 +105,12 @@ class Real(ControlPlane):
 
 @contextlib.contextmanager
 def running(folder: Path, say: kube.Say, proxy: node.Proxy = "nftables", *, sizes: bool = True) -> Iterator[Real]:
-    """Give a cluster whose node is Ready; whoever asks holds the machine's lock (tests/lab/host.py).
+    """Give a cluster whose node is Ready.
 
-    Without `sizes` nothing of it writes them, as on a node in a container.
+    Where nobody needs `sizes`, which can be written there alone, it is not in this machine's network but in one of its
+    own, and so is the calling thread meanwhile. Else whoever asks holds the machine's lock (tests/lab/host.py).
     """
-    with Machine():
+    with MachinesNetwork() if sizes else own_network():
         real = Real(folder, say)
         try:
             real.start()

@@ -1,6 +1,6 @@
 """A pytest plugin: one of the processes of `make test` runs its own tests, then those that any of them may run.
 
-Its own are those of one kind (tests/lab/halves.py): `machine`, which one process alone has, or `beside`, which two
+Its own are those of one kind (tests/lab/halves.py): `machine`, which one process alone has, or `beside`, which others
 share. What is shared goes module by module: a process that comes to one claims it by a file in a folder all know, so
 that none waits for the others at the end.
 What was collected and what was run is written there, for `tests.lab.side_by_side` to see that nothing was left out.
@@ -43,9 +43,10 @@ class Sharing:
         self._collected = [item.nodeid for item in items]
         kinds = [(kind_of(item), item) for item in items]
         own = [item for kind, item in kinds if kind is self._own]
-        # First those that keep the other processes waiting.
-        own.sort(key=lambda item: item.get_closest_marker(halves.LEAVES_SIZES) is not None)
-        items[:] = own + [item for kind, item in kinds if kind is Kind.NAMESPACES]
+        shared = [item for kind, item in kinds if kind is Kind.NAMESPACES]
+        # Those that wait for no other process first; they take longest too.
+        shared.sort(key=halves.needs_steady_sizes)
+        items[:] = own + shared
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         """Run what is ours and what we claim."""

@@ -1,16 +1,18 @@
 """A cluster with a real kubelet for each module, the operator's image on its node, and helm.
 
-The node is this machine; with `--kind` it is a container that kind made (tests/lab/place.py).
+The node is this machine, in a network of its own but for modules that tune the machine; with `--kind` it is a container
+that kind made (tests/lab/place.py).
 """
 
+import contextlib
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 from tests.lab import helm as lab
 from tests.lab import host as machine
-from tests.lab import image, kind, kube, real
-from tests.lab.halves import LEAVES_SIZES
+from tests.lab import image, kind, kube, namespaces, real
+from tests.lab.halves import MARK
 from tests.lab.installed import NAMESPACE, Installed
 from tests.lab.node import Proxy
 from tests.lab.place import Place
@@ -50,22 +52,6 @@ def archive_of(
 
 
 @pytest.fixture(scope="module")
-def host(request: pytest.FixtureRequest) -> Iterator[machine.Host | None]:
-    """Hold this machine, which is the node, for us alone; nothing of it where the node is a container."""
-    if request.config.getoption("--kind"):
-        yield None
-        return
-    if reason := machine.missing() or real.missing():
-        pytest.skip(reason)
-    request.getfixturevalue("archive_of")(__version__)  # a build takes a minute, for which nobody needs to wait
-    sizes = request.node.get_closest_marker(LEAVES_SIZES) is None
-    with machine.Host(sizes=sizes) as locked:
-        if sizes:
-            locked.shrink(131_072)
-        yield locked
-
-
-@pytest.fixture(scope="module")
 def proxy() -> Proxy:
     """Give kube-proxy's mode; a module may override it."""
     return "nftables"
@@ -73,13 +59,13 @@ def proxy() -> Proxy:
 
 @pytest.fixture(scope="module")
 def place(
-    request: pytest.FixtureRequest, host: machine.Host | None, proxy: Proxy, archive_of: Callable[[str], Path],
-    say: kube.Say, tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, proxy: Proxy, archive_of: Callable[[str], Path], say: kube.Say,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Place]:  # fmt: skip
     """Give a cluster whose node is Ready and has the image."""
     folder = tmp_path_factory.mktemp("place")
     archive = archive_of(__version__)
-    if host is None:
+    if request.config.getoption("--kind"):
         if reason := kind.missing():
             pytest.skip(reason)
         if proxy != "nftables":
@@ -90,8 +76,13 @@ def place(
         yield there
         there.clear()
         return
-    sizes = request.node.get_closest_marker(LEAVES_SIZES) is None
-    with real.running(folder, say, proxy, sizes=sizes) as here:
+    sizes = request.node.get_closest_marker(MARK) is not None
+    if reason := real.missing() or (machine.missing() if sizes else namespaces.missing()):
+        pytest.skip(reason)
+    with contextlib.ExitStack() as stack:
+        if sizes:
+            stack.enter_context(machine.Host()).shrink(131_072)
+        here = stack.enter_context(real.running(folder, say, proxy, sizes=sizes))
         request.config.stash[_place] = here
         here.add_image(archive)
         yield here

@@ -17,6 +17,8 @@ from tests.lab.node_process import processes
 from tests.lab.place import Place
 from tests.lab.programs import wait_until
 
+pytestmark = pytest.mark.tunes_this_machine
+
 ROUNDS = 20
 SOAK_SECONDS = 2
 KEYS = ("max", "buckets", "tcp_timeout_time_wait", "tcp_timeout_close_wait", "udp_timeout", "icmp_timeout", "acct",

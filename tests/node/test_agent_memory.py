@@ -13,8 +13,6 @@ from tests.lab.node_process import Process
 from tests.lab.place import Place
 from tests.lab.programs import wait_until
 
-pytestmark = pytest.mark.leaves_sizes_alone
-
 CHANGES, SAMPLES = 500, 10_000
 LIMIT_KB = 45 * 1024
 GROWTH_KB = 1024

@@ -14,8 +14,6 @@ from tests.lab.programs import wait_until
 
 from conntrack_operator import __version__
 
-pytestmark = pytest.mark.leaves_sizes_alone
-
 NET_ADMIN = 1 << 12  # include/uapi/linux/capability.h
 NOBODY = 65532
 OTHER_VERSION = f"{__version__}-other"

@@ -14,8 +14,6 @@ from tests.lab.workload import Workload
 
 from conntrack_operator import __version__
 
-pytestmark = pytest.mark.leaves_sizes_alone
-
 LIMIT_SECONDS = 40
 DEAD = "dead"
 

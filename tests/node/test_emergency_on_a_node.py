@@ -19,8 +19,6 @@ from tests.lab.real import Real
 
 from conntrack_operator import __version__
 
-pytestmark = pytest.mark.leaves_sizes_alone
-
 IMAGE = f"conntrack-operator:{__version__}"
 GONE = "The agent is gone"
 CONFIRMED = "/var/lib/conntrack-operator/confirmed.json"
@@ -70,7 +68,7 @@ def test_without_the_hook_all_stays(place: Place, installed: Installed, left: di
     assert [each["metadata"]["name"] for each in place.items("conntrackpolicies")] == ["web"]
     assert installed.wait_agent()
     place.on_node("nft", "delete", "table", "inet", "conntrack_operator")
-    wait_until(installed.table, 20, "the agent puts the rules back")
+    wait_until(installed.table, 60, "the agent puts the rules back")
 
 
 def test_by_a_pod(place: Place, installed: Installed, tuned: int) -> None:

@@ -19,6 +19,8 @@ from tests.lab.workload import Workload
 
 from conntrack_operator import __version__
 
+pytestmark = pytest.mark.tunes_this_machine
+
 IMAGE = f"conntrack-operator:{__version__}"
 
 ONE_MODE = pytest.mark.parametrize("proxy", ["nftables"], indirect=True)

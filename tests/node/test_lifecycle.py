@@ -20,8 +20,6 @@ from tests.lab.workload import Workload
 
 from conntrack_operator import __version__
 
-pytestmark = pytest.mark.leaves_sizes_alone
-
 (PREVIOUS,) = (Path(__file__).parent / "previous").glob("*.tgz")
 PREVIOUS_VERSION = PREVIOUS.name.removeprefix("conntrack-operator-").removesuffix(".tgz")
 

@@ -19,8 +19,6 @@ from tests.lab.workload import Workload
 
 from conntrack_operator import __version__
 
-pytestmark = pytest.mark.leaves_sizes_alone
-
 IMAGE = f"conntrack-operator:{__version__}"
 OURS = "conntrack-operator.io"
 LOOKS = (

@@ -1,6 +1,6 @@
 """A run that is killed leaves no process behind, and the next one puts the machine back. Without a kubelet.
 
-In a network namespace of our own, and with a note of our own: a real node may be at work on this machine.
+In a network namespace of our own, with a note, cgroups and folders of our own: real nodes may be at work meanwhile.
 """
 
 import json
@@ -30,27 +30,31 @@ from pathlib import Path
 from tests.lab import node_rooms
 from tests.lab.programs import Program, wait_until
 notes, folder, groups = map(Path, sys.argv[1:4])
-node_rooms.NOTED, node_rooms.SOCKETS = notes / "noted.json", notes
-node_rooms.groups = lambda: {groups, *(each for each in groups.rglob("*") if each.is_dir())}
-with node_rooms.Machine():
+node_rooms.NOTED, node_rooms.SOCKETS, node_rooms.GROUPS = notes / "noted.json", notes, groups
+sockets = node_rooms.make_folder()
+with node_rooms.MachinesNetwork():
     room = node_rooms.Room(folder)
     room.start()
     program = Program("shim", room.command(["sh", "-c", "setsid sleep 601 & echo started; exec sleep 602"]),
                       folder / "shim.log")
     program.start()
     program.wait_until(lambda: "started" in program.tail(), 10, "it runs")
-    (notes / "ctlab-run").mkdir()
-    (groups / "k8s.io" / "container").mkdir(parents=True)
+    (sockets / "runc" / "k8s.io" / "container").mkdir(parents=True)
+    for tree in ("", "memory"):
+        (groups / tree / "k8s.io" / "container" / "below").mkdir(parents=True)
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     subprocess.run(["ip", "link", "add", node_rooms.BRIDGE, "type", "bridge"], check=True)
     subprocess.run(["nft", "add", "table", "ip", "kube-proxy"], check=True)
     subprocess.run(["iptables", "-t", "nat", "-A", "POSTROUTING", "-j", "MASQUERADE"], check=True)
     room.run("touch", "/var/lib/lab-was-here")
+    room.run("sh", "-c", "echo 7 > /proc/sys/kernel/panic")
+    assert room.run("cat", "/proc/sys/kernel/panic").stdout.strip() == "7" != Path("/proc/sys/kernel/panic").read_text()
     print(room.first.process.pid, program.process.pid, os.stat(f"/proc/{room._pid}/ns/pid").st_ino, flush=True)
     if sys.argv[4:] == ["die"]:
         signal.pause()
     program.stop(seconds=0)
     room.stop()
+    node_rooms.remove_folder(sockets)
 """
 
 
@@ -88,9 +92,14 @@ def state(machine: Namespace) -> dict[str, object]:
     }
 
 
+def left(tmp_path: Path) -> list[Path]:
+    """Return the folders and cgroups of nodes."""
+    return [*tmp_path.glob("ctlab-*"), *(tmp_path / "groups").rglob("k8s.io")]
+
+
 def command(tmp_path: Path, folder: str, *more: str) -> list[str]:
     """Return what plays the node, with its notes in `tmp_path`."""
-    (tmp_path / "groups").mkdir(exist_ok=True)
+    (tmp_path / "groups" / "memory").mkdir(parents=True, exist_ok=True)
     return [sys.executable, "-c", NODE, str(tmp_path), str(tmp_path / folder), str(tmp_path / "groups"), *more]
 
 
@@ -101,6 +110,7 @@ def test_a_node_that_ends_leaves_nothing(machine: Namespace, tmp_path: Path) -> 
     assert members(int(said.split()[2])) == []
     assert state(machine) == before
     assert not (tmp_path / "noted.json").exists()
+    assert left(tmp_path) == []
 
 
 def test_a_run_that_is_killed_is_cleared_away_by_the_next(machine: Namespace, tmp_path: Path) -> None:
@@ -114,13 +124,13 @@ def test_a_run_that_is_killed_is_cleared_away_by_the_next(machine: Namespace, tm
     run.wait(10)
     wait_until(lambda: members(pid_namespace) == [], 10, "nothing is left in the room")
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (first, program)), 10, "nor of what made it")
-    left = state(machine)
-    assert {LINK, BRIDGE} <= set(left["links"])  # type: ignore[call-overload]
-    assert left["forwarding"] == "1"
+    now = state(machine)
+    assert {LINK, BRIDGE} <= set(now["links"])  # type: ignore[call-overload]
+    assert now["forwarding"] == "1"
+    assert len(left(tmp_path)) == 3
     machine.run(*command(tmp_path, "second"))
     assert state(machine) == before
-    assert list((tmp_path / "groups").iterdir()) == []
-    assert not (tmp_path / "ctlab-run").exists()
+    assert left(tmp_path) == []
     assert not Path("/var/lib/lab-was-here").exists()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.lab import side_by_side
-from tests.lab.halves import FOLDERS_BESIDE, ROOT, Turn
+from tests.lab.halves import FOLDER_WITHOUT_SIZES, FOLDERS_BESIDE, ROOT, Turn
 from tests.lab.host import Host
 from tests.lab.namespaces import Lab
 from tests.lab.programs import wait_until
@@ -46,7 +46,7 @@ def test_nothing_in_this_folder_touches_the_kernel() -> None:
 
 def test_the_folders_beside_are_there() -> None:
     """A folder that is renamed would make its tests wait for others, unseen."""
-    assert all(list((ROOT / folder).rglob("test_*.py")) for folder in FOLDERS_BESIDE)
+    assert all(list((ROOT / folder).rglob("test_*.py")) for folder in (*FOLDERS_BESIDE, FOLDER_WITHOUT_SIZES))
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@
 {{- end -}}
 {{- end }}
 
+{{/* A version may have a plus sign, as Flux gives one to charts from Git; a label may not. */}}
 {{- define "conntrack.labels" -}}
 app.kubernetes.io/name: conntrack-operator
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | replace "+" "_" | trunc 63 | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 }}
 {{- end }}
 
 {{- define "conntrack.controllerSelector" -}}
@@ -54,6 +55,10 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 nodeSelector: {{- merge (dict "kubernetes.io/os" "linux") .root.Values.controller.nodeSelector | toYaml | nindent 2 }}
 {{- with .root.Values.controller.tolerations }}
 tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- /* Where the image can run; not where controllers want to be among each other. */ -}}
+{{- with (.root.Values.controller.affinity | default dict).nodeAffinity }}
+affinity: {nodeAffinity: {{ toJson . }}}
 {{- end }}
 securityContext: {{- include "conntrack.restrictedPod" .root | nindent 2 }}
 containers:

@@ -19,6 +19,7 @@ from conntrack_operator.model.node import NodeSpec
 from conntrack_operator.model.policy import Settings
 from conntrack_operator.model.surroundings import Service
 
+from . import way_back
 from .figures import Figures
 from .foresight import Foresight, reason_of
 from .keeping import Keeping
@@ -71,7 +72,7 @@ class Duty:
             log.warning("%s", error)
 
     def _recover(self) -> Outcome | None:
-        undone = self.machine.recover(self.state)
+        undone = way_back.recover(self.machine, self.state)
         if undone is not None:
             self.figures.trials.add("recovered")
         return undone
@@ -231,7 +232,7 @@ class Duty:
         if undone is not None and self.machine.journal(self.state).trial is not None:
             self._finish(spec, Deed(undone.phase, undone.results), RETRY_SECONDS)
         elif spec.mode == "Restore":
-            self._ended(spec, self.machine.restore(self.state, spec.policies))
+            self._ended(spec, way_back.restore(self.machine, self.state, spec.policies))
         elif spec.mode == "Hold":
             self._hold(spec)
         elif not self._is_waiting(spec) and not self._is_at_war(spec):

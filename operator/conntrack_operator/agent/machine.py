@@ -11,27 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from conntrack_operator.decide.accepts import accept_mode
 from conntrack_operator.decide.foresight import accepts_change, plan_to_load, unseen_of
-from conntrack_operator.decide.outcome import NODE, of_node, phase_of, results_for
+from conntrack_operator.decide.outcome import NODE, phase_of, results_for
 from conntrack_operator.decide.plan import Change, Plan, plan_for
 from conntrack_operator.decide.refusal import Refusal
 from conntrack_operator.decide.remember import (
     journal_after,
     journal_before,
-    journal_undone,
-    judged_anew,
-    without_keeps,
 )
 from conntrack_operator.decide.tracking import SETTING as TRACKING
 from conntrack_operator.decide.tracking_off import journal_after_loading, journal_before_unloading
 from conntrack_operator.decide.trial import (
-    AGENT_KILLED,
-    Wishing,
-    failed_again,
     new_rules,
     rules_named,
-    undoing,
     withdrawn_rules,
 )
 from conntrack_operator.errors import ConntrackOperatorError
@@ -44,12 +36,11 @@ from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Confirmed, Journal
 from conntrack_operator.model.node import NodeSpec, Phase, PolicyUse, Result
-from conntrack_operator.model.notrack import NotrackRule
 from conntrack_operator.model.policy import Settings
 from conntrack_operator.model.surroundings import Service
 
-from .sight import ACCEPT_UNTRACKED, Eyes, Sight, confirmed_rules, look_at, read_table_state, with_mode
-from .writing import Failed, accepts_of, spare_flows, write_rules, write_sysctls
+from .sight import ACCEPT_UNTRACKED, Eyes, Sight, look_at, read_table_state, with_mode
+from .writing import Failed, write_rules, write_sysctls
 
 log = logging.getLogger(__name__)
 
@@ -186,16 +177,6 @@ class Machine:
             return {TRACKING: error}
         return {}
 
-    def restore(self, state: StateDirectory, uses: Sequence[PolicyUse] = (), *, kept_too: bool = False) -> Outcome:
-        """Put every original value back and remove the rules; a trial that nobody finished is taken back first.
-
-        What `uses`, the policies that are gone, say of onDelete counts; with `kept_too` nothing is left behind.
-        """
-        self.recover(state)
-        self.load_again(Settings(), state)
-        with self.asking_for(Settings(), state):
-            return self._restored(state, uses, kept_too=kept_too)
-
     def asking_for(self, settings: Settings, state: StateDirectory) -> contextlib.AbstractContextManager[object]:
         """Return the context in which to look: one that loads no kernel module where there is nothing to do.
 
@@ -206,35 +187,6 @@ class Machine:
         if settings != Settings() or changed or self.read_confirmed(state) is not None:
             return contextlib.nullcontext()
         return loading_nothing(self.roots)
-
-    def _restored(self, state: StateDirectory, uses: Sequence[PolicyUse], *, kept_too: bool) -> Outcome:
-        journal = judged_anew(self.journal(state), uses)
-        if kept_too:
-            journal = without_keeps(journal)
-        sight = self.look(Settings(), (), journal)
-        outcome = self.settle(sight, journal, state, mode="Restore")
-        if not sight.plan.rules:
-            outcome = self._without_accepts(outcome)
-        state.write_confirmed(None)
-        return outcome
-
-    def _without_accepts(self, outcome: Outcome) -> Outcome:
-        """Take away whatever accept rules of ours stand in firewalls, whoever forgot them; say so when that fails."""
-        try:
-            accepts.remove_accepts()
-        except ConntrackOperatorError as error:
-            if any(result.setting == ACCEPT_UNTRACKED for result in outcome.results):
-                return outcome
-            left = Result(
-                setting=ACCEPT_UNTRACKED,
-                wanted="absent",
-                observed="",
-                reason="WriteFailed",
-                message=f"{error}; accept rules of ours may stand there still; they match nothing without our rules",
-            )
-            results = (*outcome.results, left)
-            return replace(outcome, results=results, phase=phase_of(results, "Restore"))
-        return outcome
 
     def read_confirmed(self, state: StateDirectory) -> Confirmed | None:
         """Return what was confirmed last; None too when its file is damaged, which costs a second trial at most."""
@@ -258,70 +210,3 @@ class Machine:
             state.write_confirmed(confirmed)
         except ConntrackOperatorError as error:
             log.warning("%s; at the next boot what was confirmed before is put in force", error)
-
-    def recover(self, state: StateDirectory) -> Outcome | None:
-        """Take back a trial that was under way when its agent ended; None when there was none. Counts as a failure."""
-        journal = self.journal(state)
-        if journal.trial is None:
-            return None
-        return self.undo(
-            state,
-            journal,
-            AGENT_KILLED,
-            f"the agent ended during the trial of revision {journal.trial.revision}; see why (killed, out of memory,"
-            " evicted)",
-        )
-
-    def rules_as_confirmed(self, state: StateDirectory, rules: Sequence[NotrackRule]) -> Failed:
-        """Make `rules`, the confirmed ones, all there is, with the accepts they were confirmed with."""
-        # First what may cut the node off; reading firewalls takes long, and what stands there harms nobody.
-        error = write_rules(self.roots, rules, (), None)
-        failed: Failed = {"notrack": error} if error else {}
-        confirmed = self.read_confirmed(state)
-        try:
-            mode = self.journal(state).accept_untracked or accept_mode(
-                confirmed.settings.notrack if confirmed else None
-            )
-            accepts.write_accepts(accepts_of(rules, mode))
-        except ConntrackOperatorError as error:
-            failed[ACCEPT_UNTRACKED] = error
-        return failed
-
-    def undo(
-        self, state: StateDirectory, journal: Journal, reason: str, message: str, *, counted: bool = True
-    ) -> Outcome:
-        """Take back the trial in `journal`, look whether all is as it was before, and tell.
-
-        Sysctls that somebody else wrote meanwhile are left. What cannot be taken back stays in the journal, and is
-        tried again by the next `recover`.
-        """
-        record = journal.trial
-        if record is None:
-            raise ValueError("there is no trial to undo")
-        way = undoing(record, self.facts())
-        failed = write_sysctls(self.roots, way.changes)
-        if record.touches_rules:
-            spare_flows(self.roots, record.new_rules)
-            failed |= self.rules_as_confirmed(state, confirmed_rules(journal))
-        facts = self.facts()
-        wrong = [change.setting for change in way.changes if facts.sysctls.get(change.setting) != change.to]
-        said = [message, *way.left]
-        said += [f"{setting} could not be put back: {error}" for setting, error in failed.items()]
-        said += [
-            f"{name} reads {facts.sysctls.get(name)} after it was put back" for name in wrong if name not in failed
-        ]
-        said.append("not all is as it was" if failed or wrong else "everything else is as it was before")
-        text = "; ".join(said)
-        if not failed:
-            failures = journal.failures
-            if counted:
-                wish = Wishing(record.revision, record.attempt)
-                failures = failed_again(journal, wish, self.clock(), reason, text)
-            journal = journal_undone(journal, failures)
-        try:
-            state.write_journal(journal)
-        except ConntrackOperatorError as error:
-            text = f"{text}; {error}"
-        log.warning("rolled back: %s: %s", reason, text)
-        result = of_node(reason, text)
-        return Outcome("RolledBack", (result,), (), facts)

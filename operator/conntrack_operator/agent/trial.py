@@ -34,22 +34,21 @@ from conntrack_operator.decide.trial import (
     budget_for,
     has_failed,
     needs_trial,
-    new_rules,
     rules_named,
     verdict,
-    withdrawn_rules,
 )
-from conntrack_operator.errors import ConntrackOperatorError, Refused, Retry, Unsupported
-from conntrack_operator.kernel import accepts, flow_editing, nftables
+from conntrack_operator.errors import ConntrackOperatorError, Refused, Retry
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.model.facts import Facts
 from conntrack_operator.model.journal import Journal
 from conntrack_operator.model.node import NodeSpec, Result
 
+from . import way_back
 from .machine import Machine, Outcome
 from .probes import Probe, passing
 from .sight import ACCEPT_UNTRACKED, Sight, confirmed_rules, read_table_state, with_mode
-from .writing import Failed, accepts_of, spare_entries, spare_flows, write_sysctls
+from .trial_rules import TrialRules
+from .writing import Failed, write_sysctls
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +56,6 @@ SEED_SECONDS = 5.0
 """Between two times that the connections born in a trial get entries: it takes a walk over all sockets."""
 SEED_LEFT_SECONDS = 60
 """How long after the deadline such entries wait for their first packet."""
-
-
 SEED_SHARE = 10
 """A walk that took long is not done again for so many times as long."""
 _INTERRUPTED = "the change was interrupted while it was made"
@@ -69,8 +66,8 @@ def begin(
 ) -> "Trial | Outcome":
     """Make `spec` true: at once what was confirmed here before or only goes back, else on trial.
 
-    A trial that somebody left unfinished must have been taken back (`Machine.recover`). Nothing is written when nothing
-    differs. Raises Unsupported when the journal cannot be written; then the kernel was not touched either.
+    A trial that somebody left unfinished must have been taken back (`way_back.recover`). Nothing is written when
+    nothing differs. Raises Unsupported when the journal cannot be written; then the kernel was not touched either.
     """
     machine.load_again(spec.settings, state)
     journal = machine.journal(state)
@@ -119,11 +116,12 @@ class Trial:
         self.outcome: Outcome | None = None
         journal = machine.journal(state)
         self._must_be_watched(probes, journal)
-        journal = self._tested(journal)
+        self._rules = TrialRules(machine.roots, sight, spec.settings.notrack)
+        journal = self._rules.tested(journal)
         self._began = machine.clock()
         deadline = self._began + self.budget.timeout_seconds
         self._journal = journal_on_trial(sight.plan, journal, sight.facts, spec, deadline)
-        if self._touches_rules and self._journal.trial is not None:
+        if self._rules.touched and self._journal.trial is not None:
             record = self._journal.trial.model_copy(update={"touches_rules": True})
             self._journal = self._journal.model_copy(update={"trial": record})
         state.write_journal(self._journal)
@@ -132,7 +130,7 @@ class Trial:
         except BaseException as error:
             # An error of ours counts: started anew, the agent would run into it without end.
             counted = isinstance(error, Exception)
-            self._undone(AGENT_FAILED if counted else ABORTED, _INTERRUPTED, counted=counted)
+            self._undone(Undo(AGENT_FAILED if counted else ABORTED, _INTERRUPTED), counted=counted)
             raise
 
     def _must_be_watched(self, probes: Sequence[Probe], journal: Journal) -> None:
@@ -194,7 +192,7 @@ class Trial:
             self.rounds.append(self._round())
             decision = self._verdict()
         if isinstance(decision, Undo):
-            self.outcome = self._undone(decision.reason, decision.message)
+            self.outcome = self._undone(decision)
         elif isinstance(decision, Confirm):
             self.outcome = self._confirmed()
         else:
@@ -204,7 +202,7 @@ class Trial:
     def abort(self, why: str, *, failed: bool = False) -> Outcome:
         """Take the change back because somebody wants something else; that is no failure, unless the agent `failed`."""
         if self.outcome is None:
-            self.outcome = self._undone(AGENT_FAILED if failed else ABORTED, why, counted=failed)
+            self.outcome = self._undone(Undo(AGENT_FAILED if failed else ABORTED, why), counted=failed)
         return self.outcome
 
     def _verdict(self) -> Decision:
@@ -229,68 +227,33 @@ class Trial:
         next round and the confirmation need.
         """
         began = self.elapsed
-        if not self._touches_rules or began < self._seed_at or began + 2 * self._seed_took > self.budget.last_round:
+        if not self._rules.touched or began < self._seed_at or began + 2 * self._seed_took > self.budget.last_round:
             return
         at_most = round(self.budget.timeout_seconds - began + SEED_LEFT_SECONDS)
-        spare_flows(self._machine.roots, new_rules(self._sight.plan, self._journal), at_most)
+        self._rules.spare_new_flows(self._journal, at_most)
         self._seed_took = self.elapsed - began
         self._seed_at = self.elapsed + max(SEED_SECONDS, SEED_SHARE * self._seed_took)
 
     def _is_on_trial(self, result: Result) -> bool:
         return result.setting.startswith("notrack/") and result.reason == "ReadBackDiffers"
 
-    @property
-    def _touches_rules(self) -> bool:
-        return bool(rules_named(self._sight.plan)) or self._sight.accepts_differ
-
-    def _tested(self, journal: Journal) -> Journal:
-        """Return `journal` with the answer to whether this kernel can let rules expire, asked once a boot."""
-        if not self._touches_rules or journal.timed_elements is not None:
-            return journal
-        try:
-            nftables.self_test()
-        except Unsupported as error:
-            log.warning("%s", error)
-            return journal.model_copy(update={"timed_elements": False})
-        return journal.model_copy(update={"timed_elements": True})
-
     def _made(self) -> Failed:
         failed = write_sysctls(self._machine.roots, self._sight.plan.changes)
-        if self._touches_rules:
+        if self._rules.touched:
             try:
-                self._begin_rules()
+                self._rules.begin(self._journal, lambda: self.budget.timeout_seconds - self.elapsed)
             except ConntrackOperatorError as error:
                 failed.update(dict.fromkeys(rules_named(self._sight.plan) or [ACCEPT_UNTRACKED], error))
         for setting, problem in failed.items():
             log.warning("%s: %s", setting, problem)
         return failed
 
-    def _begin_rules(self) -> None:
-        if not self._journal.timed_elements:
-            raise Unsupported(
-                "timed elements of nftables sets do not expire on this kernel, so a trial of rules could not end by"
-                " itself; use a newer kernel, or settings without notrack"
-            )
-        plan, before = self._sight.plan, confirmed_rules(self._journal)
-        # Accepts for both, as both are in force; they match nothing but what rules leave untracked.
-        both = {f"{rule.name} {rule.model_dump_json()}": rule for rule in (*before, *plan.rules)}
-        accepts.write_accepts(accepts_of(list(both.values()), accept_mode(self.spec.settings.notrack)))
-        # The entries of flows that are tracked now fall behind, and must live on if the rules go again.
-        flow_editing.make_liberal(new_rules(plan, self._journal))
-        left = self.budget.timeout_seconds - self.elapsed
-        if left <= 0:
-            raise Refused(EXPIRED, "the time for the trial was over before its rules could be loaded")
-        nftables.begin_trial(before, plan.rules, left)
-        # Reading a large table takes seconds, in which connections came about. The rules are in: no error any more.
-        spare_entries(new_rules(plan, self._journal))
-
     def _confirmed(self) -> Outcome:
         plan = self._sight.plan
         rules_failed = any(setting.startswith("notrack") for setting in self._failed)
         try:
-            if self._touches_rules and not rules_failed:
-                spare_flows(self._machine.roots, withdrawn_rules(self._journal, plan.rules))
-                nftables.confirm_trial(confirmed_rules(self._journal), plan.rules)
+            if self._rules.touched and not rules_failed:
+                self._rules.confirm(self._journal)
             if self.elapsed > self.budget.timeout_seconds:
                 raise Refused(EXPIRED, "the confirmation was not through by the deadline; see what held the agent up")
             facts, table = self._machine.facts(), read_table_state()
@@ -298,19 +261,19 @@ class Trial:
             kept = kept if rules_failed else with_mode(kept, self._sight)
         except ConntrackOperatorError as error:
             reason = error.reason if isinstance(error, Refused) else CONFIRM_FAILED
-            return self._undone(reason, f"the change could not be confirmed: {error}")
+            return self._undone(Undo(reason, f"the change could not be confirmed: {error}"))
         try:
             self._state.write_journal(kept)
         except ConntrackOperatorError as error:
-            return self._undone(STATE_UNWRITABLE, f"the change could not be confirmed: {error}")
+            return self._undone(Undo(STATE_UNWRITABLE, f"the change could not be confirmed: {error}"))
         results = results_for(plan, facts, table, self._failed)
         outcome = Outcome(phase_of(results, "Apply"), results, plan.changes, facts, plan.warnings, self._sight)
         self._machine.keep_confirmed(self.spec, outcome, plan, self._state)
-        if self._touches_rules and not rules_failed:
-            self._tidy()
-        elif self._touches_rules:
+        if self._rules.touched and not rules_failed:
+            self._rules.tidy(self._journal)
+        elif self._rules.touched:
             # What failed half way is taken away, rather than left until it expires.
-            for problem in self._machine.rules_as_confirmed(self._state, confirmed_rules(kept)).values():
+            for problem in way_back.rules_as_confirmed(self._machine, self._state, confirmed_rules(kept)).values():
                 log.warning("%s", problem)
         if plan.off and plan.off.unload and not self._failed:
             # Nothing holds the module any more; that needs no trial.
@@ -319,21 +282,8 @@ class Trial:
             return self._machine.settle(sight, journal, self._state, spec.policies)
         return outcome
 
-    def _tidy(self) -> None:
-        """Take away what the confirmed rules leave behind; what cannot be taken away harms nobody."""
-        try:
-            accepts.write_accepts(accepts_of(self._sight.plan.rules, accept_mode(self.spec.settings.notrack)))
-        except ConntrackOperatorError as error:
-            log.warning("%s; accepts of rules that are gone stay for now, and match nothing", error)
-        notrack, rules = self.spec.settings.notrack, new_rules(self._sight.plan, self._journal)
-        if notrack is not None and notrack.drop_existing is not False and rules:
-            try:
-                flow_editing.drop_stale(rules)
-            except ConntrackOperatorError as error:
-                log.warning("%s; entries that no packet reaches any more stay until they time out", error)
-
-    def _undone(self, reason: str, message: str, *, counted: bool = True) -> Outcome:
-        outcome = self._machine.undo(self._state, self._journal, reason, message, counted=counted)
+    def _undone(self, why: Undo, *, counted: bool = True) -> Outcome:
+        outcome = way_back.undo(self._machine, self._state, self._journal, why, counted=counted)
         refused = (
             Result(setting=refusal.setting, wanted="", observed="", reason=refusal.reason, message=refusal.message)
             for refusal in self._sight.plan.refused

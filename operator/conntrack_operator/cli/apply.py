@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from conntrack_operator.agent import way_back
 from conntrack_operator.agent.machine import Machine, Outcome
 from conntrack_operator.agent.probes import Probe, gateway_probes
 from conntrack_operator.agent.trial import Trial, begin
@@ -112,7 +113,7 @@ def _wish(settings: Settings, merge: Merge) -> NodeSpec:
 
 def _tried(machine: Machine, state: StateDirectory, spec: NodeSpec, probes: Sequence[Probe]) -> Outcome:
     """Begin, and tick the trial until it ends or a signal asks for it to be taken back."""
-    undone = machine.recover(state)
+    undone = way_back.recover(machine, state)
     if undone is not None and machine.journal(state).trial is not None:
         raise Refused("NotRestored", undone.message)
     interrupted = threading.Event()
@@ -139,7 +140,7 @@ def _tried(machine: Machine, state: StateDirectory, spec: NodeSpec, probes: Sequ
             signal.signal(number, handler)
 
 
-_undoing = logging.getLogger(Machine.__module__)
+_undoing = logging.getLogger(way_back.__name__)
 
 
 def _is_no_undo(record: logging.LogRecord) -> bool:

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Creates a policy that observes and means no node, waits until the controller has\n"
         "judged it, and deletes it: the API server knows the kinds, a controller leads, sees\n"
-        "policies, and may write what it thinks of them. No node is touched."
+        "policies, and may write what it thinks of them. No node's settings are touched."
     )
 
 

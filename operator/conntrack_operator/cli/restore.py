@@ -2,6 +2,7 @@
 
 import argparse
 
+from conntrack_operator.agent import way_back
 from conntrack_operator.agent.machine import Machine
 from conntrack_operator.kernel.journal import StateDirectory
 
@@ -30,6 +31,6 @@ def run(arguments: argparse.Namespace) -> int:
     machine.facts(tracking_needed=False)
     require_writable(roots, machine.journal().originals)
     with StateDirectory(roots) as state:
-        outcome = machine.restore(state, kept_too=True)
+        outcome = way_back.restore(machine, state, kept_too=True)
     terminal.show(outcome_view(outcome.changes, outcome.results, outcome.facts, warnings=outcome.warnings))
     return 0 if outcome.phase == "Restored" else 1

@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Deletes every ConntrackPolicy, waits until the running controller has restored every\n"
         "node, and removes the agents. A node that is skipped keeps what it was given; there,\n"
         "conntrack-operator restore puts it back, and kubectl describe node says so for an hour.\n"
-        "The CRDs stay."
+        "Deletes nothing where no controller leads, or a policy's canary soaks past the timeout;\n"
+        "with --timeout 0 neither is asked. The CRDs stay."
     )
 
 

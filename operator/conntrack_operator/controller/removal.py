@@ -6,24 +6,31 @@ writes without holding the lease, and only what the controller writes no more on
 What it says is gone with its pod. So each node that was skipped has an Event too, which `kubectl describe node` shows.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from conntrack_operator.cluster.events import Subject, post_event
-from conntrack_operator.cluster.objects import CONTROLLER_REVISIONS, NODE_CONNTRACKS, NODES, POLICIES, Objects
+from conntrack_operator.cluster.objects import CONTROLLER_REVISIONS, LEASES, NODE_CONNTRACKS, NODES, POLICIES, Objects
+from conntrack_operator.decide.election import Lease
 from conntrack_operator.decide.finding import counted
 from conntrack_operator.decide.happenings import Happening
-from conntrack_operator.errors import ConntrackOperatorError, LookAgain, Retry
+from conntrack_operator.decide.pacing import soak_past
+from conntrack_operator.errors import ConntrackOperatorError, Invalid, LookAgain, Refused, Retry
+from conntrack_operator.model.node import NodeConntrack, node_from
 
 from .agents import remove_agents
 from .book import LABELS
+from .leadership import NAME as LEASE
 
 PAUSE_SECONDS = 2.0
 TRIES = 15
 """How often a request that is not answered is tried again at the end, PAUSE_SECONDS apart."""
+LEADER_SECONDS = 30.0
+"""How long to look for a controller that leads: one that died is followed by another within half of that."""
 NOT_RESTORED = "NotRestored"
 EVENTS_MAX = 50
 """Nodes that have an Event: of more than these nobody reads one by one, and each costs two requests."""
@@ -40,6 +47,20 @@ class Skipped:
     def words(self) -> str:
         """Return how it can be told from a node that was only not its turn yet."""
         return f"last heard {self.heard}" if self.heard else "never heard"
+
+
+def _readable(documents: Iterable[dict[str, Any]]) -> Iterator[NodeConntrack]:
+    """Yield what this version understands; the rest is another version's, of whose waves nothing is known."""
+    for document in documents:
+        with contextlib.suppress(Invalid):
+            yield node_from(document)
+
+
+def _is_restored(node: NodeConntrack) -> bool:
+    """Tell whether it has given everything back, though its object stays: a canary's does until it has soaked."""
+    spec, status = node.spec, node.status
+    said = (status.phase, status.observed_revision, status.observed_attempt) if status else None
+    return spec.mode == "Restore" and said == ("Restored", spec.revision, spec.attempt)
 
 
 def _skipped(document: dict[str, Any]) -> Skipped:
@@ -63,10 +84,11 @@ class Removal:
         """Delete the policies, wait until every node is restored, and remove what is left.
 
         Returns the nodes that had not answered after `limit_seconds`, by name. Their objects are deleted all the same;
-        an agent whose object is gone keeps the node as it is. Raises Refused when a right is missing, Retry when the
-        API server is silent to the end.
+        an agent whose object is gone keeps the node as it is. Raises Refused when a right is missing, or, before
+        anything is deleted, when the limit is not 0 and no controller leads, or a policy's waves go past it for sure;
+        Retry when the API server is silent to the end.
         """
-        self._wait(self.clock() + limit_seconds)
+        self._wait(limit_seconds)
         self._surely(self._remove_rest)
         return tuple(self._skipped[node] for node in sorted(self._skipped))
 
@@ -86,9 +108,14 @@ class Removal:
                 return self.say(f"no Event tells of it: {error}")
         return None
 
-    def _wait(self, until: float) -> None:
+    def _wait(self, limit_seconds: float) -> None:
+        until = self.clock() + limit_seconds
+        is_judged = not limit_seconds  # who gives no time wants no waves
         while True:
             try:
+                if not is_judged:
+                    self._judge(limit_seconds)
+                    is_judged = True
                 self._delete_policies()
                 left = len(self.objects.list(NODE_CONNTRACKS).items)
                 if not left:
@@ -100,6 +127,45 @@ class Removal:
                 return
             self.sleep(min(PAUSE_SECONDS, max(0.0, until - self.clock())))
 
+    def _judge(self, limit_seconds: float) -> None:
+        # Of a withdrawal that is under way already nobody knows from here how far it is.
+        there = {policy["metadata"]["name"] for policy in self.objects.list(POLICIES).items}
+        nodes = self.objects.list(NODE_CONNTRACKS).items
+        uses = (use for node in _readable(nodes) for use in node.spec.policies if use.name in there)
+        if found := soak_past(uses, limit_seconds):
+            name, soak = found
+            raise Refused(
+                "SoakPastLimit",
+                f"nothing is deleted: nodes of policy {name} follow its canary {soak} s later (rollout.soakSeconds),"
+                f" and would be skipped after {limit_seconds:g} s. Let all go at once: kubectl patch ctp {name}"
+                ' --type merge -p \'{"spec":{"rollout":{"canary":0,"maxUnavailable":"100%"}}}\'; or give more time, by'
+                " --timeout, in the chart uninstall.timeoutSeconds",
+            )
+        if nodes:
+            self._see_leader(len(nodes))
+
+    def _see_leader(self, nodes: int) -> None:
+        """Return when somebody has renewed the Lease. Raises Refused when nobody does."""
+        until = self.clock() + LEADER_SECONDS
+        first = self._lease()
+        while True:
+            self.sleep(PAUSE_SECONDS)
+            lease = self._lease()
+            if lease and lease.holder and lease != first:
+                return
+            if self.clock() >= until:
+                raise Refused(
+                    "NoController",
+                    f"nothing is deleted: no controller leads in namespace {self.namespace}, and"
+                    f" {counted(nodes, 'node')} would stay as they are, without an agent. Get one to work:"
+                    f" kubectl logs -n {self.namespace} deployment/conntrack-operator; or restore the nodes without it"
+                    " (docs/uninstall.md, Emergency). --timeout 0 removes all the same",
+                )
+
+    def _lease(self) -> Lease | None:
+        found = self.objects.get(LEASES, LEASE, self.namespace)
+        return Lease.read(found) if found else None
+
     def _delete_policies(self) -> None:
         # Each time anew: somebody may have applied one since.
         for policy in self.objects.list(POLICIES).items:
@@ -107,9 +173,12 @@ class Removal:
 
     def _remove_rest(self) -> None:
         self._delete_policies()
-        for each in self.objects.list(NODE_CONNTRACKS).items:
+        left = self.objects.list(NODE_CONNTRACKS).items
+        restored = {node.metadata.name for node in _readable(left) if _is_restored(node)}
+        for each in left:
             skipped = _skipped(each)
-            self._skipped[skipped.node] = skipped
+            if skipped.node not in restored:
+                self._skipped[skipped.node] = skipped
             self.objects.delete(NODE_CONNTRACKS, skipped.node)
         remove_agents(self.objects, self.namespace)
         label = ",".join(f"{key}={value}" for key, value in LABELS.items())

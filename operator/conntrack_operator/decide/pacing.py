@@ -1,9 +1,11 @@
 """How a rollout travels, as numbers: with its defaults in place, and percentages as the nodes they mean."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
+from conntrack_operator.model.node import PolicyUse
 from conntrack_operator.model.policy import CANARY, MAX_FAILURES, MAX_UNAVAILABLE, ROLLOUT_SOAK_SECONDS, Rollout
 
 
@@ -48,3 +50,19 @@ def strictest(rollouts: Iterable[Rollout | None], total: int) -> Rollout:
         max_failures=min(number_of(each.max_failures, total, up=False) for each in several),
         soak_seconds=int(max(each.soak for each in several).total_seconds()),
     )
+
+
+def soak_past(uses: Iterable[PolicyUse], limit_seconds: float) -> tuple[str, int] | None:
+    """Return a policy whose canary soaks until the limit or longer, and for how many seconds; None if there is none.
+
+    `uses` are those of all nodes. A withdrawal that begins now reaches nodes beyond the canary only then.
+    """
+    by_policy: dict[str, list[PolicyUse]] = defaultdict(list)
+    for use in uses:
+        by_policy[use.name].append(use)
+    for name, among in sorted(by_policy.items()):
+        pace = Pace.of(strictest((use.rollout for use in among), len(among)))
+        soak = int(pace.soak.total_seconds())
+        if 0 < pace.canary < len(among) and soak >= limit_seconds:
+            return name, soak
+    return None

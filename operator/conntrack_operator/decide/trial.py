@@ -91,7 +91,7 @@ class Confirm:
 
 @dataclass(frozen=True)
 class Undo:
-    """The change can no longer be confirmed in time."""
+    """The change goes back: `reason` in CamelCase as a condition has it, `message` for people."""
 
     reason: str
     message: str

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 from conntrack_operator.errors import Invalid, Problem, Unsupported
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_BYTES = 8192
 CLIENT_SECONDS = 2.0
-"""How long one client may take over its request, or over reading the answer: others wait meanwhile."""
+"""How long one client may take over its whole request, or over reading the answer: others wait meanwhile."""
 BACKLOG = 16
 
 Check = Callable[[], str]
@@ -94,8 +95,9 @@ class Endpoint:
                 return
             # Whoever hangs up, sends nonsense or is slow has that of it; the next one is answered.
             with client, contextlib.suppress(OSError):
+                line = _first_line(client, time.monotonic() + CLIENT_SECONDS)
                 client.settimeout(CLIENT_SECONDS)
-                client.sendall(self._answer(_first_line(client)))
+                client.sendall(self._answer(line))
                 client.shutdown(socket.SHUT_WR)
 
     def _answer(self, line: str) -> bytes:
@@ -129,10 +131,14 @@ class Endpoint:
         return (503, f"{trouble}\n") if trouble else (200, "ok\n")
 
 
-def _first_line(client: socket.socket) -> str:
-    """Return the first line of a request that has come whole, so that closing sends no reset; empty when it is none."""
+def _first_line(client: socket.socket, until: float) -> str:
+    """Return the first line of a request that has come whole, so that closing sends no reset; empty when it is none.
+
+    Raises OSError when it has not come `until` then (time.monotonic): a request that drips in keeps each wait short.
+    """
     request = b""
     while b"\r\n\r\n" not in request and b"\n\n" not in request:
+        client.settimeout(max(until - time.monotonic(), 0.0))  # 0 waits for nothing, and is an error
         more = client.recv(REQUEST_BYTES)
         request += more
         if not more or len(request) > REQUEST_BYTES:

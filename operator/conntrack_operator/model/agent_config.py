@@ -62,8 +62,11 @@ class AgentConfig(Model):
     """How running agents are replaced."""
     top_talkers: Annotated[int, Field(strict=True, ge=0, le=20)] = 5
     """How many of the busiest addresses, ports and states a node reports; 0 for none: addresses are personal data."""
-    metrics_port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = None
-    """The port at the node's address where the agent serves metrics and answers probes; absent, it does neither."""
+    metrics_port: Annotated[int, Field(strict=True, ge=1024, le=65535)] | None = None
+    """The port at the node's address where the agent serves metrics and answers probes; absent, it does neither.
+
+    Lower ones ask for NET_BIND_SERVICE, which it has not (ip_unprivileged_port_start of the node, by default 1024).
+    """
     iptables_legacy: StrictBool = False
     """Give NET_RAW and the xtables lock, which iptables-legacy needs (NET_ADMIN alone is refused: tried)."""
     kernel_log: StrictBool = False

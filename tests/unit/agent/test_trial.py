@@ -7,6 +7,7 @@ import pytest
 from conntrack_operator.agent import machine as machine_module
 from conntrack_operator.agent import sight as sight_module
 from conntrack_operator.agent import trial as trial_module
+from conntrack_operator.agent import way_back
 from conntrack_operator.agent import writing as writing_module
 from conntrack_operator.agent.duty import Duty
 from conntrack_operator.agent.machine import Machine
@@ -176,11 +177,11 @@ def test_what_cannot_be_taken_back_is_remembered(world, state, tmp_path):
     assert state.read_journal("boot").trial is not None
     world.broken.clear()
     machine = Machine(Roots(state=tmp_path), lambda: world.now)
-    recovered = machine.recover(state)
+    recovered = way_back.recover(machine, state)
     assert recovered is not None
     assert world.values == {ICMP: 30, ACCT: 0}
     assert state.read_journal("boot").trial is None
-    assert machine.recover(state) is None
+    assert way_back.recover(machine, state) is None
 
 
 def test_interrupted_while_it_is_made(world, state, tmp_path):

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from conntrack_operator.cluster.objects import NODE_CONNTRACKS, POLICIES, Kind, Listing
+from conntrack_operator.cluster.objects import LEASES, NODE_CONNTRACKS, POLICIES, Kind, Listing
 from conntrack_operator.controller.daemonset import LABELS
-from conntrack_operator.controller.removal import EVENTS_MAX, PAUSE_SECONDS, TRIES, Removal, Skipped
+from conntrack_operator.controller.removal import EVENTS_MAX, LEADER_SECONDS, PAUSE_SECONDS, TRIES, Removal, Skipped
 from conntrack_operator.errors import LookAgain, Refused, Retry
+from conntrack_operator.model.base import API_VERSION
 
 
 class Server:
@@ -19,6 +20,7 @@ class Server:
         self.now = 0.0
         self.silent_until = 0.0
         self.raises: Exception | None = None
+        self.leads = True
         self.log: list[str] = []
 
     def sleep(self, seconds: float) -> None:
@@ -43,8 +45,10 @@ class Server:
         return Listing(1, tuple({"metadata": {"name": name}} for name in self.names.get(kind.kind, [])))
 
     def get(self, kind: Kind, name: str, _namespace: str) -> dict[str, Any] | None:
-        """Return an object of the agents."""
+        """Return an object of the agents, or the Lease, which whoever leads renews."""
         self._answer()
+        if kind is LEASES:
+            return {"metadata": {"resourceVersion": str(self.leads and self.now)}, "spec": {"holderIdentity": "c"}}
         found = name in self.names.get(kind.kind, [])
         return {"metadata": {"name": name, "uid": "u", "labels": LABELS}} if found else None
 
@@ -114,6 +118,83 @@ def test_nodes_are_skipped_when_the_server_answers_too_late() -> None:
     skipped, _ = removed(server, 30)
     assert skipped == ("n1", "n2")
     assert server.log[0] == "ConntrackPolicy web"
+
+
+def test_without_a_controller_nothing_is_deleted() -> None:
+    """Nobody would give the nodes back; their agents, which can be asked to, are let alone."""
+    server = Server(DaemonSet=["conntrack-operator-agent"])
+    server.leads = False
+    with pytest.raises(Refused, match=r"no controller leads in namespace ns, and 2 nodes would stay"):
+        removed(server, 60)
+    assert server.log == []
+    assert server.now == pytest.approx(LEADER_SECONDS)
+
+
+@pytest.mark.parametrize(("nodes", "limit"), [([], 60), (["n1"], 0)])
+def test_without_a_controller_the_rest_is_deleted(nodes: list[str], limit: int) -> None:
+    """Where no node is to be given back, or somebody gives no time for it."""
+    server = Server(DaemonSet=["conntrack-operator-agent"], NodeConntrack=list(nodes))
+    server.leads = False
+    assert removed(server, limit)[0] == tuple(nodes)
+    assert not any(server.names.values())
+
+
+def use(name: str, canary: int, soak: int) -> dict[str, Any]:
+    """Return a policy's share in a node's spec."""
+    return {"name": name, "revision": "r", "fields": [], "rollout": {"canary": canary, "soakSeconds": soak}}
+
+
+class Fleet(Server):
+    """A server whose nodes' objects say how each policy there is to be withdrawn."""
+
+    def __init__(self, *uses: dict[str, Any], mode: str = "Apply", phase: str = "Current") -> None:
+        super().__init__()
+        self.uses, self.mode, self.phase = uses, mode, phase
+
+    def list(self, kind: Kind, *, namespace: str = "", label_selector: str = "") -> Listing:
+        """List a kind, nodes in full."""
+        found = super().list(kind, namespace=namespace, label_selector=label_selector)
+        if kind is NODE_CONNTRACKS:
+            spec = {"revision": "1", "mode": self.mode, "nodeUID": "u", "policies": list(self.uses)}
+            status = {"phase": self.phase, "observedRevision": "1"}
+            for each in found.items:
+                each |= {"apiVersion": API_VERSION, "kind": kind.kind, "spec": spec, "status": status}
+        return found
+
+
+def test_waves_that_cannot_end_in_time_are_not_begun() -> None:
+    """Else all nodes but the canary would keep their settings, without an agent; what to do is said."""
+    server = Fleet(use("web", 1, 600))
+    with pytest.raises(Refused, match=r"nodes of policy web follow its canary 600 s later .* kubectl patch ctp web"):
+        removed(server, 600)
+    assert server.log == []
+
+
+@pytest.mark.parametrize(
+    ("uses", "limit"),
+    [
+        ([use("web", 1, 600)], 601),
+        ([use("web", 1, 600)], 0),  # whoever gives no time wants no waves
+        ([use("web", 0, 600)], 60),
+        ([use("web", 2, 600)], 60),  # the canaries are all there is
+        ([use("gone", 1, 600)], 60),  # under way already, nobody knows how far
+    ],
+)
+def test_waves_that_may_end_in_time_are_begun(uses: Any, limit: int) -> None:
+    """Whoever is not done then is skipped."""
+    server = Fleet(*uses)
+    removed(server, limit)
+    assert server.log[0] == "ConntrackPolicy web"
+
+
+def test_a_canary_that_was_restored_is_not_skipped() -> None:
+    """Its object stays while it soaks; it has nothing of ours any more."""
+    server = Fleet(mode="Restore", phase="Restored")
+    server.dead = {"n1", "n2"}
+    assert removed(server, 10)[0] == ()
+    server = Fleet(mode="Restore", phase="Refused")
+    server.dead = {"n1", "n2"}
+    assert removed(server, 10)[0] == ("n1", "n2")
 
 
 class Board:

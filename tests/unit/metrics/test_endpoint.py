@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -66,6 +67,25 @@ def test_a_silent_client_holds_nobody_up_for_long(port: int) -> None:
     """It is given up after two seconds."""
     with socket.create_connection(("127.0.0.1", port), timeout=10):
         assert ask(port, "GET", "/healthz") == (200, "ok\n")
+
+
+def test_a_dripping_client_holds_nobody_up_for_long(port: int) -> None:
+    """A byte now and then buys no more time than silence does; with one it could keep the probes out for hours."""
+    done = threading.Event()
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+
+        def drip() -> None:
+            with contextlib.suppress(OSError):
+                while not done.wait(0.2):
+                    client.sendall(b"G")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        try:
+            assert ask(port, "GET", "/healthz") == (200, "ok\n")
+        finally:
+            done.set()
+            dripping.join()
 
 
 def test_a_bug_in_a_figure_is_an_answer() -> None:

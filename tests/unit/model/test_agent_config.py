@@ -17,6 +17,7 @@ HEADER = "apiVersion: conntrack-operator.io/v1alpha1\nkind: AgentConfig\n"
     [
         ("topTalker: 3", 'unknown field "topTalker"; did you mean topTalkers?'),
         ("topTalkers: 21", "topTalkers: should be less than or equal to 20"),
+        ("metricsPort: 1023", "metricsPort: should be greater than or equal to 1024"),
         ("privileged: 'yes'", 'privileged: must be of type boolean: "string"'),
         (
             "updateStrategy: {type: Recreate}",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from conntrack_operator.agent import way_back
 from conntrack_operator.agent.machine import Machine, Outcome
 from conntrack_operator.agent.probes import Probe, passing
 from conntrack_operator.agent.trial import Trial, begin
@@ -74,7 +75,7 @@ class Trials:
         """Put everything back; return what came of it, and whether no rule of ours is left."""
         with self._stage.server.inside():
             with StateDirectory(self._roots) as state:
-                outcome = self._machine.restore(state)
+                outcome = way_back.restore(self._machine, state)
             return outcome, read_table() is None
 
     def bypassed(self) -> tuple[int, int]:
