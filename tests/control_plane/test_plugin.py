@@ -319,7 +319,7 @@ def test_missing_rights_are_named(cluster: Cluster, fleet: Fleet, stranger: str)
     assert stored(fleet, "web")["spec"]["rollout"].get("paused") is None
     assert "you may not list nodes" in theirs.complaint("plan", "-f", "-", stdin=json.dumps(POLICY))
     notes = theirs.json("history", "web")["notes"]
-    assert any("not seen: Events: you may not list events" in note for note in notes)
+    assert any("not seen: Events: you may not list events in namespace default;" in note for note in notes)
     nobody = Plugin(cluster, cluster.kubeconfig_for("wrong"))
     assert "does not know you" in nobody.complaint("status")
 

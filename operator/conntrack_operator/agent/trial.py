@@ -17,6 +17,8 @@ from conntrack_operator.decide.accepts import accept_mode
 from conntrack_operator.decide.outcome import phase_of, results_for
 from conntrack_operator.decide.remember import journal_confirmed, journal_on_trial
 from conntrack_operator.decide.trial import (
+    ABORTED,
+    AGENT_FAILED,
     BEFORE_SECONDS,
     CONFIRM_FAILED,
     EXPIRED,
@@ -128,7 +130,7 @@ class Trial:
         except BaseException as error:
             # An error of ours counts: started anew, the agent would run into it without end.
             counted = isinstance(error, Exception)
-            self._undone(Undo("AgentFailed" if counted else "Aborted", _INTERRUPTED), counted=counted)
+            self._undone(Undo(AGENT_FAILED if counted else ABORTED, _INTERRUPTED), counted=counted)
             raise
 
     def _must_be_watched(self, probes: Sequence[Probe], journal: Journal) -> None:
@@ -200,7 +202,7 @@ class Trial:
     def abort(self, why: str, *, failed: bool = False) -> Outcome:
         """Take the change back because somebody wants something else; that is no failure, unless the agent `failed`."""
         if self.outcome is None:
-            self.outcome = self._undone(Undo("AgentFailed" if failed else "Aborted", why), counted=failed)
+            self.outcome = self._undone(Undo(AGENT_FAILED if failed else ABORTED, why), counted=failed)
         return self.outcome
 
     def _verdict(self) -> Decision:

@@ -2,10 +2,13 @@
 
 import argparse
 import secrets
+import signal
+import sys
 
 from .arguments import whole_number
 
 LIMIT_SECONDS = 60
+TERMINATED = 128 + signal.SIGTERM
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     from conntrack_operator.controller.removal import judged  # noqa: PLC0415
 
     name = f"conntrack-operator-check-{secrets.token_hex(4)}"
+    # Else its policy would stay when the pod is deleted: the first program of a container is not even ended by it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     took = judged(Objects(Connection(arguments.kubeconfig)), name, arguments.timeout)
     print(f"the controller judged policy {name} within {took:.1f} s")
     return 0

@@ -1,10 +1,13 @@
 """The command `conntrack-operator`: finds the command's module, turns what goes wrong into a sentence and a code."""
 
 import argparse
+import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from conntrack_operator import __version__
@@ -16,6 +19,9 @@ ERROR = 1
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 """128 + the signal's number, as a shell reports a program that a signal ended."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""How a file answers that takes no more; the state directory's own are told by what keeps it (kernel/journal.py)."""
 
 COMMANDS = {
     "controller": "the half that runs once in a cluster: policies in, one object for each node out",
@@ -41,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guarded(program: str, run: Callable[[], int]) -> int:
     """Return what `run` returns, or the code for how it ended; an error of ours is said by `program` in a sentence."""
+    _prepare_streams()
     try:
         code = run()
         sys.stdout.flush()
@@ -51,10 +58,33 @@ def guarded(program: str, run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout once more at its end, and would complain then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return PIPE_CLOSED
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        _drop_output()
+        print(f"{program}: the output cannot be written ({error.strerror}); make room for it", file=sys.stderr)
+        return ERROR
     return code
+
+
+def _prepare_streams() -> None:
+    """Make the standard streams such that no output and no input is an error.
+
+    Python has None for a stream that is closed: whoever closed it wants nothing of it, or gives nothing. What a locale
+    other than UTF-8 cannot say becomes a question mark, as stderr's own way is to say it otherwise.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their descriptors
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - it stays open
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    """Let go what was not written yet: Python flushes stdout once more at its end, and would complain then."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(argv: list[str]) -> int:

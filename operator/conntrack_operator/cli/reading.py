@@ -113,7 +113,7 @@ def node_spec_in(path: Path) -> NodeSpec:
 
 def agent_config_in(file: str) -> AgentConfig:
     """Return how the agents are to be made, from the AgentConfig in `file`. Raises as `policies_in` does."""
-    documents = _documents(_text(file, file), file)
+    documents = _documents(_text(file, file, "an AgentConfig"), file)
     if len(documents) != 1:
         raise Invalid(Problem(file, f"it holds {len(documents)} documents; write one AgentConfig into it"))
     try:
@@ -129,7 +129,7 @@ def facts_in(file: str) -> Facts:
     """
     name = "standard input" if file == "-" else file
     try:
-        document = json.loads(_text(file, name))
+        document = json.loads(_text(file, name, "the facts of a machine"))
         if isinstance(document, dict) and isinstance(document.get("sysctls"), dict):
             document["sysctls"] = {
                 key if "." in key else PREFIX + key: value for key, value in document["sysctls"].items()
@@ -138,7 +138,7 @@ def facts_in(file: str) -> Facts:
     except ValidationError as error:
         raise Invalid(
             *(
-                Problem(f"{name}: {'.'.join(str(part) for part in detail['loc'])}", detail["msg"])
+                Problem(": ".join(filter(None, (name, ".".join(map(str, detail["loc"]))))), detail["msg"])
                 for detail in error.errors()
             )
         ) from error
@@ -146,7 +146,7 @@ def facts_in(file: str) -> Facts:
         raise Invalid(Problem(name, f"it is no JSON ({error}); see --help for what it holds")) from error
 
 
-def _text(file: str, name: str) -> str:
+def _text(file: str, name: str, what: str = "a policy") -> str:
     try:
         if file == "-":
             data = sys.stdin.buffer.read(LARGEST_BYTES + 1)
@@ -155,13 +155,13 @@ def _text(file: str, name: str) -> str:
                 data = stream.read(LARGEST_BYTES + 1)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise Invalid(Problem(name, f"it cannot be read ({why}); name a file with a policy in it")) from error
+        raise Invalid(Problem(name, f"it cannot be read ({why}); name a file with {what} in it")) from error
     if len(data) > LARGEST_BYTES:
-        raise Invalid(Problem(name, f"it is larger than {LARGEST_BYTES} bytes; a policy is a page at most"))
+        raise Invalid(Problem(name, f"it is larger than {LARGEST_BYTES} bytes; name a file with {what} in it"))
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Invalid(Problem(name, "it is no text in UTF-8; name a file with a policy in it")) from error
+        raise Invalid(Problem(name, f"it is no text in UTF-8; name a file with {what} in it")) from error
 
 
 def _documents(text: str, name: str) -> list[Any]:

@@ -20,7 +20,7 @@ FULL, HIGH = 95, 80
 """Percent from which a table's bar is red, and yellow."""
 
 MEANINGS = {
-    "drop": "packets of new connections lost: the table was full",
+    "drop": "packets lost: the table was full, or see insert_failed",
     "early_drop": "entries thrown out to make room in a full table",
     "insert_failed": "entries not made, mostly as an equal one was first",
     "invalid": "packets that fit no connection and can start none",

@@ -9,6 +9,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from conntrack_operator.errors import Unsupported
 
@@ -29,9 +30,11 @@ class Access:
         token = self.token
         if self.token_file is not None:
             try:
-                token = self.token_file.read_text().strip()
+                token = self.token_file.read_text(encoding="ascii").strip()
             except OSError as error:
                 raise Unsupported(f"the token {self.token_file} cannot be read ({error.strerror})") from error
+            except UnicodeDecodeError as error:
+                raise Unsupported(f"the token {self.token_file} is none: it is no plain text") from error
         return {"Authorization": f"Bearer {token}"} if token else {}
 
 
@@ -47,8 +50,10 @@ def access_for(kubeconfig: str | None) -> Access:
         host = f"[{host}]" if ":" in host else host
         tls = ssl.create_default_context(cafile=str(SERVICE_ACCOUNT / "ca.crt"))
         return Access(f"https://{host}:{port}", tls, token_file=SERVICE_ACCOUNT / "token")
-    path = Path(os.environ.get("KUBECONFIG") or Path.home() / ".kube/config")
-    if path.exists():
+    # As a shell does, and unlike Path.home(), "~" stays what it is where nobody has a home.
+    path = Path(os.environ.get("KUBECONFIG") or os.path.expanduser("~/.kube/config"))  # noqa: PTH111
+    # os.path.exists: one in somebody else's home is not there for us.
+    if os.path.exists(path):  # noqa: PTH110
         return _from_kubeconfig(path)
     raise Unsupported(
         "no way to the API server: not in a pod, and no kubeconfig; name one with --kubeconfig, or work without a"
@@ -60,14 +65,15 @@ def _from_kubeconfig(path: Path) -> Access:
     import yaml  # noqa: PLC0415 - a pod never needs it, and the agent's memory is counted
 
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.safe_load(path.read_bytes())
         context = _named(document["contexts"], document["current-context"], "context")
         cluster = _named(document["clusters"], context["cluster"], "cluster")
         user = _named(document["users"], context["user"], "user")
         server = cluster["server"].rstrip("/")
+        _ = urlsplit(server).port, user.keys()  # both fail for what is none
     except OSError as error:
         raise Unsupported(f"the kubeconfig {path} cannot be read ({error.strerror}); check --kubeconfig") from error
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Unsupported(f"the kubeconfig {path} is not one, or has no usable current-context; check it") from error
     if "exec" in user or "auth-provider" in user:
         raise Unsupported(
@@ -99,7 +105,7 @@ def _tls(cluster: dict[str, Any], user: dict[str, Any], path: Path) -> ssl.SSLCo
                 context.load_cert_chain(cert.name, key.name)
         elif "client-certificate" in user:
             context.load_cert_chain(user["client-certificate"], user["client-key"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise Unsupported(
             f"the certificates in the kubeconfig {path} cannot be used ({error}); make it anew"
         ) from error

@@ -30,6 +30,9 @@ _TRY_AGAIN = frozenset({401, 408, 410, 429})
 """Answers that are worth another try: a token may have rotated, a long list may have been compacted before its last
 page, the API server may be busy."""
 
+_OF_NO_KUBECONFIG = (ValueError, TypeError, KeyError, AttributeError)
+"""What the client raises over values of another type than it thinks of."""
+
 JSON_PATCH = "application/json-patch+json"
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
@@ -68,7 +71,7 @@ def read_configuration(kubeconfig: str | None, context: str | None = None) -> cl
             config.load_kube_config(  # type: ignore[no-untyped-call]
                 config_file=kubeconfig, context=context, client_configuration=configuration, persist_config=False
             )
-    except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError) as error:
+    except (config.ConfigException, yaml.YAMLError, OSError, RecursionError, *_OF_NO_KUBECONFIG) as error:
         where = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
         sentence = " ".join(str(error).split())
         raise Unsupported(
@@ -175,11 +178,7 @@ class Connection:
             return None
         if answer.status >= 300:
             raise _complaint(method, path, answer.status, answer.data, content_type)
-        try:
-            document: dict[str, Any] = json.loads(answer.data)
-        except ValueError as error:
-            raise Retry(f"the API server's answer to {method} {path} is not JSON") from error
-        return document
+        return _object_in(answer.data, method, path)
 
     def _timeout(self, fence: Fence | None) -> urllib3.Timeout:
         total = self._connect_seconds + self._read_seconds
@@ -197,6 +196,17 @@ def _withheld(content: bytes, fence: Fence | None) -> Iterator[bytes]:
     if fence is not None:
         fence.open_seconds()
     yield content
+
+
+def _object_in(data: bytes, method: str, path: str) -> dict[str, Any]:
+    """Return the object or list in an answer. Whoever answers otherwise is no API server: a proxy, a login page."""
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise Retry(f"the API server's answer to {method} {path} is no JSON") from error
+    if not isinstance(document, dict) or not isinstance(document.get("metadata"), dict):
+        raise Retry(f"the answer to {method} {path} is no object of Kubernetes; is it an API server that answers?")
+    return document
 
 
 def _complaint(method: str, path: str, status: int, data: bytes, content_type: str = "") -> Retry | Refused:

@@ -65,12 +65,17 @@ class Person:
     ) -> list[Document]:
         """Return the objects of a kind that the selectors pick."""
         kind = replace(kind, field_selector=fields or kind.field_selector)
-        listed = _told("list", kind, lambda: self._objects.list(kind, slim, namespace=namespace, label_selector=labels))
+        listed = _told(
+            "list",
+            kind,
+            lambda: self._objects.list(kind, slim, namespace=namespace, label_selector=labels),
+            namespace,
+        )
         return list(listed.items)
 
     def one(self, kind: Kind, name: str, namespace: str = "") -> Document | None:
         """Return one object, or None."""
-        return _told("get", kind, lambda: self._objects.get(kind, name, namespace))
+        return _told("get", kind, lambda: self._objects.get(kind, name, namespace), namespace)
 
     def merge(self, kind: Kind, name: str, part: Document) -> Document | None:
         """Change what `part` names of a cluster-scoped object by a merge patch; None when there is no such object."""
@@ -127,7 +132,7 @@ class Person:
         return done.stdout
 
 
-def _told(verb: str, kind: Kind, ask: Callable[[], Answer]) -> Answer:
+def _told(verb: str, kind: Kind, ask: Callable[[], Answer], namespace: str = "") -> Answer:
     group = kind.api_version.rpartition("/")[0]
     group = f".{group}" if group else ""
     try:
@@ -136,10 +141,11 @@ def _told(verb: str, kind: Kind, ask: Callable[[], Answer]) -> Answer:
         if error.reason != "Forbidden":
             raise
         what = f"{kind.plural}{group}"
-        where = " --all-namespaces" if kind.namespaced else ""
+        where = f" --namespace {namespace}" if namespace else " --all-namespaces" if kind.namespaced else ""
+        there = f" in namespace {namespace}" if namespace else ""
         raise Refused(
             "Forbidden",
-            f"you may not {verb} {what}; ask for that right (kubectl auth can-i {verb} {what}{where})",
+            f"you may not {verb} {what}{there}; ask for that right (kubectl auth can-i {verb} {what}{where})",
         ) from error
     except Retry as error:
         if str(error).startswith("the API server said Unauthorized"):

@@ -12,7 +12,7 @@ from conntrack_operator.model.journal import AppliedRule, Failures, Journal, Ori
 from conntrack_operator.model.node import NodeSpec, PolicyUse
 
 from .plan import BUCKETS, MAX, Plan
-from .trial import Wishing, failed_again, new_rules, rules_named
+from .trial import NODE_REBOOTED, Wishing, failed_again, new_rules, rules_named
 
 OURS_KEPT = 4
 """Values of ours to remember for one key: more than can be in flight between two journal writes."""
@@ -97,7 +97,7 @@ def journal_of_next_boot(journal: Journal, boot_id: str) -> Journal:
     failures = journal.failures and journal.failures.model_copy(update={"at": 0})
     if journal.trial is not None:
         wish = Wishing(journal.trial.revision, journal.trial.attempt)
-        failures = failed_again(journal, wish, 0, "NodeRebooted", "the node rebooted before the change was confirmed")
+        failures = failed_again(journal, wish, 0, NODE_REBOOTED, "the node rebooted before the change was confirmed")
     return Journal(boot_id=boot_id, failures=failures)
 
 

@@ -34,9 +34,12 @@ RETRY_PAUSES = (30.0, 60.0)
 
 PROBE_FAILED = "ProbeFailed"
 EXPIRED = "TrialExpired"
-AGENT_KILLED = "AgentKilled"
+AGENT_KILLED, AGENT_FAILED, NODE_REBOOTED = "AgentKilled", "AgentFailed", "NodeRebooted"
+ABORTED = "Aborted"
 CONFIRM_FAILED, STATE_UNWRITABLE = "ConfirmFailed", "StateUnwritable"
-ROLLED_BACK_BY = frozenset({PROBE_FAILED, EXPIRED, AGENT_KILLED, CONFIRM_FAILED, STATE_UNWRITABLE, "Aborted"})
+ROLLED_BACK_BY = frozenset(
+    {PROBE_FAILED, EXPIRED, AGENT_KILLED, AGENT_FAILED, NODE_REBOOTED, CONFIRM_FAILED, STATE_UNWRITABLE, ABORTED}
+)
 """Reasons for which a change is taken back."""
 
 

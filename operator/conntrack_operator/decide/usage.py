@@ -26,6 +26,7 @@ class Reading:
     entries: int
     max_entries: int
     drop: int = 0
+    """As the kernel counts it: with what `growth_of` takes off."""
     early_drop: int = 0
     insert_failed: int = 0
     invalid: int = 0
@@ -36,10 +37,12 @@ def growth_of(counter: str, before: Reading | None, now: Reading) -> int:
     """Return by how much a counter, named as in Reading, grew since `before`; since its start when there is none.
 
     Each CPU's counter wraps, which Prometheus would take for a new beginning and for billions of drops in one moment.
+
+    Of `drop` those count that a full table cost: a packet that lost a collision, as two name lookups from one socket do
+    every day, is in drop too, but in insert_failed as well (nf_ct_resolve_clash in nf_conntrack_core.c).
     """
-    if before is None:
-        return int(getattr(now, counter))
-    return _grown(getattr(before, counter), getattr(now, counter))
+    grown = _grown(getattr(before, counter), getattr(now, counter)) if before else int(getattr(now, counter))
+    return max(0, grown - growth_of("insert_failed", before, now)) if counter == "drop" else grown
 
 
 def usage_from(readings: Sequence[Reading]) -> Usage:
@@ -56,9 +59,9 @@ def usage_from(readings: Sequence[Reading]) -> Usage:
         entries=now.entries,
         max_entries=now.max_entries,
         percent=percent_of(now.entries, now.max_entries),
-        drops_per_second=_rate(before.drop, now.drop, elapsed),
-        early_drops_per_second=_rate(before.early_drop, now.early_drop, elapsed),
-        insert_failed_per_second=_rate(before.insert_failed, now.insert_failed, elapsed),
+        drops_per_second=_rate(growth_of("drop", before, now), elapsed),
+        early_drops_per_second=_rate(growth_of("early_drop", before, now), elapsed),
+        insert_failed_per_second=_rate(growth_of("insert_failed", before, now), elapsed),
         seconds_to_full=_seconds_to_full(readings),
     )
 
@@ -85,9 +88,9 @@ def is_another_band(reported: Usage | None, now: Usage) -> bool:
     return not low <= now.percent < high
 
 
-def _rate(before: int, now: int, seconds: float) -> int:
+def _rate(grown: int, seconds: float) -> int:
     # Rounded up: one drop in a minute is a drop, and a reader must not see 0.
-    return -int(-_grown(before, now) // seconds) if seconds > 0 else 0
+    return -int(-grown // seconds) if seconds > 0 else 0
 
 
 def _grown(before: int, now: int) -> int:

@@ -49,7 +49,8 @@ class Counters:
     max_entries: int
     """Entries the table may hold; 0 means no limit."""
     drop: int = 0
-    """Packets of new flows dropped: the table was full and nothing could be thrown out."""
+    """Packets of new flows dropped: the table was full and nothing could be thrown out; or they lost a collision, which
+    insert_failed counts too."""
     early_drop: int = 0
     """Unassured entries thrown out to make room."""
     insert_failed: int = 0

@@ -45,7 +45,7 @@ class Trial(Model):
     """Seconds from the beginning of a change to its deadline: unconfirmed by then, it is undone. Absent: 60."""
     soak_seconds: Annotated[int, Field(strict=True, ge=0, le=600)] | None = None
     """Seconds the probes must keep passing before the change is confirmed; at least 10 less than timeoutSeconds.
-    Absent: 5, or 0 where timeoutSeconds is 10."""
+    Absent: 5, or what a timeoutSeconds below 15 leaves of it."""
 
     api_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

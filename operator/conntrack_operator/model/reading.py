@@ -57,9 +57,9 @@ def object_from(document: Any, kind: type[Kind]) -> Kind:
 
 def _check_header(document: Any, kind: str) -> None:
     if document is None:
-        raise Invalid(Problem("", f"the document is empty; it must be a {kind}"))
+        raise Invalid(Problem("", f"the document is empty; it must be {_article(kind)}"))
     if not isinstance(document, dict):
-        raise Invalid(Problem("", f"the document is {_article(_json_type(document))}; it must be a {kind}"))
+        raise Invalid(Problem("", f"the document is {_article(_json_type(document))}; it must be {_article(kind)}"))
     wanted = {"apiVersion": API_VERSION, "kind": kind}
     problems = [
         Problem(field, _unsupported(document[field], [value]) if document.get(field) is not None else "Required value")
@@ -134,7 +134,7 @@ def _json_type(value: Any) -> str:
 
 
 def _article(noun: str) -> str:
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+    return f"an {noun}" if noun[0] in "aeiouA" else f"a {noun}"
 
 
 def _remedy(loc: tuple[int | str, ...], kind: type[Model]) -> str:

@@ -45,6 +45,6 @@ class LabelSelector(Model):
                 "(has(self.matchExpressions) && self.matchExpressions.size() > 0)"
             ),
             holds=lambda selector: bool(selector.match_labels or selector.match_expressions),
-            sentence="must not be empty; for every node write matchLabels: {kubernetes.io/os: linux}",
+            sentence="must not be empty; write at least one label; every node has kubernetes.io/os: linux",
         ),
     )

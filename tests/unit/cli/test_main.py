@@ -1,8 +1,10 @@
 """The command line: what it is called, its exit codes, and one sentence for whatever a person types wrong."""
 
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tests.lab.command import PROGRAM, assert_one_sentence, conntrack_operator
@@ -81,6 +83,50 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     assert (done.returncode, done.stderr) == (command_line.PIPE_CLOSED, b"")
 
 
+def test_a_full_disk_is_one_sentence() -> None:
+    """`conntrack-operator crds > file` where there is no room left says so, once, and fails."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([*PROGRAM, "crds"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "cannot be written (No space left on device)" in done.stderr
+
+
+FACTS = '{"memoryBytes": 8589934592, "cpus": 4, "kernel": "6.1.0", "sysctls": {"nf_conntrack_max": 65536}}'
+
+
+@pytest.fixture
+def planning(tmp_path: Path) -> list[str]:
+    """Return a command line that plans a change on a machine that is not this one."""
+    (tmp_path / "policy.yaml").write_text(GOOD)
+    (tmp_path / "facts.json").write_text(FACTS)
+    return [*PROGRAM, "plan", "-f", f"{tmp_path}/policy.yaml", "--facts", f"{tmp_path}/facts.json"]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(planning: list[str], closed: str) -> None:
+    """Started without standard streams it does what it does, with the same exit code."""
+    done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *planning], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert ("1048576" in done.stdout) is (">&-" not in closed.split())
+
+
+def test_a_closed_input_is_an_empty_file() -> None:
+    """`-f -` without a standard input."""
+    done = subprocess.run(
+        ["sh", "-c", '"$@" <&-', "sh", *PROGRAM, "plan", "-f", "-"], capture_output=True, text=True, check=False
+    )
+    assert_one_sentence(done, "standard input: it is empty")
+
+
+def test_an_encoding_without_lines_and_bars(planning: list[str]) -> None:
+    """What a locale other than UTF-8 cannot say becomes question marks."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(planning, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "1048576" in done.stdout
+    assert "????" in done.stdout
+
+
 def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Ctrl-C ends with 130, as a shell expects of it."""
 
@@ -90,6 +136,28 @@ def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr("conntrack_operator.cli.crds.run", interrupted)
     assert command_line.main(["crds"]) == command_line.INTERRUPTED
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_check_that_is_ended_deletes_its_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM is an exception there, on whose way out the policy goes."""
+    gone = []
+
+    def judged(*_: object) -> float:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+            return 0.0
+        finally:
+            gone.append("the policy")
+
+    monkeypatch.setattr("conntrack_operator.controller.removal.judged", judged)
+    monkeypatch.setattr("conntrack_operator.cluster.connection.Connection", lambda _: None)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            command_line.main(["check"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (ended.value.code, gone) == (143, ["the policy"])
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,3 +177,30 @@ def test_plan_for_another_machine(tmp_path: Path) -> None:
     (tmp_path / "facts.json").write_text(json.dumps(facts))
     done = conntrack_operator(*plan)
     assert (done.returncode, done.stdout) == (0, "Nothing to change: the machine is as it should be.\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", ": Input should be"),
+        ("", ": it is no JSON"),
+        (None, ": it cannot be read (No such file or directory); name a file with the facts of a machine in it"),
+    ],
+)
+def test_facts_that_are_none_are_one_sentence(tmp_path: Path, text: str | None, said: str) -> None:
+    """The file is named, and what should be in it."""
+    file = tmp_path / "facts.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(Invalid) as refused:
+        reading.facts_in(str(file))
+    assert str(refused.value).startswith(f"{file}{said}")
+
+
+def test_an_agent_config_that_cannot_be_read_is_asked_for(tmp_path: Path) -> None:
+    """And not a policy."""
+    with pytest.raises(Invalid, match="name a file with an AgentConfig in it"):
+        reading.agent_config_in(str(tmp_path / "none"))
+    (tmp_path / "list").write_text("[]")
+    with pytest.raises(Invalid, match="is an array; it must be an AgentConfig"):
+        reading.agent_config_in(str(tmp_path / "list"))

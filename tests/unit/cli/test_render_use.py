@@ -22,8 +22,8 @@ buckets  65,536, 4 entries in each when full, on average
 memory   64.5 MiB now, 64.5 MiB when full (256 bytes an entry)
 
 COUNTER          TOTAL  MEANING
-───────────────────────────────────────────────────────────────────────────
-drop            20,400  packets of new connections lost: the table was full
+──────────────────────────────────────────────────────────────────────────────
+drop            20,400  packets lost: the table was full, or see insert_failed
 early_drop           7  entries thrown out to make room in a full table
 insert_failed        0  entries not made, mostly as an equal one was first
 invalid              0  packets that fit no connection and can start none

@@ -1,5 +1,7 @@
 """The agent's way to the API server: kubeconfigs that work, and one sentence for those that do not."""
 
+import os
+
 import pytest
 import yaml
 
@@ -45,6 +47,9 @@ def test_token_file_rotates(tmp_path):
     assert access.headers() == {"Authorization": "Bearer one"}
     file.write_text("two")
     assert access.headers() == {"Authorization": "Bearer two"}
+    file.write_bytes(b"\xff")
+    with pytest.raises(Unsupported, match="no plain text"):
+        access.headers()
     file.unlink()
     with pytest.raises(Unsupported, match="token"):
         access.headers()
@@ -70,6 +75,13 @@ def test_token_file_rotates(tmp_path):
             {**GOOD, "clusters": [{"name": "k", "cluster": {"server": "https://x", "certificate-authority": "/none"}}]},
             "certificates",
         ),
+        ({**GOOD, "users": [{"name": "u", "user": None}]}, "no usable current-context"),
+        ({**GOOD, "clusters": [{"name": "k", "cluster": {"server": "https://x:port"}}]}, "no usable current-context"),
+        (
+            {**GOOD, "clusters": [{"name": "k", "cluster": {"server": "https://x", "certificate-authority-data": 5}}]},
+            "certificates",
+        ),
+        ("[" * 5000, "no usable current-context"),
     ],
 )
 def test_unusable(tmp_path, document, words):
@@ -86,3 +98,17 @@ def test_nothing_there(tmp_path):
         access_for(str(tmp_path / "none"))
     with pytest.raises(Unsupported, match="--policy FILE"):
         access_for(None)
+
+
+def test_a_home_of_somebody_else(tmp_path):
+    """A home that we may not look into has no kubeconfig for us."""
+    (tmp_path / ".kube").mkdir(mode=0)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(Unsupported, match="--policy FILE"):
+            access_for(None)
+    finally:
+        if root:
+            os.seteuid(0)

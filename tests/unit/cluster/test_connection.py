@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kubernetes.config import incluster_config
@@ -15,6 +16,11 @@ from tests.lab.programs import free_port
 from conntrack_operator.cluster import connection as ours
 from conntrack_operator.cluster.connection import JSON_PATCH, Connection, _complaint, read_credentials
 from conntrack_operator.errors import LookAgain, Refused, Retry, StandBack, Unsupported
+
+NUMBER_FOR_SERVER = """
+{current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],
+ clusters: [{name: c, cluster: {server: 5}}], users: [{name: u, user: {token: secret}}]}
+"""
 
 
 def kubeconfig(folder: Path, server: str = "https://192.0.2.1:6443") -> str:
@@ -51,7 +57,7 @@ def test_credentials_of_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (credentials.ca_path, credentials.insecure) == (str(tmp_path / "ca.crt"), False)
 
 
-@pytest.mark.parametrize("text", [None, "", "garbage", "[1, 2", "{}"])
+@pytest.mark.parametrize("text", [None, "", "garbage", "[1, 2", "{}", "[" * 5000, NUMBER_FOR_SERVER])
 def test_a_bad_kubeconfig_is_one_sentence(tmp_path: Path, text: str | None) -> None:
     """A missing, empty or broken kubeconfig is named, with what to do, on one line."""
     path = tmp_path / "config"
@@ -120,9 +126,9 @@ class Gate:
 
 
 class Server:
-    """An API server that says nothing for `silence_seconds` and then {}; `got` keeps methods and whole contents."""
+    """An API server, silent for `silence_seconds`, then says `answer`; `got` keeps methods and whole contents."""
 
-    def __init__(self, silence_seconds: float = 0) -> None:
+    def __init__(self, silence_seconds: float = 0, answer: bytes = b'{"metadata": {}}') -> None:
         server = self
         self.got: list[tuple[str, bytes]] = []
 
@@ -137,9 +143,9 @@ class Server:
                 time.sleep(silence_seconds)
                 with contextlib.suppress(OSError):
                     self.send_response(200)
-                    self.send_header("Content-Length", "2")
+                    self.send_header("Content-Length", str(len(answer)))
                     self.end_headers()
-                    self.wfile.write(b"{}")
+                    self.wfile.write(answer)
 
             do_PATCH = do_POST = do_DELETE = do_GET  # noqa: N815 - as http.server calls them
 
@@ -157,9 +163,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def served(silence_seconds: float = 0) -> Iterator[Server]:
+def served(*silence_and_answer: Any, **named: Any) -> Iterator[Server]:
     """Give a server that runs."""
-    server = Server(silence_seconds)
+    server = Server(*silence_and_answer, **named)
     try:
         yield server
     finally:
@@ -172,7 +178,7 @@ def test_a_write_arrives_whole_through_an_open_fence(tmp_path: Path, method: str
     gate = Gate(10)
     with served() as server:
         connection = Connection(kubeconfig(tmp_path, server.url), gate)
-        assert connection.request(method, "/x", body={"a": "\u00e4" * 5000}) == {}
+        assert connection.request(method, "/x", body={"a": "\u00e4" * 5000}) == {"metadata": {}}
         [(got, content)] = server.got
     assert (got, json.loads(content)) == (method, {"a": "\u00e4" * 5000})
     assert gate.inside == 0
@@ -186,7 +192,7 @@ def test_nothing_is_written_through_a_closed_fence(tmp_path: Path, answers: tupl
         connection = Connection(kubeconfig(tmp_path, server.url), gate)
         with pytest.raises(StandBack):
             connection.request("PATCH", "/x", body={"a": 1})
-        assert connection.request("GET", "/x") == {}
+        assert connection.request("GET", "/x") == {"metadata": {}}
         assert server.got == [("GET", b"")]
     assert gate.inside == 0
 
@@ -209,3 +215,12 @@ def test_a_connection_of_little_patience(tmp_path: Path) -> None:
         with pytest.raises(Retry, match="does not answer"):
             connection.request("GET", "/x")
         assert time.monotonic() - began < 2.5
+
+
+@pytest.mark.parametrize("answer", ["<html>", "[]", "{}", "null", '"x"', '{"metadata": null}'])
+def test_an_answer_of_something_else_is_one_sentence(tmp_path: Path, answer: str) -> None:
+    """A proxy or a login page that answers 200 is no API server, and no traceback."""
+    with served(answer=answer.encode()) as server:
+        connection = Connection(kubeconfig(tmp_path, server.url))
+        with pytest.raises(Retry, match="answer to GET /x is no"):
+            connection.request("GET", "/x")

@@ -340,9 +340,6 @@ def test_rules_of_every_verdict(members: list[Member], pace: Rollout) -> None:
     budget = max(1, number_of(Pace.of(pace).max_unavailable, able, up=True))
     moving = [each for each in members if each.state in ("moving", "retrying") or each.busy]
     holding = {each.node for each in moving if not each.is_overdue(NOW)}
-    if verdict.stage == "Canary":
-        # What is on its way for another policy does not keep a canary waiting.
-        holding -= {each.node for each in members if each.busy}
     assert len(holding | {*verdict.release}) <= max(budget, len(holding)), "never more than the budget on their way"
 
     soak = timedelta(seconds=pace.soak_seconds or 0)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -283,7 +284,8 @@ def test_a_canary_that_refuses_a_part_soaks_with_the_rest() -> None:
     assert released(world.judge()) == ["n02", "n03"]
 
 
-def test_what_is_tried_again_goes_on_holding_up_the_others() -> None:
+@pytest.mark.parametrize("reason", ["ProbeFailed", "AgentKilled", "AgentFailed", "NodeRebooted"])
+def test_what_is_tried_again_goes_on_holding_up_the_others(reason: str) -> None:
     """A halt is not lifted while a node that rolled back is in its next trial, whichever controller looks."""
     world = settled(10, policy())
     world.policies["p"] = policy(entries=2000, rollout={"maxUnavailable": 3})
@@ -292,7 +294,7 @@ def test_what_is_tried_again_goes_on_holding_up_the_others() -> None:
     world.write_all()
     world.answer("n02")
     tries_again = [{"type": "Stalled", "status": "False", "reason": "NotStalled", "lastTransitionTime": "x"}]
-    failed = [{"setting": "node", "wanted": "", "observed": "", "reason": "ProbeFailed"}]
+    failed = [{"setting": "node", "wanted": "", "observed": "", "reason": reason}]
     for phase in ("RolledBack", "Trial", "RolledBack", "Trial"):
         world.answer("n01", phase, conditions=tries_again, results=failed)
         verdict = world.judge().verdicts["p"]
