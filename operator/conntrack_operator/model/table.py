@@ -67,7 +67,7 @@ class Size(Model):
                 ".filter(present, present).size() == 1"
             ),
             holds=lambda size: present(size, "max_entries", "per_core", "memory", "kernel_formula") == 1,
-            sentence="needs exactly one of maxEntries, perCore, memory and kernelFormula; remove the others",
+            sentence="needs exactly one of maxEntries, perCore, memory and kernelFormula; write one and no other",
         ),
     )
 
