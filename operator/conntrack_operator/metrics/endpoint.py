@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 REQUEST_BYTES = 8192
 CLIENT_SECONDS = 2.0
 """How long one client may take over its whole request, or over reading the answer: others wait meanwhile."""
+AGAIN_SECONDS = 1.0
+"""Until the next client is taken after one could not be."""
 BACKLOG = 16
 
 Check = Callable[[], str]
@@ -91,8 +93,12 @@ class Endpoint:
             try:
                 client, _ = self._listening.accept()
             except OSError as error:
-                log.warning("metrics are not served any more: %s", error)
-                return
+                if self._listening.fileno() < 0:
+                    return  # closed
+                # The client's network, or no descriptor is free: both pass (accept(2)).
+                log.warning("a client that asks for metrics could not be answered: %s", error)
+                time.sleep(AGAIN_SECONDS)
+                continue
             # Whoever hangs up, sends nonsense or is slow has that of it; the next one is answered.
             with client, contextlib.suppress(OSError):
                 line = _first_line(client, time.monotonic() + CLIENT_SECONDS)

@@ -3,12 +3,13 @@
 import contextlib
 import http.client
 import re
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.lab.programs import free_port
+from tests.lab.programs import free_port, wait_until
 
 from conntrack_operator.errors import Invalid, Unsupported
 from conntrack_operator.metrics.endpoint import Endpoint, listen
@@ -86,6 +87,20 @@ def test_a_dripping_client_holds_nobody_up_for_long(port: int) -> None:
         finally:
             done.set()
             dripping.join()
+
+
+def test_a_want_of_descriptors_passes(port: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A client that cannot be taken ends nothing: it is answered once there is a descriptor."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as client:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+        try:
+            client.connect(("127.0.0.1", port))  # is taken: accept has reserved its descriptor before it waited
+            client.close()
+            wait_until(lambda: "Too many open files" in caplog.text, 10, "there is none for the next one")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert ask(port, "GET", "/healthz") == (200, "ok\n")
 
 
 def test_a_bug_in_a_figure_is_an_answer() -> None:
