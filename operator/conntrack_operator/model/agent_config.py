@@ -10,11 +10,10 @@ from pydantic import Field, StrictBool
 
 from .base import API_VERSION, Model
 from .rules import Rule
+from .values import IntOrPercent
 
 IDENTITY: Final = ("app.kubernetes.io/name", "app.kubernetes.io/component")
 """Labels by which the DaemonSet knows its pods, which therefore nobody else may set."""
-
-Percentage = Annotated[str, Field(pattern=r"^(100|[1-9][0-9]?)%$")]
 
 
 class SecretName(Model):
@@ -29,8 +28,17 @@ class UpdateStrategy(Model):
 
     type: Literal["RollingUpdate", "OnDelete"] = "RollingUpdate"
     """RollingUpdate replaces them at once; OnDelete leaves each until somebody deletes its pod."""
-    max_unavailable: Annotated[int, Field(strict=True, ge=1, le=10_000)] | Percentage = "10%"
+    max_unavailable: IntOrPercent = "10%"
     """How many may be without an agent at a time, for RollingUpdate."""
+
+    api_rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!(self.maxUnavailable in [0, '0%', '00%'])",
+            holds=lambda strategy: strategy.max_unavailable not in {0, "0%", "00%"},
+            sentence="0 would replace no agent ever; write at least 1",
+            field=".maxUnavailable",
+        ),
+    )
 
 
 class AgentConfig(Model):

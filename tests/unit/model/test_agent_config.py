@@ -24,6 +24,14 @@ HEADER = "apiVersion: conntrack-operator.io/v1alpha1\nkind: AgentConfig\n"
             'updateStrategy.type: Unsupported value: "Recreate": supported values: "RollingUpdate", "OnDelete"',
         ),
         (
+            "updateStrategy: {maxUnavailable: '0%'}",
+            "updateStrategy.maxUnavailable: 0 would replace no agent ever; write at least 1",
+        ),
+        (
+            "updateStrategy: {maxUnavailable: 0.5}",
+            'updateStrategy.maxUnavailable: must be of type integer,string: "number"',
+        ),
+        (
             "labels: {app.kubernetes.io/name: x}",
             f"labels: {' and '.join(IDENTITY)} are how the DaemonSet knows its pods; leave them out",
         ),
