@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.lab import cluster as lab
-from tests.lab import halves
+from tests.lab import control_plane, halves
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,7 +22,7 @@ _unexpected = pytest.StashKey[list[str]]()
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Cluster]:
     """Give a running control plane, the same one for all tests of the run. A test clears what it made."""
-    reason = lab.missing()
+    reason = control_plane.missing()
     if reason:
         pytest.skip(reason)
     capture = request.config.pluginmanager.getplugin("capturemanager")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.lab import cluster as lab
+from tests.lab import control_plane
 from tests.lab.answering import Answering, answer_to, answering
 from tests.lab.cluster import Cluster
 from tests.lab.helm import CHART, Helm
@@ -154,7 +154,7 @@ class Installed:
 @pytest.fixture(scope="module")
 def installed(helm_program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
     """Give a cluster of its own with three nodes, two of them with role=web, and the chart installed."""
-    if reason := lab.missing():
+    if reason := control_plane.missing():
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("installed")
     cluster = Audited(folder, lambda line: print(line, file=sys.stderr))

@@ -6,22 +6,23 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.lab import cluster, kube, node
+from tests.lab import control_plane, kube, node
+from tests.lab.cluster import Cluster
 from tests.lab.host import SYSCTLS, Writes
 from tests.lab.kube_proxy import LEAVE_THE_TABLE
 from tests.lab.kubectl import Kubectl
 from tests.lab.node_rooms import ADDRESS, MachinesNetwork, own_network
-from tests.lab.programs import wait_until
+from tests.lab.programs import Program, wait_until
 
 NODE = "node-1"
 
 
 def missing() -> str:
     """Return what this machine lacks, or an empty string."""
-    return cluster.missing() or node.missing()
+    return control_plane.missing() or node.missing()
 
 
-class ControlPlane(cluster.Cluster):
+class NodesCluster(Cluster):
     """A control plane that a kubelet on this machine joins and pods reach: all controllers, and a scheduler."""
 
     controllers = "*"
@@ -34,7 +35,7 @@ class ControlPlane(cluster.Cluster):
         )
 
     @property
-    def programs(self) -> tuple[cluster.Program, ...]:
+    def programs(self) -> tuple[Program, ...]:
         """The processes, in the order they start."""
         return (*super().programs, self.scheduler)
 
@@ -73,7 +74,7 @@ class ControlPlane(cluster.Cluster):
         self.scheduler.start()
 
 
-class Real(ControlPlane):
+class Real(NodesCluster):
     """The control plane and its one node; a `tests.lab.place.Place`."""
 
     node: node.Node
