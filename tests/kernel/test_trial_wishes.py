@@ -145,12 +145,12 @@ def test_many_wishes_in_a_row(netns, tmp_path, each):
             )
             mailbox.put(Delivery(spec, uid="node"))
             if each:
-                wait_until(lambda: in_kernel(number), 30, f"wish {number}")  # noqa: B023 - called at once
+                wait_until(lambda: in_kernel(number), 5, f"wish {number}")  # noqa: B023 - called at once
             else:
                 time.sleep(0.1)
-        wait_until(lambda: in_kernel(30) and "8030" in our_table(node), 30, "the last wish")
+        wait_until(lambda: in_kernel(30) and "8030" in our_table(node), 5, "the last wish")
         wait_until(lambda: confirmed(tmp_path) == {ICMP: 130}, 20, "confirmation")
-        wait_until(lambda: "expires" not in our_table(node), 30, "the end of the trial")
+        wait_until(lambda: "expires" not in our_table(node), 5, "the end of the trial")
         journal = json.loads((tmp_path / "journal.json").read_text())
         assert "trial" not in journal
         assert "failures" not in journal
