@@ -238,9 +238,10 @@ def test_killed_at_every_step(fleet: Fleet, controller: Controller) -> None:
     assert order[second] - first_current(fleet, canary, order[canary]) >= soak - 1, (
         "times in statuses are whole seconds"
     )
-    # Whoever is told later was not there to be told before: by name, but for those of one wave.
+    # By name, but for those of one wave; and of a write that was under way when its controller was killed nothing may
+    # have come, so that its node is told with the wave after.
     names = list(order)
-    assert all(names.index(name) < place + 4 for place, name in enumerate(sorted(names)))
+    assert all(names.index(name) < place + 2 * 4 for place, name in enumerate(sorted(names))), names
 
 
 def test_an_edit_in_the_middle_of_a_wave(fleet: Fleet) -> None:
