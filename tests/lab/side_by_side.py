@@ -1,8 +1,8 @@
 """Run the suite in three processes at once, and tell of them as of one run. This is what `make test` does.
 
 One begins with the tests that tune this machine, the others with those that touch no conntrack; then all share the rest
-(tests/lab/sharing.py). Most tests wait. All but the first process run in network namespaces of
-their own, in which the kernel refuses to change sizes. A fourth one kept two cores so busy that tests of time failed.
+(tests/lab/sharing.py). Most tests wait. All but the first process run in network namespaces of their own, in which the
+kernel refuses to change sizes. A fourth one kept two cores so busy that tests of time failed.
 
 Lines of progress come as they are printed, each names its file. What a process says of failures comes in one piece when
 it ends; the last lines are the closing line of each and the sum of all. The exit code is 0 when all passed and every
