@@ -21,6 +21,8 @@ pytestmark = pytest.mark.tunes_this_machine
 
 LIMIT = 65_536
 """Of a demo that fills what is there."""
+COLLECTED = 257
+"""Entries that the kernel's collector throws out of a table that dropped packets, once a minute or so (Linux 6.18)."""
 PROBES_ENTRIES = 3
 """At most so many of the probes' own connections are in the table at the end."""
 FEW = 20_000
@@ -144,10 +146,12 @@ def test_the_demo_tells_the_truth_and_leaves_nothing(host: Host, tmp_path: Path)
         code, text, errors = demo.end()
     assert time.monotonic() - began < 60
     assert (code, errors) == (0, ""), text
-    assert numbers_of("new TCP connections to port 8080", text) == [0, 200, 200, 200]
-    assert numbers_of("queries of new clients answered", text) == [0, 20_000, 20_000, 20_000]
+    came, *connections = numbers_of("new TCP connections to port 8080", text)
+    answered, *queries = numbers_of("queries of new clients answered", text)
+    assert (connections, queries) == ([200, 200, 200], [20_000, 20_000, 20_000])
+    assert came + answered <= COLLECTED
     before, after = numbers_of("packets dropped: table full", text)
-    assert before >= 20_000 + 200
+    assert before >= 20_000 + 200 - came - answered
     assert after == 0
     assert entries_in(text) == [LIMIT, 200]
     assert numbers_of("packets that bypassed the table", text)[1] > LIMIT

@@ -23,6 +23,8 @@ ROUNDS = 20
 SOAK_SECONDS = 2
 KEYS = ("max", "buckets", "tcp_timeout_time_wait", "tcp_timeout_close_wait", "udp_timeout", "icmp_timeout", "acct",
         "tcp_be_liberal")  # fmt: skip
+LEARNING = ("exempt4", "exempt6")
+"""Sets that packets add to: any connection from a port that a rule names, by chance also one to the API server."""
 # Sizes of which none is within twice another, nor within twice the table's own: there buckets are left as they are, and
 # what a wish comes to would not be the same each time.
 WISHES: tuple[dict[str, Any], ...] = (
@@ -64,7 +66,7 @@ def kernel(place: Place) -> dict[str, Any]:
     listed = place.on_node("nft", "-j", "list", "table", "inet", "conntrack_operator").stdout
     found = [item for item in json.loads(listed)["nftables"] if "metainfo" not in item]
     for item in found:
-        if "dynamic" in item.get("set", {}).get("flags", ()):
+        if item.get("set", {}).get("name") in LEARNING:
             item["set"].pop("elem", None)
     return {"values": values, "table": sorted(json.dumps(_lasting(item), sort_keys=True) for item in found)}
 
