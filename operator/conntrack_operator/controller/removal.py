@@ -19,6 +19,7 @@ from conntrack_operator.decide.election import Lease
 from conntrack_operator.decide.finding import counted
 from conntrack_operator.decide.happenings import Happening
 from conntrack_operator.decide.pacing import soak_past
+from conntrack_operator.decide.targets import has_restored
 from conntrack_operator.errors import ConntrackOperatorError, Invalid, LookAgain, Refused, Retry
 from conntrack_operator.model.node import NodeConntrack, node_from
 
@@ -54,13 +55,6 @@ def _readable(documents: Iterable[dict[str, Any]]) -> Iterator[NodeConntrack]:
     for document in documents:
         with contextlib.suppress(Invalid):
             yield node_from(document)
-
-
-def _is_restored(node: NodeConntrack) -> bool:
-    """Tell whether it has given everything back, though its object stays: a canary's does until it has soaked."""
-    spec, status = node.spec, node.status
-    said = (status.phase, status.observed_revision, status.observed_attempt) if status else None
-    return spec.mode == "Restore" and said == ("Restored", spec.revision, spec.attempt)
 
 
 def _skipped(document: dict[str, Any]) -> Skipped:
@@ -174,7 +168,8 @@ class Removal:
     def _remove_rest(self) -> None:
         self._delete_policies()
         left = self.objects.list(NODE_CONNTRACKS).items
-        restored = {node.metadata.name for node in _readable(left) if _is_restored(node)}
+        # A canary's object stays until it has soaked.
+        restored = {node.metadata.name for node in _readable(left) if has_restored(node)}
         for each in left:
             skipped = _skipped(each)
             if skipped.node not in restored:

@@ -147,16 +147,18 @@ def use(name: str, canary: int, soak: int) -> dict[str, Any]:
 class Fleet(Server):
     """A server whose nodes' objects say how each policy there is to be withdrawn."""
 
-    def __init__(self, *uses: dict[str, Any], mode: str = "Apply", phase: str = "Current") -> None:
+    def __init__(
+        self, *uses: dict[str, Any], mode: str = "Apply", phase: str = "Current", said_by: str = "u"
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.uses, self.mode, self.phase = uses, mode, phase
+        self.uses, self.mode, self.phase, self.said_by = uses, mode, phase, said_by
 
     def list(self, kind: Kind, *, namespace: str = "", label_selector: str = "") -> Listing:
         """List a kind, nodes in full."""
         found = super().list(kind, namespace=namespace, label_selector=label_selector)
         if kind is NODE_CONNTRACKS:
             spec = {"revision": "1", "mode": self.mode, "nodeUID": "u", "policies": list(self.uses)}
-            status = {"phase": self.phase, "observedRevision": "1"}
+            status = {"phase": self.phase, "observedRevision": "1", "nodeUID": self.said_by}
             for each in found.items:
                 each |= {"apiVersion": API_VERSION, "kind": kind.kind, "spec": spec, "status": status}
         return found
@@ -192,9 +194,10 @@ def test_a_canary_that_was_restored_is_not_skipped() -> None:
     server = Fleet(mode="Restore", phase="Restored")
     server.dead = {"n1", "n2"}
     assert removed(server, 10)[0] == ()
-    server = Fleet(mode="Restore", phase="Refused")
-    server.dead = {"n1", "n2"}
-    assert removed(server, 10)[0] == ("n1", "n2")
+    for other in ({"phase": "Refused"}, {"phase": "Restored", "said_by": "the node of this name before"}):
+        server = Fleet(mode="Restore", **other)
+        server.dead = {"n1", "n2"}
+        assert removed(server, 10)[0] == ("n1", "n2")
 
 
 class Board:
