@@ -141,6 +141,11 @@ class Installed:
         current = status.get("observedGeneration") == found.get("metadata", {}).get("generation")
         return current and any(each["type"] == "Ready" and each["status"] == "True" for each in status["conditions"])
 
+    def has_told(self) -> bool:
+        """Tell whether there is an event of the controller."""
+        events = self.cluster.items("events", "-n", "default")
+        return any(each["reportingComponent"].startswith("conntrack-operator") for each in events)
+
     def daemon_set(self) -> dict[str, Any]:
         """Return the agents' DaemonSet, empty when there is none."""
         return self.cluster.get("daemonset", AGENT, "-n", NAMESPACE) or {}
@@ -189,8 +194,7 @@ def test_the_rights_suffice(installed: Installed, agents: Answering) -> None:
     rule = {"name": "web", "side": "Server", "protocol": "TCP", "ports": [80]}
     installed.apply("web", notrack={"rules": [rule]})
     wait_until(lambda: installed.is_ready("web"), 90, "policy web is Ready")
-    events = installed.cluster.items("events", "-n", "default")
-    assert [each for each in events if each["reportingComponent"].startswith("conntrack-operator")]
+    wait_until(installed.has_told, 30, "an event of the controller")  # events go their own way, after the status
     assert installed.cluster.items("controllerrevisions", "-n", NAMESPACE)
     assert installed.daemon_set()["spec"]["template"]["spec"]["tolerations"] == [{"operator": "Exists"}]
     lease = installed.document("lease", "conntrack-operator-controller")
