@@ -68,10 +68,12 @@ class StateDirectory:
     def _lock(descriptor: int) -> None:
         patience = time.monotonic() + LOCK_SECONDS
         while True:
+            # Before it is tried: whoever was stopped for so long has not waited yet.
+            is_last = time.monotonic() >= patience
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() >= patience:
+                if is_last:
                     raise
                 time.sleep(0.05)
             else:

@@ -1,13 +1,16 @@
 """The state directory: whole files or none, one holder, and nothing believed of another boot."""
 
+import fcntl
 import os
 import stat
 import subprocess
-import time
+import threading
+from types import SimpleNamespace
 
 import pytest
 
 from conntrack_operator.errors import Refused, Retry, Unsupported
+from conntrack_operator.kernel import journal
 from conntrack_operator.kernel.journal import StateDirectory
 from conntrack_operator.kernel.roots import Roots
 from conntrack_operator.model.journal import Confirmed, Journal, Original
@@ -55,14 +58,42 @@ def test_one_holder(roots, monkeypatch):
         state.write_journal(JOURNAL)
 
 
-def test_lock_outlives_the_holder(roots):
+def test_lock_outlives_the_holder(roots, monkeypatch):
     """What a killed agent began keeps the lock until it has ended, and the next agent waits that long."""
+    monkeypatch.setattr(journal, "LOCK_SECONDS", 60)
+    entered = threading.Event()
+
+    def enter():
+        with StateDirectory(roots):
+            entered.set()
+
     with StateDirectory(roots):
-        child = subprocess.Popen(["sleep", "0.5"], close_fds=False)
-    began = time.monotonic()
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False)
+    following = threading.Thread(target=enter)
+    following.start()
+    waited = not entered.wait(0.3)
+    child.communicate()  # it ends with its input
+    assert entered.wait(60)
+    following.join()
+    assert waited
+
+
+def test_a_long_sleep_is_no_other_agent(roots, monkeypatch):
+    """Patience that ran out while this process was stopped: the lock is tried once more."""
+    now, tries = [0.0], []
+    real = fcntl.flock
+
+    def stopped(descriptor, how):
+        tries.append(how)
+        if len(tries) == 1:
+            now[0] += 100
+            raise BlockingIOError
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", stopped)
+    monkeypatch.setattr(journal, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: None))
     with StateDirectory(roots):
-        assert child.poll() is not None
-    assert 0.1 < time.monotonic() - began < 3
+        assert len(tries) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"version": 9, "bootID": "x"}', b"[]", b'{"version":1}'])
