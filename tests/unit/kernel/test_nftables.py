@@ -3,8 +3,10 @@
 The nft here is a stand-in that prints what the real one was seen to print; the real one is in tests/kernel.
 """
 
+import contextlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,3 +99,20 @@ def test_a_crash_is_said(nft: Path) -> None:
     for call in (nftables.read_table, lambda: nftables.run_script("add table inet x\n")):
         with pytest.raises(Unsupported, match=r"crashed \(signal 11\).*newer nft"):
             call()
+
+
+@pytest.mark.parametrize(("looks", "works"), [(1, True), (1 << 30, False)], ids=["one look took long", "it never goes"])
+def test_a_slow_look_is_no_element_that_stays(monkeypatch: pytest.MonkeyPatch, looks: int, *, works: bool) -> None:
+    """That timed elements expire is judged by a look that was begun when they must have, however long one takes."""
+    now, left = [0.0], [looks]
+
+    def there(_: str) -> bool:
+        now[0] += 10
+        left[0] -= 1
+        return left[0] >= 0
+
+    monkeypatch.setattr(nftables, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: None))
+    monkeypatch.setattr(nftables, "_is_there", there)
+    monkeypatch.setattr(nftables, "run_script", lambda _: None)
+    with contextlib.nullcontext() if works else pytest.raises(Unsupported, match="do not expire"):
+        nftables.self_test()
