@@ -10,13 +10,24 @@ from typing import NamedTuple
 import pytest
 from tests.lab.command import conntrack_operator
 from tests.lab.namespaces import Namespace
-from tests.lab.trials import ICMP, PORT, Reachable, ended, notracked, policy, reachable, start, wait_until
+from tests.lab.trials import (
+    ICMP,
+    PORT,
+    Reachable,
+    ended,
+    let_go,
+    notracked,
+    policy,
+    reachable,
+    start,
+    wait_for_trial,
+)
 
-TRIAL = 15
+TRIAL_SECONDS = 15
 
 
 class OnTrial(NamedTuple):
-    """A node in the middle of a trial; `deadline` on CLOCK_BOOTTIME."""
+    """A node in the middle of a trial, whose process is stopped; `deadline` on CLOCK_BOOTTIME."""
 
     node: Namespace
     target: Reachable
@@ -32,22 +43,18 @@ def folder(path):
 
 
 @contextlib.contextmanager
-def on_trial(netns, tmp_path):
+def on_trial(netns, tmp_path, seconds=TRIAL_SECONDS):
     """Give a node, its target and an `apply` in the middle of its trial: rule in force, sysctl written."""
     with reachable(netns) as (node, target):
         rule = {"name": "far", "ports": [PORT], "side": "Client", "addresses": [target.end.ipv4]}
         file = policy(tmp_path / "policy.json", timeouts={"icmp": 11}, notrack={"rules": [rule]})
         state = ("--state-dir", tmp_path / "state")
-        options = ("--trial", TRIAL, "--soak", 2, "--probe", target.address)
+        options = ("--trial", seconds, "--soak", 2, "--probe", target.address)
         assert not notracked(node, target)
-        process = start(node, "apply", "-f", file, *state, *options)
-        # The target is gone as soon as it was looked at before the change, so that the trial goes on.
-        wait_until((tmp_path / "state/journal.json").exists, 20, "the journal")
-        target.close()
-        wait_until(lambda: node.sysctl(ICMP) == "11", 30, "the sysctl")
-        target.open()
-        wait_until(lambda: notracked(node, target), 30, "the rule")
-        target.close()
+        process = start(node, "apply", "-f", file, *state, *options, held=True)
+        wait_for_trial(process)
+        assert node.sysctl(ICMP) == "11"
+        assert notracked(node, target)
         deadline = json.loads((tmp_path / "state/journal.json").read_text())["trial"]["deadline"]
         yield OnTrial(node, target, process, state, deadline)
 
@@ -55,13 +62,6 @@ def on_trial(netns, tmp_path):
 def sleep_until(deadline):
     """Sleep until then on CLOCK_BOOTTIME."""
     time.sleep(max(0, deadline - time.clock_gettime(time.CLOCK_BOOTTIME)))
-
-
-@pytest.fixture
-def trial(netns, tmp_path):
-    """Give one node on trial."""
-    with on_trial(netns, tmp_path) as made:
-        yield made
 
 
 def test_frozen_and_killed_in_a_trial(netns, tmp_path):
@@ -72,20 +72,15 @@ def test_frozen_and_killed_in_a_trial(netns, tmp_path):
     with contextlib.ExitStack() as stack:
         # One wait for both deadlines.
         frozen = stack.enter_context(on_trial(netns, folder(tmp_path / "frozen")))
-        frozen.process.send_signal(signal.SIGSTOP)
-        frozen.target.open()
-        assert notracked(frozen.node, frozen.target)
         killed = stack.enter_context(on_trial(netns, folder(tmp_path / "killed")))
         killed.process.kill()
-        killed.process.wait(10)
-        killed.target.open()
-        assert notracked(killed.node, killed.target)
+        killed.process.wait(60)
         sleep_until(max(each.deadline for each in (frozen, killed)) + 1)
         for each in (frozen, killed):
             assert not notracked(each.node, each.target), "the kernel let the rule go"
             assert each.node.sysctl(ICMP) == "11", "sysctls cannot expire"
-        frozen.process.send_signal(signal.SIGCONT)
-        code, said = ended(frozen.process, 20)
+        let_go(frozen.process)
+        code, said = ended(frozen.process, 60)
         assert code == 1
         assert "rolled back" in said
         assert frozen.node.sysctl(ICMP) == "30"
@@ -95,14 +90,14 @@ def test_frozen_and_killed_in_a_trial(netns, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_interrupted_in_a_trial(trial, number):
+def test_interrupted_in_a_trial(netns, tmp_path, number):
     """Ctrl-C and SIGTERM take everything back at once, and say so."""
-    node, target, process, _, deadline = trial
-    process.send_signal(number)
-    code, said = ended(process, 10)
-    assert time.clock_gettime(time.CLOCK_BOOTTIME) < deadline
-    assert code == 1
-    assert "rolled back  Aborted" in said
-    assert node.sysctl(ICMP) == "30"
-    target.open()
-    assert not notracked(node, target)
+    with on_trial(netns, tmp_path, seconds=600) as (node, target, process, _, deadline):
+        process.send_signal(number)
+        let_go(process)
+        code, said = ended(process, 60)
+        assert time.clock_gettime(time.CLOCK_BOOTTIME) < deadline
+        assert code == 1
+        assert "rolled back  Aborted" in said
+        assert node.sysctl(ICMP) == "30"
+        assert not notracked(node, target)

@@ -9,7 +9,17 @@ import time
 import pytest
 from tests.lab.command import PROGRAM, assert_one_sentence, conntrack_operator
 from tests.lab.programs import Program
-from tests.lab.trials import ICMP, ended, our_table, policy, reachable, start, wait_until
+from tests.lab.trials import (
+    ICMP,
+    ended,
+    let_go,
+    our_table,
+    policy,
+    reachable,
+    start,
+    wait_for_trial,
+    wait_until,
+)
 
 WEB = {"rules": [{"name": "web", "ports": [80]}]}
 
@@ -50,10 +60,10 @@ def test_a_journal_that_cannot_be_believed(node, tmp_path, spoil):
     command = [*PROGRAM, "agent", "--policy", tmp_path / "policy.json", "--state-dir", tmp_path / "state"]
     agent = Program("agent", [*map(str, command)], tmp_path / "agent.log", inside=node.inside)
     agent.start()
-    agent.wait_until(lambda: "JournalUnreadable" in agent.tail(), 20, "it is said")
+    agent.wait_until(lambda: "JournalUnreadable" in agent.tail(), 60, "it is said")
     time.sleep(0.5)
     assert agent.running, "an agent lives with it"
-    assert agent.stop() == 0
+    assert agent.stop(60) == 0
     assert (node.sysctl(ICMP), our_table(node), path.read_bytes()) == ("11", table, spoilt)
 
 
@@ -88,10 +98,12 @@ def test_disk_full_at_the_confirmation(netns, tmp_path, small_disk):
     with reachable(netns) as (node, target):
         file = policy(tmp_path / "policy.json", timeouts={"icmp": 11}, notrack=WEB)
         options = ("--state-dir", tmp_path / "state", "--probe", target.address)
-        process = start(node, "apply", "-f", file, *options, "--soak", 3)
-        wait_until(lambda: "trial" in our_table(node), 20, "the trial")
+        process = start(node, "apply", "-f", file, *options, "--soak", 1, held=True)
+        wait_for_trial(process)
+        assert "trial" in our_table(node)
         small_disk()
-        code, said = ended(process, 40)
+        let_go(process)
+        code, said = ended(process, 90)
         assert code == 1
         assert "StateUnwritable" in said
         assert (node.sysctl(ICMP), our_table(node)) == ("30", "")
@@ -137,8 +149,8 @@ def test_rebooted_in_a_trial(netns, tmp_path):
     path.write_text(json.dumps(document | {"bootID": "another boot", "trial": trial}))
     good = policy(tmp_path / "good.json", timeouts={"icmp": 11}, notrack=WEB)
     agent = start(node, "agent", "--policy", good, "--state-dir", state)
-    wait_until(lambda: node.sysctl(ICMP) == "11" and our_table(node) != "", 20, "what was confirmed")
-    wait_until(lambda: "another boot" not in path.read_text(), 30, "a journal of this boot")
+    wait_until(lambda: node.sysctl(ICMP) == "11" and our_table(node) != "", 60, "what was confirmed")
+    wait_until(lambda: "another boot" not in path.read_text(), 60, "a journal of this boot")
     assert json.loads(path.read_text())["failures"]["reason"] == "NodeRebooted"
     agent.send_signal(signal.SIGTERM)
-    assert ended(agent, 10)[0] == 0
+    assert ended(agent, 60)[0] == 0

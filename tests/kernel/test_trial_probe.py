@@ -3,22 +3,31 @@
 import json
 import signal
 import subprocess
-import sys
 
 import pytest
 from tests.lab.command import conntrack_operator
-from tests.lab.trials import ICMP, PORT, ended, notracked, our_table, policy, reachable, wait_until
+from tests.lab.trials import (
+    ICMP,
+    PORT,
+    confirmed,
+    ended,
+    let_go,
+    notracked,
+    our_table,
+    policy,
+    reachable,
+    start,
+    wait_for_trial,
+    wait_until,
+)
 
 FAST = (
-    "import sys\n"
     "from conntrack_operator.agent import duty\n"
-    "from conntrack_operator.cli.main import main\n"
     "from conntrack_operator.decide import trial\n"
     "trial.RETRY_PAUSES = (1.0, 1.0)\n"
     "duty.RETRY_SECONDS = 1.0\n"
-    "sys.exit(main(sys.argv[1:]))\n"
 )
-"""The command, with pauses of a second between its tries."""
+"""Pauses of a second between the tries."""
 
 CUT_OFF = f"""
 table inet other {{
@@ -44,12 +53,12 @@ def test_a_rule_that_cuts_off_a_probe(cut_off, tmp_path):
     """Rolled back with the probe named, exit 1; sysctls of the same change go back too."""
     node, target, notrack = cut_off
     file = policy(tmp_path / "policy.json", timeouts={"icmp": 11}, notrack=notrack)
-    options = ("--state-dir", tmp_path / "state", "--trial", 10, "--soak", 0)
-    done = conntrack_operator("apply", "-f", file, *options, "--probe", target.address, namespace=node)
-    assert done.returncode == 1, done
-    assert "rolled back  ProbeFailed" in done.stdout, done
-    assert f"{target.address} answered before the change and did not" in done.stdout
-    assert "rolled back" not in done.stderr, "said once"
+    options = ("--state-dir", tmp_path / "state", "--trial", 15, "--soak", 0, "--probe", target.address)
+    code, said = ended(start(node, "apply", "-f", file, *options), 60)
+    assert code == 1, said
+    assert "rolled back  ProbeFailed" in said
+    assert f"{target.address} answered before the change and did not" in said
+    assert said.count("rolled back") == 1, "said once"
     assert (node.sysctl(ICMP), our_table(node)) == ("30", "")
     with node.connect(target.end.ipv4, PORT):
         pass
@@ -85,15 +94,16 @@ def test_back_inside_the_budget(netns, tmp_path):
     with reachable(netns) as (node, target):
         rule = {"name": "far", "ports": [PORT], "side": "Client", "addresses": [target.end.ipv4]}
         file = policy(tmp_path / "policy.json", notrack={"rules": [rule]})
-        options = ("--state-dir", str(tmp_path / "state"), "--trial", "60", "--soak", "2", "--probe", target.address)
-        process = node.start(sys.executable, "-m", "conntrack_operator", "apply", "-f", str(file), *options)
-        wait_until((tmp_path / "state/journal.json").exists, 20, "the journal")
+        options = ("--state-dir", tmp_path / "state", "--trial", 60, "--soak", 2, "--probe", target.address)
+        process = start(node, "apply", "-f", file, *options, held=True)
+        wait_for_trial(process)
+        assert "trial" in our_table(node)
         target.close()
-        wait_until(lambda: "trial" in our_table(node), 30, "the trial")
+        let_go(process)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(5)
         target.open()
-        code, said = ended(process, 30)
+        code, said = ended(process, 90)
         assert code == 0, said
         assert notracked(node, target)
 
@@ -104,26 +114,34 @@ def test_no_loop(cut_off, tmp_path):
     file, state = tmp_path / "policy.json", tmp_path / "state"
     trial = {"timeoutSeconds": 10, "soakSeconds": 0}
     policy(file, timeouts={"icmp": 11}, notrack=notrack, trial=trial)
-    agent = node.start(
-        sys.executable, "-c", FAST, "agent", "--policy", str(file), "--state-dir", str(state), "--probe", target.address
-    )
+    options = ("--state-dir", state, "--probe", target.address)
+    agent = start(node, "agent", "--policy", file, *options, first=FAST)
+
+    def journal():
+        return json.loads((state / "journal.json").read_text()) if (state / "journal.json").exists() else {}
 
     def failures():
-        document = json.loads((state / "journal.json").read_text()) if (state / "journal.json").exists() else {}
+        document = journal()
         return 0 if document.get("trial") else (document.get("failures") or {}).get("count", 0)
 
-    wait_until(lambda: failures() == 3, 90, "three failures")
-    parked = (state / "journal.json").stat().st_mtime_ns
+    def attempt():
+        document = journal()
+        return (document.get("trial") or document["failures"])["attempt"]
+
+    wait_until(lambda: failures() == 3, 120, "three failures")
+    parked, first = (state / "journal.json").stat().st_mtime_ns, attempt()
     assert (node.sysctl(ICMP), our_table(node)) == ("30", "")
     with pytest.raises(subprocess.TimeoutExpired):
         agent.wait(3)  # three times as long as it is between two tries here
     assert (state / "journal.json").stat().st_mtime_ns == parked, "parked: nothing is tried any more"
     policy(file, timeouts={"icmp": 11}, notrack=notrack, trial=trial, rollout={"retry": "again"})
-    wait_until(lambda: failures() in (1, 2), 30, "another try of the same, asked for by rollout.retry")
+    wait_until(lambda: attempt() != first, 60, "another try of the same, asked for by rollout.retry")
     policy(file, timeouts={"icmp": 12}, trial=trial)
-    wait_until(lambda: node.sysctl(ICMP) == "12" and failures() == 0, 30, "the next policy")
+    # Not before it is confirmed: an agent that is told to end takes a trial back.
+    wait_until(lambda: confirmed(state) == {ICMP: 12}, 60, "the next policy")
+    assert failures() == 0
     agent.send_signal(signal.SIGTERM)
-    code, said = ended(agent, 10)
+    code, said = ended(agent, 60)
     assert code == 0
     assert "it failed 3 times and is not tried again until" in said
     assert node.sysctl(ICMP) == "12"

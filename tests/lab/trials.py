@@ -2,15 +2,16 @@
 
 import contextlib
 import json
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.command import PROGRAM
 from tests.lab.namespaces import End, Lab, Namespace
 
 from conntrack_operator.decide.notrack import TABLE
@@ -24,6 +25,23 @@ POLICY = {
 }
 PORT = 7000
 """Of what the node must reach."""
+
+_PATIENT = """
+import sys
+from conntrack_operator.agent import trial
+from conntrack_operator.cli.main import main
+trial.BEFORE_SECONDS = 30.0
+"""
+"""What does not answer within a second before a change is not watched after it: on a busy machine nothing would be."""
+_HELD = """
+import os, signal
+made = trial.Trial.__init__
+def hold(*arguments):
+    made(*arguments)
+    os.kill(os.getpid(), signal.SIGSTOP)
+trial.Trial.__init__ = hold
+"""
+_RUN = "sys.exit(main(sys.argv[1:]))\n"
 
 
 def policy(path: Path, **spec: object) -> Path:
@@ -80,9 +98,28 @@ def reachable(lab: Lab) -> Iterator[tuple[Namespace, Reachable]]:
         target.close()
 
 
-def start(node: Namespace, *arguments: object) -> "subprocess.Popen[str]":
-    """Start `conntrack-operator` with these arguments on the node."""
-    return node.start(*PROGRAM, *map(str, arguments))
+def start(node: Namespace, *arguments: object, first: str = "", held: bool = False) -> "subprocess.Popen[str]":
+    """Start `conntrack-operator` with these arguments on the node, after the Python code `first`.
+
+    With `held` it stops itself when it has made a change that is on trial, before it looks at it: see `wait_for_trial`.
+    """
+    code = first + _PATIENT + _HELD * held + _RUN
+    return node.start(sys.executable, "-c", code, *map(str, arguments))
+
+
+def wait_for_trial(process: "subprocess.Popen[str]") -> None:
+    """Wait until a process that was started `held` has made its change. It goes on with SIGCONT."""
+
+    def is_stopped() -> bool:
+        assert process.poll() is None, process.communicate()
+        return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"  # proc_pid_stat(5)
+
+    wait_until(is_stopped, 60, "the change is made")
+
+
+def let_go(process: "subprocess.Popen[str]") -> None:
+    """Let it go on."""
+    process.send_signal(signal.SIGCONT)
 
 
 def wait_until(holds: Callable[[], bool], seconds: float, what: str) -> None:
@@ -112,3 +149,9 @@ def notracked(node: Namespace, target: Reachable, words: Sequence[str] = ()) -> 
     return not [
         line for line in listing.splitlines() if f"dport={PORT}" in line and all(word in line for word in words)
     ]
+
+
+def confirmed(state: Path) -> dict[str, int] | None:
+    """Return the sysctls that are confirmed in this state directory, None when nothing is."""
+    file = state / "confirmed.json"
+    return json.loads(file.read_text())["sysctls"] if file.exists() else None
