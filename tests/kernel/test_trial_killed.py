@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from tests.lab import killing
+from tests.lab.trials import ended
 
 FIRST = {
     "timeouts": {"icmp": 10, "generic": 100},
@@ -25,10 +26,12 @@ def test_killed_after_every_step(netns, tmp_path, first):
     """Whatever step is the last: started again, the node is as it was or as it was confirmed, and can be restored."""
     node = netns.namespace()
     node.track()
-    done = node.run(
+    process = node.start(
         sys.executable, "-P", killing.__file__, str(tmp_path), json.dumps(first) if first else "", json.dumps(SECOND)
     )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    code, said = ended(process, 600)  # a minute, where all cores are busy
+    assert code == 0, said
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert len(lines) > 40, "a change has many steps"
     assert [line["killed"] for line in lines] == [True] * (len(lines) - 1) + [False]
     confirmed = {key: lines[-1]["after"][key] for key in ("values", "table")}
