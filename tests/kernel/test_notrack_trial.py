@@ -18,7 +18,8 @@ from conntrack_operator.model.notrack import NotrackRule
 
 FAMILIES = ("ipv4", "ipv6")
 LONG_SECONDS = 600
-SHORT_SECONDS = 1.5
+SHORT_SECONDS = (1.5, 6.0, 24.0, 96.0)
+"""How long a trial is whose end is waited for: the first one that what must happen in it fits into on this machine."""
 
 
 def _rule(name: str = "web", **fields: object) -> NotrackRule:
@@ -160,23 +161,31 @@ def test_a_trial_ends_by_itself(pair: Pair, family: str) -> None:
     for kind in ("net.ipv4.icmp_ratelimit", "net.ipv6.icmp.ratelimit"):
         pair.node.sysctl(kind, 0)
     _write(pair.node, confirmed)
-    _begin(pair.node, confirmed, wanted, SHORT_SECONDS)
-    began = time.monotonic()
-    for port in (8050, 9000):
-        with tcp(pair.node, pair.other, address, port):
-            assert tracked(pair.node, f"dport={port}") == []
-    _ask_a_closed_port(pair, address, 8060)
-    errors = bypassed(pair.node).get(("udp/server", "errors"), 0)
-    assert time.monotonic() - began < SHORT_SECONDS, "this machine is too slow for the trial's time"
-    assert (errors, _related(pair.node)) == (1, 0)
+    for seconds in SHORT_SECONDS:
+        errors, related = _errors(pair.node), _related(pair.node)
+        pair.node.run("conntrack", "-F")
+        began = time.monotonic()
+        _begin(pair.node, confirmed, wanted, seconds)
+        begun = time.monotonic()
+        entries = []
+        for port in (8050, 9000):
+            with tcp(pair.node, pair.other, address, port):
+                entries += tracked(pair.node, f"dport={port}")
+        _ask_a_closed_port(pair, address, 8060)
+        counted = _errors(pair.node) - errors, _related(pair.node) - related
+        if time.monotonic() - began < seconds:
+            break
+    else:
+        pytest.fail("this machine is too slow for any trial")
+    assert (entries, counted) == ([], (1, 0))
 
-    time.sleep(SHORT_SECONDS + 0.5)
+    time.sleep(max(0.0, begun + seconds + 0.5 - time.monotonic()))
+    errors, related = _errors(pair.node), _related(pair.node)
     for port in (8050, 9000):
         with tcp(pair.node, pair.other, address, port):
             assert len(tracked(pair.node, f"dport={port}")) == 1
     _ask_a_closed_port(pair, address, 8060)
-    assert bypassed(pair.node)["udp/server", "errors"] == 1
-    assert _related(pair.node) == 1
+    assert (_errors(pair.node), _related(pair.node)) == (errors, related + 1)
     with udp(pair.node, pair.other, address, 53):
         assert tracked(pair.node, "dport=53") == []
     _write(pair.node, confirmed)
@@ -188,6 +197,10 @@ def _ask_a_closed_port(pair: Pair, address: str, port: int) -> None:
         near.settimeout(1)
         near.send(b"question")
         near.recv(64)
+
+
+def _errors(node: Namespace) -> int:
+    return bypassed(node).get(("udp/server", "errors"), 0)
 
 
 def _related(node: Namespace) -> int:
@@ -216,9 +229,15 @@ def test_too_late_to_confirm(node: Namespace, before: str, after: str) -> None:
 def test_confirmed_after_its_time_was_short_it_lasts(pair: Pair) -> None:
     """What was confirmed in time has no timeout any more."""
     wanted = [_rule()]
-    _begin(pair.node, [], wanted, SHORT_SECONDS)
-    _confirm(pair.node, [], wanted)
-    time.sleep(SHORT_SECONDS + 0.5)
+    for seconds in SHORT_SECONDS:
+        _begin(pair.node, [], wanted, seconds)
+        begun = time.monotonic()
+        with contextlib.suppress(Refused):  # this machine was busy: the trial is over
+            _confirm(pair.node, [], wanted)
+            break
+    else:
+        pytest.fail("this machine is too slow for any trial")
+    time.sleep(max(0.0, begun + seconds + 0.5 - time.monotonic()))
     assert installed(pair.node) == ruleset_for(wanted).expected
     with tcp(pair.node, pair.other, pair.node_end.ipv4, 8050):
         assert tracked(pair.node, "dport=8050") == []
@@ -292,14 +311,14 @@ def test_a_confirmed_range_never_flickers(pair: Pair, end: str) -> None:
                 _write(pair.node, confirmed)
             else:
                 time.sleep(0.8)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while sent[0] < 1000 and time.monotonic() < deadline:
             time.sleep(0.05)
         untracked, other = _watched(pair.node)
         assert untracked >= 500
         assert other == 0
         _write(pair.node, [])
-        before, deadline = sent[0], time.monotonic() + 10
+        before, deadline = sent[0], time.monotonic() + 60
         while sent[0] <= before + 200 and time.monotonic() < deadline:
             time.sleep(0.05)
     assert _watched(pair.node)[1] > 0, "the counter cannot see a gap"
