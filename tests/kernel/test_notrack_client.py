@@ -3,7 +3,7 @@
 import socket
 
 import pytest
-from tests.lab.bypass import EXCHANGES, bypassed, load, raw, sctp_packet, tcp, tracked
+from tests.lab.bypass import EXCHANGES, bypassed, keep_sctp, load, raw, sctp_packet, tcp, tracked
 from tests.lab.namespaces import Lab
 
 from conntrack_operator.model.notrack import NotrackRule
@@ -20,6 +20,7 @@ def test_connections_out_to_the_servers_are_untracked(netns: Lab, protocol: str,
     _, named = netns.link(node, server)
     _, another = netns.link(node, server)
     node.track()
+    keep_sctp(node)
     address, talk = getattr(named, family), EXCHANGES[protocol]
     load(node, NotrackRule(name="db", protocol=protocol, ports=[5432], side="Client", addresses=[address]))
     with talk(server, node, address, 5432, 41001):
@@ -80,6 +81,7 @@ def test_an_inbound_sctp_init_from_the_servers_port_is_tracked(netns: Lab, famil
     node, server = netns.namespace(), netns.namespace()
     mine, named = netns.link(node, server)
     node.track()
+    keep_sctp(node)
     load(
         node, NotrackRule(name="m3ua", protocol="SCTP", ports=[2905], side="Client", addresses=[getattr(named, family)])
     )

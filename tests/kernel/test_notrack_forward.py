@@ -1,7 +1,7 @@
 """side: Forward, seen from the kernel of a router between two others."""
 
 import pytest
-from tests.lab.bypass import EXCHANGES, bypassed, load, tcp, tracked, udp
+from tests.lab.bypass import EXCHANGES, bypassed, keep_sctp, load, tcp, tracked, udp
 from tests.lab.namespaces import Lab, Routed
 
 from conntrack_operator.model.notrack import NotrackRule
@@ -15,6 +15,7 @@ def way(netns: Lab) -> Routed:
     """Give client - router - server, with tracking switched on in the router."""
     made = netns.routed()
     made.router.track()
+    keep_sctp(made.router)
     return made
 
 

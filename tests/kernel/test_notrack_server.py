@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 import pytest
-from tests.lab.bypass import EXCHANGES, bypassed, installed, load, tcp, tracked, udp
+from tests.lab.bypass import EXCHANGES, bypassed, installed, keep_sctp, load, tcp, tracked, udp
 from tests.lab.namespaces import End, Lab, Namespace
 
 from conntrack_operator.model.notrack import NotrackRule
@@ -31,6 +31,7 @@ def pair(netns: Lab) -> Pair:
     node, other = netns.namespace(), netns.namespace()
     node_end, other_end = netns.link(node, other)
     node.track()
+    keep_sctp(node)
     return Pair(node, other, node_end, other_end)
 
 

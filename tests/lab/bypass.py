@@ -20,6 +20,7 @@ from conntrack_operator.model.notrack import NotrackRule
 
 SCTP = 132
 """IPPROTO_SCTP."""
+_SCTP_STATES = ("closed", "cookie_wait", "cookie_echoed")
 
 
 def load(namespace: Namespace, *rules: NotrackRule) -> Ruleset:
@@ -51,6 +52,12 @@ def tracked(namespace: Namespace, *words: str) -> list[str]:
 
 def _entries(namespace: Namespace, family: str) -> list[str]:
     return namespace.run("conntrack", "-L", "-f", family).stdout.splitlines()
+
+
+def keep_sctp(namespace: Namespace) -> None:
+    """Have entries of SCTP handshakes stay for minutes: 3 s, the kernel's own, are short for who looks at them."""
+    for state in _SCTP_STATES:
+        namespace.sysctl(f"net.netfilter.nf_conntrack_sctp_timeout_{state}", 600)
 
 
 @contextlib.contextmanager
