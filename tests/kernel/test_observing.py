@@ -26,7 +26,7 @@ from conntrack_operator.model.policy import Settings
 
 ICMP = "net.netfilter.nf_conntrack_icmp_timeout"
 GENERIC = "net.netfilter.nf_conntrack_generic_timeout"
-QUICK = {"timeoutSeconds": 20, "soakSeconds": 0}
+QUICK = {"timeoutSeconds": 60, "soakSeconds": 0}
 WISH = {"timeouts": {"icmp": 10}, "notrack": {"rules": [{"name": "web", "ports": [80]}]}, "trial": QUICK}
 OTHER = {"timeouts": {"icmp": 12, "generic": 77}, "trial": QUICK}
 
@@ -79,7 +79,7 @@ def often(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 def obeyed(duty: Duty, wish: NodeSpec) -> str:
     """Let the node do what it is told; return the phase it ends in."""
     duty.wish(wish)
-    assert stepped(duty, 60, lambda: duty.deed is not None and duty.deed.phase != "Trial")
+    assert stepped(duty, 120, lambda: duty.deed is not None and duty.deed.phase != "Trial")
     assert duty.deed
     return duty.deed.phase
 
@@ -131,7 +131,7 @@ def test_hold_keeps_and_mends(node: Namespace, roots: Roots, duty: Duty) -> None
         assert kept(roots) == files
         node.sysctl(ICMP, 99)
         node.run("nft", "delete", "table", "inet", TABLE)
-        assert stepped(running, 10, lambda: node.sysctl(ICMP) == "10" and nftables.read_table() is not None)
+        assert stepped(running, 60, lambda: node.sysctl(ICMP) == "10" and nftables.read_table() is not None)
         assert node.sysctl(GENERIC) == "600"
 
 
@@ -184,7 +184,7 @@ def test_hold_then_apply_then_restore(node: Namespace, duty: Duty, monkeypatch: 
         assert kernel(node) == before
         assert previewed(duty) == {ICMP: (30, 10), "notrack/web": ("absent", "TCP 80 Server")}
         node.sysctl(ICMP, 31)
-        assert stepped(duty, 10, lambda: previewed(duty)[ICMP] == (31, 10))
+        assert stepped(duty, 60, lambda: previewed(duty)[ICMP] == (31, 10))
         assert duty.deed
         assert duty.deed.phase == "Restored"
         node.sysctl(ICMP, 30)
@@ -199,7 +199,7 @@ def test_a_preview_follows_the_machine(node: Namespace, duty: Duty, monkeypatch:
     assert duty.deed is first
     node.nft("add table ip x; add chain ip x p { type nat hook prerouting priority -100; };")
     node.nft("add rule ip x p tcp dport 81 redirect to :80")
-    assert stepped(duty, 10, lambda: bool(duty.deed and duty.deed.preview and duty.deed.preview.refused))
+    assert stepped(duty, 60, lambda: bool(duty.deed and duty.deed.preview and duty.deed.preview.refused))
     assert duty.deed
     assert duty.deed.preview
     assert [(each.setting, each.reason) for each in duty.deed.preview.refused] == [("notrack/web", "NATConflict")]

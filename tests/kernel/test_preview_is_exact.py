@@ -31,7 +31,7 @@ POLICIES = [*EXAMPLES, *(case.path for case in GOOD)]
 def settings_in(path: Path) -> Settings:
     """Return a policy's settings; ports stand for the pods that a cluster would find, and no soak for any."""
     settings = merged([policy_from(example(path))]).settings.document()
-    return Settings.model_validate({**settings, "trial": {"timeoutSeconds": 20, "soakSeconds": 0}})
+    return Settings.model_validate({**settings, "trial": {"timeoutSeconds": 60, "soakSeconds": 0}})
 
 
 def different() -> dict[str, Settings]:
@@ -63,7 +63,7 @@ def obeyed(duty: Duty, mode: str, settings: Settings, preview: Settings | None) 
             update={"settings": settings, "preview": preview}
         )
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     assert duty.deed
     while duty.deed.phase == "Trial":
         assert time.monotonic() < deadline
@@ -166,7 +166,7 @@ ACCEPTING = ("another rule", "a rule with other ports", "a rule the less", "acce
 @pytest.mark.parametrize("name", MORE)
 def test_beside_an_enforced_policy(netns: Lab, roots: Roots, name: str) -> None:
     """What an Observe policy would add to what is in force, and only that, and the node is as before without it."""
-    node, quick = netns.namespace(), {"trial": {"timeoutSeconds": 20, "soakSeconds": 0}}
+    node, quick = netns.namespace(), {"trial": {"timeoutSeconds": 60, "soakSeconds": 0}}
     node.nft(CLOSED)
     base, both = Settings.model_validate(BASE | quick), Settings.model_validate(BASE | MORE[name] | quick)
     with node.inside(), StateDirectory(roots) as state:
@@ -231,5 +231,5 @@ def test_every_size(host: Host, roots: Roots) -> None:
         duty = Duty(Machine(roots), state, list)
         for name, table in SIZES.items():
             print(name)
-            settings = Settings.model_validate({"table": table, "trial": {"timeoutSeconds": 20, "soakSeconds": 0}})
+            settings = Settings.model_validate({"table": table, "trial": {"timeoutSeconds": 60, "soakSeconds": 0}})
             there_and_back(duty, host, settings, ("net.netfilter.nf_conntrack_count",))
