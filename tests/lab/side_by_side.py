@@ -132,6 +132,8 @@ def run(commands: dict[str, Sequence[str]], folder: Path) -> int:
     for name, command in commands.items():
         if not ended_by:
             halves.append(Half(name, command, speaking))
+    if ended_by:  # perhaps just before the last one was in the list
+        end(ended_by[0], None)
     codes = [half.wait() for half in halves]
     missing = [] if ended_by else left_out(folder)
     print(*(f"FAILED: not run, or run twice: {test}" for test in missing), sep="\n")

@@ -1,5 +1,6 @@
 """The processes of `make test`: neither can disturb the other, and together they run and tell what one would."""
 
+import fcntl
 import os
 import re
 import signal
@@ -24,11 +25,26 @@ import os, pathlib, time
 
 def test_wait(tmp_path):
     place = pathlib.Path(os.environ["PLACE"]) / "NAME"
-    place.write_text("at work")
     try:
-        time.sleep(60)
+        place.write_text("at work")
+        time.sleep(600)
     finally:
-        place.unlink()
+        place.unlink(missing_ok=True)
+"""
+SHARES = """
+import os, pathlib, time
+
+def test_one():
+    # Each of the two comes to its first module before either goes on.
+    place = pathlib.Path(os.environ["PLACE"])
+    (place / f"begun-{os.getpid()}").touch()
+    deadline = time.monotonic() + 60
+    while len(list(place.glob("begun-*"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+def test_NAME():
+    pass
 """
 RUNNER = (
     "import sys; from pathlib import Path; from tests.lab.side_by_side import pytest_command as c, run, SHARING as S;"
@@ -56,7 +72,7 @@ def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("own_locks")
-def test_who_tunes_the_machine_is_alone_and_does_not_wait_for_ever() -> None:
+def test_who_tunes_the_machine_is_alone_and_does_not_wait_for_ever(tmp_path: Path) -> None:
     """Two share; who wants to be alone waits for both, and who comes after that waits behind it."""
     order: list[str] = []
 
@@ -72,16 +88,24 @@ def test_who_tunes_the_machine_is_alone_and_does_not_wait_for_ever() -> None:
         thread.start()
         return thread
 
+    def has_its_turn() -> bool:
+        with (tmp_path / "turn").open("a") as turn:
+            try:
+                fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
     one, two = Turn(alone=False), Turn(alone=False)
     alone = take("alone", alone=True)
-    time.sleep(0.2)
+    wait_until(has_its_turn, 60, "it waits for the two")
     late = take("late", alone=False)
     one.end()
     time.sleep(0.2)
     assert order == []
     two.end()
     for thread in (alone, late):
-        thread.join(30)
+        thread.join(60)
     assert order == ["alone", "alone ends", "late", "late ends"]
 
 
@@ -126,18 +150,16 @@ def test_what_is_shared_is_run_once(tmp_path: Path) -> None:
     for folder in ("a", "b", "b/a"):
         (tmp_path / folder).mkdir()
         for number in range(4):
-            text = (
-                f"import time\n\ndef test_one():\n    time.sleep(0.3)\n\ndef test_{folder[-1]}{number}():\n    pass\n"
-            )
+            text = SHARES.replace("NAME", f"{folder[-1]}{number}")
             (tmp_path / folder / f"test_{number}.py").write_text(text)
     process = run_both(tmp_path, str(tmp_path / "a"), str(tmp_path / "b"))
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
     first, second, total = out.splitlines()[-3:]
     assert " 24 passed in" in total
     counts = [int(re.search(r": (\d+) passed", line)[1]) for line in (first, second)]  # type: ignore[index]
     assert sum(counts) == 24
-    assert min(counts) >= 4, "one did all the work"
+    assert min(counts) >= 2, "one did all the work"
 
 
 def test_what_nobody_ran_fails_the_run(tmp_path: Path) -> None:
@@ -146,7 +168,7 @@ def test_what_nobody_ran_fails_the_run(tmp_path: Path) -> None:
     (tmp_path / "test_found.py").write_text(PASSES)
     (tmp_path / "-".join((tmp_path / "test_lost.py").parts[1:])).touch()
     process = run_both(tmp_path, str(tmp_path))
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "FAILED: not run, or run twice: test_lost.py::test_it" in out
 
@@ -154,7 +176,7 @@ def test_what_nobody_ran_fails_the_run(tmp_path: Path) -> None:
 def test_both_are_told_as_one(tmp_path: Path) -> None:
     """Failures stay in one piece, the closing lines of both and their sum come last, one failure fails the run."""
     process = run_both(tmp_path, good=PASSES + SKIPS, bad=FAILS + PASSES)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 1, out
     first, second, total = out.splitlines()[-3:]
     assert re.fullmatch(r"good: 1 passed, 1 skipped in [\d.]+s", first)
@@ -168,7 +190,7 @@ def test_both_are_told_as_one(tmp_path: Path) -> None:
 def test_a_half_without_a_result_fails_the_run(tmp_path: Path) -> None:
     """Tests that cannot be collected, none at all, a crash: never a pass."""
     process = run_both(tmp_path, good=PASSES, empty="", crash="import os\nos._exit(3)\n")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 5, out
     assert "empty: ended without a result, exit code 5" in out
     assert "crash: ended without a result, exit code 3" in out
@@ -180,10 +202,10 @@ def test_both_end_when_the_run_is_ended(tmp_path: Path, number: signal.Signals) 
     """A signal ends both in order: what tests clean up is cleaned up. Killed, the run takes its halves along."""
     process = run_both(tmp_path, one=WAITS, two=WAITS)
     try:
-        wait_until(lambda: (tmp_path / "one").exists() and (tmp_path / "two").exists(), 30, "both are at work")
+        wait_until(lambda: (tmp_path / "one").exists() and (tmp_path / "two").exists(), 120, "both are at work")
         process.send_signal(number)
-        out, _ = process.communicate(timeout=30)
-        wait_until(lambda: not list(tmp_path.glob("[ot][nw][eo]")), 30, "both have cleaned up")
+        out, _ = process.communicate(timeout=120)
+        wait_until(lambda: not list(tmp_path.glob("[ot][nw][eo]")), 60, "both have cleaned up")
     finally:
         process.kill()
         process.communicate()
