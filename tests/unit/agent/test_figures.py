@@ -1,9 +1,11 @@
 """What the agent counts, and when it is ready and live."""
 
-import time
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from conntrack_operator.agent import metrics as agent_metrics
 from conntrack_operator.agent.figures import Figures
 from conntrack_operator.agent.metrics import STUCK_SECONDS, AgentMetrics
 from conntrack_operator.decide.usage import Reading
@@ -30,9 +32,10 @@ def test_it_is_ready_after_the_first_look_whatever_that_showed() -> None:
     assert metrics.ready() == ""
 
 
-def test_a_loop_that_hangs_is_not_live() -> None:
+def test_a_loop_that_hangs_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its last beat is long ago."""
     metrics = AgentMetrics(IDLE, Figures())
     assert metrics.live() == ""
-    metrics.figures.beat = time.monotonic() - STUCK_SECONDS - 1
+    now = metrics.figures.beat + STUCK_SECONDS + 1
+    monkeypatch.setattr(agent_metrics, "time", SimpleNamespace(monotonic=lambda: now))
     assert metrics.live() == "the agent's loop has done nothing for 301 s"

@@ -4,6 +4,7 @@ import logging
 import threading
 
 import pytest
+from tests.lab.host import write_whole
 from tests.lab.programs import wait_until
 
 from conntrack_operator.agent.mailbox import Mailbox
@@ -92,15 +93,15 @@ def test_watch_file(tmp_path, monkeypatch, caplog):
     thread = threading.Thread(target=watch_file, args=(path, read, mailbox, pause))
     thread.start()
     try:
-        assert mailbox.take(5).spec.revision == "first"
+        assert mailbox.take(60).spec.revision == "first"
         with caplog.at_level(logging.WARNING):
-            path.write_text("wrong")
+            write_whole(path, "wrong")
             wait_until(lambda: "wrong" in read_count, 30, "the wrong file is read")
             path.unlink()
             wait_until(lambda: "the file is gone" in caplog.text, 30, "the missing file is named")
             assert mailbox.take(0.1) is None
-        path.write_text("second, longer")
-        assert mailbox.take(5).spec.revision == "second, longer"
+        write_whole(path, "second, longer")
+        assert mailbox.take(60).spec.revision == "second, longer"
     finally:
         pause.set()
         thread.join(5)

@@ -78,14 +78,14 @@ def test_it_is_known_whether_a_write_is_on_its_way() -> None:
     def write() -> None:
         with fence.writing():
             inside.set()
-            leave.wait(10)
+            leave.wait(60)
 
     writer = threading.Thread(target=write)
     writer.start()
-    assert inside.wait(10)
+    assert inside.wait(60)
     assert not fence.wait_until_idle(0.01)
     leave.set()
-    assert fence.wait_until_idle(10)
+    assert fence.wait_until_idle(60)
     writer.join()
     with pytest.raises(ValueError, match="no"), fence.writing():
         raise ValueError("no")

@@ -1,9 +1,11 @@
 """What a controller says of itself while it waits, leads and fails to do either."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from conntrack_operator.controller import metrics as controller_metrics
 from conntrack_operator.controller.figures import Figures
 from conntrack_operator.controller.metrics import STUCK_SECONDS, ControllerMetrics
 from conntrack_operator.controller.workqueue import WorkQueue
@@ -57,9 +59,12 @@ def test_one_that_cannot_look_at_the_lease_is_live_and_not_ready(metrics: Contro
     assert (metrics.live(), metrics.ready()) == ("", "the API server does not answer")
 
 
-def test_one_that_hangs_is_neither(metrics: ControllerMetrics, leading: Leading) -> None:
+def test_one_that_hangs_is_neither(
+    metrics: ControllerMetrics, leading: Leading, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The sentence says for how long."""
-    leading.beat -= STUCK_SECONDS + 5
+    now = leading.beat + STUCK_SECONDS + 5
+    monkeypatch.setattr(controller_metrics, "time", SimpleNamespace(monotonic=lambda: now))
     assert metrics.live() == metrics.ready() == "the controller's loop has done nothing for 65 s"
 
 

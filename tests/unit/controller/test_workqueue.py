@@ -107,7 +107,7 @@ def test_closing_wakes_every_worker() -> None:
         worker.start()
     queue.close()
     for worker in workers:
-        worker.join(5)
+        worker.join(60)
     assert ended == [None, None, None]
 
 
@@ -116,9 +116,9 @@ def test_a_waiting_worker_wakes_for_a_key() -> None:
     queue: WorkQueue[str] = WorkQueue()
     queue.add("late", 60)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(queue.take, 5)
+        waiting = pool.submit(queue.take, 55)
         queue.add("now")
-        assert waiting.result(5) == "now"
+        assert waiting.result(50) == "now"
 
 
 def test_no_key_is_with_two_workers() -> None:
@@ -147,6 +147,6 @@ def test_no_key_is_with_two_workers() -> None:
         threading.Event().wait(0.01)
     queue.close()
     for worker in workers:
-        worker.join(5)
+        worker.join(60)
     assert clashes == []
     assert seen == wanted
