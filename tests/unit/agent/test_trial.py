@@ -56,6 +56,8 @@ def world(monkeypatch):
     made = World()
     monkeypatch.setattr(writing_module, "write_sysctl", made.write)
     monkeypatch.setattr(machine_module, "read_boot_id", lambda _roots: "boot")
+    for limit in ("BEFORE_SECONDS", "PROBE_SECONDS"):  # of real time; no probe here takes any
+        monkeypatch.setattr(trial_module, limit, 60.0)
     for module in (machine_module, sight_module, trial_module):
         monkeypatch.setattr(module, "read_table_state", TableState)
     for module in (machine_module, sight_module):
