@@ -52,7 +52,7 @@ def test_a_trial_that_fails_while_the_clock_jumps(netns, tmp_path):
         let_go(process)
         code, said = ended(process, 60)
         assert code == 1, said
-        assert "did not" in said
+        assert "rolled back" in said  # by its probe, or by its deadline where this machine slept
         assert time.monotonic() - began > 2
         assert node.sysctl(ICMP) == "30"
 
