@@ -241,7 +241,8 @@ def test_the_namespace_hangs_goes_and_comes_back(settled: Program, cluster: Clus
     with hanging(cluster, "configmap", "hangs", "-n", NAMESPACE):
         cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
         cluster.kubectl("delete", "ctp", "web")
-        guard = Guard(Objects(Connection(str(cluster.kubeconfig))), NAMESPACE)
+        patient = Connection(str(cluster.kubeconfig), connect_seconds=30, read_seconds=30)
+        guard = Guard(Objects(patient), NAMESPACE)
         guard.saw([Loss("web", "n1")])
         assert guard.trouble == f"nothing is withdrawn from any node: the namespace {NAMESPACE} is being deleted"
         time.sleep(TWO_LISTS_SECONDS)

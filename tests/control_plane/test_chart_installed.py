@@ -324,8 +324,12 @@ def test_an_agent_writes_its_own_node_s_status_alone(installed: Installed) -> No
     cluster = installed.cluster
     found = {node: cluster.get("nodeconntrack", node) or {} for node in ("n1", "n2")}
     status = {"status": answer_to(found["n1"]["spec"])}
-    mine = Connection(str(cluster.kubeconfig_for(cluster.token(AGENT, NAMESPACE, node="n1"))))
-    unbound = Connection(str(cluster.kubeconfig_for(cluster.token(AGENT, NAMESPACE))))
+
+    def connection(token: str) -> Connection:
+        return Connection(str(cluster.kubeconfig_for(token)), connect_seconds=30, read_seconds=30)
+
+    mine = connection(cluster.token(AGENT, NAMESPACE, node="n1"))
+    unbound = connection(cluster.token(AGENT, NAMESPACE))
     own = "an agent may write the status of the node its token is bound to"
     # It takes a few seconds to come into force.
     wait_until(lambda: own in tried(unbound, "PATCH", f"{NODES}/n1/status", status), 60, "the policy is in force")
