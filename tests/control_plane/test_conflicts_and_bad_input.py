@@ -12,8 +12,10 @@ import pytest
 from tests.lab.answering import Answering, answering
 from tests.lab.cluster import NAMESPACE, Cluster
 from tests.lab.controller import Controller
-from tests.lab.fleet_by_hand import answer, apply, are_told, condition, revisions, soon, spec_of
+from tests.lab.fleet_by_hand import answer, apply, are_told, condition, ready, revisions, soon, spec_of
 from tests.lab.programs import wait_until
+
+from conntrack_operator.controller.book import GOOD_SINCE
 
 NODES = ("n1", "n2", "n3")
 SIZE = {"table": {"size": {"maxEntries": 500_000}}}
@@ -43,12 +45,6 @@ def agents(cluster: Cluster, controller: Controller) -> Iterator[Answering]:
     with answering(cluster, everything=True) as made:
         yield made
     cluster.delete_all("conntrackpolicies", "nodes", "nodeconntracks")
-
-
-def ready(cluster: Cluster, *policies: str) -> None:
-    """Wait until these policies are Ready."""
-    for name in policies:
-        cluster.kubectl("wait", "--for=condition=Ready", "--timeout=60s", f"ctp/{name}")
 
 
 def size_at(cluster: Cluster, node: str) -> int:
@@ -97,7 +93,7 @@ def test_two_policies_of_equal_priority(cluster: Cluster, controller: Controller
         cluster.kubectl("delete", "ctp", "eins")
         return False
 
-    wait_until(is_later, 30, "the other policy is younger by a second, which is all that decides")
+    wait_until(is_later, 60, "the other policy is younger by a second, which is all that decides")
     soon(lambda: both_say_so(cluster), "both say so")
     message = condition(cluster, "zwei", "Conflicted")["message"]
     assert "table.size is decided here on n1, n2, n3, and policy eins of the same priority" in message
@@ -115,9 +111,7 @@ def test_two_policies_of_equal_priority(cluster: Cluster, controller: Controller
     assert both_say_so(cluster)
 
     apply(cluster, "eins", table={"size": {"maxEntries": 8}}, timeouts={"icmp": 9}, rollout=WAVES)
-    soon(
-        lambda: all(spec_of(cluster, name)["settings"].get("timeouts") for name in NODES), "its own field is there", 60
-    )
+    soon(lambda: all(spec_of(cluster, name)["settings"].get("timeouts") for name in NODES), "its own field is there")
     ready(cluster, "zwei", "eins")
     assert sizes(cluster) == [500_000] * 3
     agents.everything = False
@@ -189,6 +183,10 @@ def test_revisions_deleted_by_hand(cluster: Cluster) -> None:
         cluster, "gone", nodeSelector={"matchLabels": {"kubernetes.io/hostname": "n3"}}, table=None, tcp={"loose": True}
     )
     ready(cluster, "web", "gone")
+    # It is noted beside the policy's status, and may be so a moment later.
+    soon(
+        lambda: all(GOOD_SINCE in each["metadata"]["annotations"] for each in revisions(cluster, "web")), "web is good"
+    )
     before = {name: written(cluster)[name] for name in ("n1", "n2")}
     kept = revisions(cluster, "web")
     cluster.delete_all(("controllerrevisions", "-n", NAMESPACE))
@@ -232,11 +230,11 @@ def test_a_policy_of_a_newer_version(cluster: Cluster, controller: Controller) -
         return said.get("reason") == "Unreadable" and f"({field}: " in said["message"]
 
     try:
-        wait_until(lambda: stored(newer="thing"), 30, "the field is stored")
+        wait_until(lambda: stored(newer="thing"), 60, "the field is stored")
         soon(lambda: says_of("spec.newer"), "it says so")
         assert "its nodes are left as they are" in condition(cluster, "web", "Ready")["message"]
         assert condition(cluster, "web", "Stalled")["status"] == "True"
-        wait_until(lambda: stored(newer=None, mode="Rehearse"), 30, "the value is stored")
+        wait_until(lambda: stored(newer=None, mode="Rehearse"), 60, "the value is stored")
         soon(lambda: says_of("spec.mode"), "it says so")
         start_anew(controller)
         apply(cluster, "drei", role="nobody")

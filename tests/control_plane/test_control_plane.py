@@ -32,7 +32,7 @@ def test_dependents_go_with_their_owner(cluster: Cluster) -> None:
         },
     )  # fmt: skip
     cluster.kubectl("delete", "node", "owner")
-    wait_until(lambda: cluster.get("clusterrole", "owned") is None, 20, "the owned object is collected")
+    wait_until(lambda: cluster.get("clusterrole", "owned") is None, 60, "the owned object is collected")
 
 
 def test_the_api_server_comes_back_on_the_same_address(cluster: Cluster) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.corpus.cases import BAD, FOLDER, GOOD, Case, largest_policy, name_of
 from tests.lab import examples
 from tests.lab.cluster import Cluster
+from tests.lab.programs import wait_until
 
 _FILE = re.compile(r'^Error from server .*?/(?P<file>[^"/]+)\.yaml": (?P<said>.*)$', re.MULTILINE)
 _NEXT_PROBLEM = re.compile(r", (?=(?:spec|metadata|<nil>)[^ ]*: )")
@@ -97,7 +98,13 @@ def test_a_new_policy_is_not_taken_for_a_good_one(cluster: Cluster, crds: Path) 
 def test_explain_reads_like_documentation(cluster: Cluster, crds: Path, field: str, words: list[str]) -> None:
     """`kubectl explain` says what a field means and how to write it."""
     assert crds
-    text = " ".join(cluster.kubectl("explain", f"ctp.spec.{field}").stdout.split())
+
+    def explained() -> str:
+        return " ".join(cluster.kubectl("explain", f"ctp.spec.{field}", check=False).stdout.split())
+
+    # The API server publishes what a CRD says a moment after it serves it.
+    wait_until(explained, 60, "there is an explanation")
+    text = explained()
     assert [word for word in words if word not in text] == []
 
 

@@ -83,13 +83,13 @@ class Counted:
 
     def __init__(self, fleet: Fleet, seconds: float) -> None:
         before = {node.name: len(node.written) for node in fleet}
-        taken, specs, policies = self._requests(fleet)
         began = time.monotonic()
+        taken, specs, policies = self._requests(fleet)
         fleet.advance(seconds)
-        self.took = time.monotonic() - began
         self.of = {node.name: node.written[before[node.name] :] for node in fleet}
         self.sent = sum(map(len, self.of.values()))
         now = self._requests(fleet)
+        self.took = time.monotonic() - began
         self.taken, self.specs, self.policies = now[0] - taken, now[1] - specs, now[2] - policies
 
     @staticmethod

@@ -50,7 +50,9 @@ class Cluster(ControlPlane):
         """Apply an object that lies in no namespace, as `kubectl apply --server-side --force-conflicts` does."""
         kind, name = document["kind"].lower(), document["metadata"]["name"]
         query = "fieldManager=test&force=true&fieldValidation=Strict"
-        self.api.request("PATCH", f"{self._kinds.path(kind, name)}?{query}", document, APPLY)
+        path = f"{self._kinds.path(kind, name)}?{query}"
+        # Not found is the kind: a CRD's, until the API server serves it.
+        wait_until(lambda: self.api.request("PATCH", path, document, APPLY), 60, f"{kind} {name} is taken")
 
     def patch(self, body: dict[str, Any], *arguments: str, subresource: str = "") -> bool:
         """Merge `body` into the object that `kubectl get ARGUMENTS` means; tell whether it is there."""
@@ -79,7 +81,7 @@ class Cluster(ControlPlane):
                 self.api.request("DELETE", path, {"propagationPolicy": "Background"})
             return not any(self.api.items(path) for path in paths)
 
-        wait_until(are_gone, 60, f"nothing is left of {', '.join(paths)}")
+        wait_until(are_gone, 120, f"nothing is left of {', '.join(paths)}")
 
     def clear(self) -> None:
         """Delete what tests make: policies, node objects, Nodes, and all in the operator's namespace, which is there.
@@ -96,7 +98,7 @@ class Cluster(ControlPlane):
         self._have_namespace()
 
     def _have_namespace(self) -> None:
-        wait_until(lambda: self._phase() != "Terminating", 60, f"namespace {NAMESPACE} is gone")
+        wait_until(lambda: self._phase() != "Terminating", 120, f"namespace {NAMESPACE} is gone")
         found = self.get("namespace", NAMESPACE)
         if found is None:
             self.make_namespace(NAMESPACE)
@@ -116,10 +118,10 @@ class Cluster(ControlPlane):
     def apply_crds(self, folder: Path) -> None:
         """Apply the CRDs of a folder and wait until the API server serves them."""
         self.kubectl("apply", "--server-side", "-f", str(folder))
-        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(folder))
+        self.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(folder))
         wait_until(
             lambda: self.kubectl("get", "conntrackpolicies,nodeconntracks", check=False).returncode == 0,
-            15, "the API server serves conntrackpolicies and nodeconntracks",
+            60, "the API server serves conntrackpolicies and nodeconntracks",
         )  # fmt: skip
 
 

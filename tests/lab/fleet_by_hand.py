@@ -78,6 +78,12 @@ def settle(cluster: Cluster, node: str, *policies: str, seconds: float = 60) -> 
     answer(cluster, node)
 
 
-def soon(holds: Callable[[], object], what: str, seconds: float = 40) -> float:
+def ready(cluster: Cluster, *policies: str) -> None:
+    """Wait until these policies are Ready in their present versions."""
+    for name in policies:
+        cluster.kubectl("wait", "--for=condition=Ready", "--timeout=60s", f"ctp/{name}")
+
+
+def soon(holds: Callable[[], object], what: str, seconds: float = 60) -> float:
     """Wait for something the controller does: usually within a second, on a busy machine later (make bench tells)."""
     return wait_until(holds, seconds, what, every=0.05)

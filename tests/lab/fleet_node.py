@@ -23,6 +23,9 @@ from conntrack_operator.decide.usage import Reading
 from conntrack_operator.errors import Retry
 from conntrack_operator.model.node import NodeStatus
 
+PATIENCE_SECONDS = 60
+"""How long an answer may take. An agent gives up after 10 s and tries again, and a busy machine would change counts."""
+
 
 class Line(OwnNode):
     """The agent's client, which can be cut off: a process that ends hangs up, a thread that ends does not."""
@@ -31,6 +34,7 @@ class Line(OwnNode):
 
     def _connection(self) -> HTTPConnection:
         connection = super()._connection()
+        connection.timeout = PATIENCE_SECONDS
         connect = connection.connect
 
         def connected() -> None:
@@ -90,7 +94,7 @@ class SimulatedNode:
         """Start an agent, which finds the kernel as another one left it."""
         assert self.agent is None
         self._mailbox, self._pause = Mailbox(self.clock), threading.Event()
-        self._watching, writing = Line(self.access, self.name), OwnNode(self.access, self.name)
+        self._watching, writing = Line(self.access, self.name), Line(self.access, self.name)
 
         def write(status: NodeStatus) -> None:
             if self.orders.silent:

@@ -62,7 +62,7 @@ class Helm:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=120,
         )
         if done.returncode != 0:
             raise RuntimeError(f"helm template exited {done.returncode}:\n{done.stderr}")

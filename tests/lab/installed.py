@@ -25,7 +25,7 @@ class Installed:
         """Install the chart and wait until its controller is Ready."""
         self.helm(
             "install", RELEASE, str(chart), f"--namespace={NAMESPACE}", "--create-namespace", "--wait",
-            "--timeout=120s", *values,
+            "--timeout=240s", *values,
         )  # fmt: skip
 
     def example(self, name: str) -> dict[str, Any]:
@@ -77,8 +77,14 @@ class Installed:
                 )
             ]  # fmt: skip
 
-        wait_until(ready, seconds, "an agent's pod is Ready", every=0.2)
-        return ready()[0]
+        found: list[dict[str, Any]] = []
+
+        def is_ready() -> bool:
+            found[:] = ready()
+            return bool(found)
+
+        wait_until(is_ready, seconds, "an agent's pod is Ready", every=0.2)
+        return found[0]  # as it was seen: at another look it may be Ready no more
 
     def sysctl(self, name: str) -> int:
         """Return a conntrack sysctl of the node, by its file's name."""
@@ -92,7 +98,7 @@ class Installed:
     def withdraw(self) -> None:
         """Delete every policy and wait until the node is given back."""
         self.place.kubectl("delete", "conntrackpolicies", "--all")
-        wait_until(lambda: not self.place.items("nodeconntracks"), 90, "every node is given back", every=0.5)
+        wait_until(lambda: not self.place.items("nodeconntracks"), 120, "every node is given back", every=0.5)
 
     def left(self) -> list[str]:
         """Return every object with conntrack in its name but pods, Events, the namespace, and what the CRDs bring."""

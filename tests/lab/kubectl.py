@@ -10,6 +10,8 @@ from tests.lab import kube
 
 NAMESPACE = "conntrack-system"
 """The operator's."""
+UNHEARD, TRIES = "Unable to connect to the server: net/http: TLS handshake timeout", 3
+"""What kubectl says of an API server that stood still for 10 s: nothing was asked of it yet, and may be again."""
 
 
 class Kubectl:
@@ -27,12 +29,15 @@ class Kubectl:
     ) -> subprocess.CompletedProcess[str]:
         """Run the real kubectl with `input` (text, or a document) on its stdin. Failure shows what it said."""
         text = json.dumps(input) if isinstance(input, dict) else input
-        done = subprocess.run(
-            [kube.kubectl(), f"--kubeconfig={kubeconfig or self.kubeconfig}", *arguments],
-            input=text, stdin=subprocess.DEVNULL if text is None else None,
-            capture_output=True, text=True, check=False, timeout=120,
-            env={**os.environ, "HOME": str(self.folder), "NO_PROXY": self.address},
-        )  # fmt: skip
+        for _ in range(TRIES):
+            done = subprocess.run(
+                [kube.kubectl(), f"--kubeconfig={kubeconfig or self.kubeconfig}", *arguments],
+                input=text, stdin=subprocess.DEVNULL if text is None else None,
+                capture_output=True, text=True, check=False, timeout=120,
+                env={**os.environ, "HOME": str(self.folder), "NO_PROXY": self.address},
+            )  # fmt: skip
+            if done.returncode == 0 or done.stdout or UNHEARD not in done.stderr:
+                break
         if check and done.returncode != 0:
             raise RuntimeError(f"kubectl {' '.join(arguments)} exited {done.returncode}:\n{done.stderr}{done.stdout}")
         return done

@@ -13,25 +13,40 @@ from pathlib import Path
 TAIL_BYTES = 4000
 
 
+_taken: list[socket.socket] = []
+"""One for each port that was given out; they end with this process."""
+
+
 def free_port() -> int:
-    """Return a TCP port nobody holds on loopback, outside the range that outgoing connections take theirs from."""
+    """Return a TCP port nobody holds on loopback, outside the range that outgoing connections take theirs from.
+
+    No other process of the tests is given it while this one lives, also before anybody listens there, or between two
+    who do.
+    """
     while True:
         port = random.randint(20000, 29999)
+        mine = socket.socket(socket.AF_UNIX)
         with socket.socket() as probe:
             try:
+                mine.bind(f"\0conntrack-operator-test-port-{port}")  # an abstract name: no file is left
                 probe.bind(("127.0.0.1", port))
             except OSError:
+                mine.close()
                 continue
-            return port
+        _taken.append(mine)
+        return port
 
 
 def wait_until(holds: Callable[[], object], seconds: float, what: str, every: float = 0.1) -> float:
     """Wait until `holds()` is true; return the seconds it took. TimeoutError names `what` after `seconds`."""
     began = time.monotonic()
+    is_late = False
     while not holds():
-        if time.monotonic() - began > seconds:
+        if is_late:
             raise TimeoutError(f"not within {seconds:g} s: {what}")
         time.sleep(every)
+        # Before the next look, so that there is always one after the limit: it may be we who stood still.
+        is_late = time.monotonic() - began > seconds
     return time.monotonic() - began
 
 
