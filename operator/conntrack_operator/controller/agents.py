@@ -119,9 +119,11 @@ class Agents:
         clock = self.clock()
         if self._applied and clock - self._looked_at < SOON_SECONDS / 2:
             return
-        found = self.objects.get(DAEMON_SETS, NAME, self.namespace) if self._applied else None
+        found = self.objects.get(DAEMON_SETS, NAME, self.namespace)
         self._looked_at = clock
         since = clock - self._applied_at
+        if found is None and self._is_needless():
+            return  # an uninstallation is quicker than our watches, and what we made now would stay
         if found is None or self._applied != _version_of(found) or since >= APPLY_SECONDS:
             found = self._apply()
         elif self._lacking and since >= ASK_SECONDS:
@@ -169,7 +171,7 @@ class Agents:
         return [message for moment, message in said if self.now() - moment < COMPLAINT_AGE]
 
     def _is_needless(self) -> bool:
-        """Ask the API server itself before taking the agents from every node."""
+        """Ask the API server itself before taking the agents from every node, or putting them there."""
         return not self.objects.list(POLICIES).items and not self.objects.list(NODE_CONNTRACKS).items
 
     def _remove(self) -> None:
