@@ -55,7 +55,7 @@ class Operator:
         So every right it uses is one it has in production.
         """
         self.cluster.apply(ELSEWHERE)
-        self.controller.wait_until(self._has_rights, 30, "the controller makes the agents' account and its binding")
+        self.controller.wait_until(self._has_rights, 60, "the controller makes the agents' account and its binding")
         token = self.cluster.token(AGENT, NAMESPACE, node=self.name)
         self.cluster.kubeconfig_for(token, self.folder / "agent.kubeconfig", server=self.server)
         self.agent.start()
@@ -107,7 +107,7 @@ class Operator:
                 return dict(condition) if current else {}
         return {}
 
-    def wait_ready(self, policy: str, seconds: float = 15) -> float:
+    def wait_ready(self, policy: str, seconds: float = 60) -> float:
         """Wait until a policy is Ready; return the seconds it took."""
         return wait_until(
             lambda: self.condition(policy, "Ready").get("status") == "True", seconds, f"policy {policy} is Ready"
