@@ -3,6 +3,7 @@
 Each has a way of its own to the API server, which writes down what it sends. One node is played by the test.
 """
 
+import itertools
 import signal
 import sys
 import time
@@ -14,12 +15,20 @@ import pytest
 from tests.lab.cluster import NAMESPACE, Cluster
 from tests.lab.controller import program
 from tests.lab.fleet_by_hand import answer, apply, soon
-from tests.lab.ledger import Ledger
+from tests.lab.ledger import Entry, Ledger
 from tests.lab.programs import Program, wait_until
 
 LEASE = "conntrack-operator-controller"
 NODE = "n1"
 LEASE_SECONDS = 15
+STALL_SECONDS = 10
+"""What a busy machine may add to a promise in seconds. That nobody waits in vain is shown by counts of requests."""
+
+
+def repeats(program: Program) -> list[str]:
+    """Return the sentences of its log that it said twice in a row."""
+    said = [line.partition(" INFO ")[2] for line in program.log.read_text().splitlines()]
+    return [first for first, second in itertools.pairwise(said) if first and first == second]
 
 
 class Controller:
@@ -45,10 +54,16 @@ class Controller:
             lambda: len(self.said("leading as ")) + len(self.said("waiting: ")) > before, 60, "it leads or waits"
         )
 
-    def ends(self, seconds: float) -> int:
+    def ends(self, seconds: float = 60) -> int:
         """Wait until it ends by itself; return its exit code."""
         assert self.program.process
         return self.program.process.wait(seconds)
+
+    def took_over(self, after: float, free_at: float) -> tuple[Entry, int]:
+        """Return its first write of the Lease `after`, and how often it had seen the Lease free before it took it."""
+        first = next(each for each in self.ledger.writes(f"/leases/{LEASE}") if each.at > after)
+        looks = [each for each in self.ledger.entries if each.method == "GET" and free_at < each.at < first.at]
+        return first, len([each for each in looks if each.status == 200 and each.path.endswith(LEASE)])
 
 
 class Pair:
@@ -63,9 +78,13 @@ class Pair:
         """Start what does not run; return the one that leads, and the other."""
         for each in self.both:
             each.ready()
-        holder = self.lease()["holderIdentity"]
-        leader = next(each for each in self.both if each.said("leading as ")[-1:] == [holder])
+        soon(self._leaders, "one is named in the lease and knows it")
+        (leader,) = self._leaders()
         return leader, next(each for each in self.both if each is not leader)
+
+    def _leaders(self) -> list[Controller]:
+        holder = self.lease().get("holderIdentity", "")
+        return [each for each in self.both if each.said("leading as ")[-1:] == [holder]]
 
     def lease(self) -> dict[str, Any]:
         """Return what the Lease says."""
@@ -127,7 +146,8 @@ def test_one_acts_and_the_other_waits(pair: Pair) -> None:
     leader, other = pair.sorted()
     pair.edit()
     pair.done()
-    assert other.said("waiting: ") == [f"{pair.lease()['holderIdentity']} leads"]
+    assert set(other.said("waiting: ")) == {f"{pair.lease()['holderIdentity']} leads"}
+    assert not repeats(other.program)
     assert not other.ledger.writes()
     assert {entry.path.rpartition("/")[2] for entry in other.ledger.entries} == {LEASE}
     assert leader.ledger.writes(f"/nodeconntracks/{NODE}")
@@ -143,15 +163,15 @@ def test_missing_rights_are_said_and_outlived(pair: Pair, tmp_path: Path) -> Non
     third.start()
     try:
         third.wait_until(lambda: "give the controller its rights on leases" in third.tail(), 60, "it says so")
-        assert third.tail().count("rights on leases") == 1
         cluster.kubectl("create", "role", "leases", "-n", NAMESPACE, "--verb=get,create,patch", "--resource=leases")
         cluster.kubectl(
             "create", "rolebinding", "leases", "-n", NAMESPACE, "--role=leases", f"--serviceaccount={NAMESPACE}:default"
         )
         third.wait_until(lambda: f"waiting: {pair.lease()['holderIdentity']} leads" in third.tail(), 60, "it waits")
+        assert not repeats(third)
         third.send(signal.SIGTERM)
         assert third.process
-        assert third.process.wait(10) == 0
+        assert third.process.wait(60) == 0
     finally:
         third.stop()
 
@@ -162,7 +182,7 @@ def test_one_that_is_asked_to_end_hands_over(pair: Pair) -> None:
     transitions = pair.lease()["leaseTransitions"]
     leader.program.send(signal.SIGTERM)
     began = time.monotonic()
-    assert leader.ends(10) == 0
+    assert leader.ends() == 0
     took_to_end = time.monotonic() - began
     assert leader.said("the lease is given up") == [""]
     pair.edit()
@@ -171,8 +191,11 @@ def test_one_that_is_asked_to_end_hands_over(pair: Pair) -> None:
     assert pair.lease()["leaseTransitions"] == transitions + 1
     assert pair.lease()["holderIdentity"] == other.said("leading as ")[-1]
     print(f"ended after {took_to_end:.2f} s, the other had acted after {took:.2f} s")
-    assert took_to_end < 5
-    assert took < LEASE_SECONDS / 2  # 1.5 to 2.5 s on a machine that is not busy; had it not been given up, 15 s
+    # 1.5 to 2.5 s on a machine that is not busy; had it not been given up, it would have been looked at for 15 s.
+    last = leader.ledger.writes(f"/leases/{LEASE}")[-1]
+    assert last.status == 200
+    _, looks = other.took_over(after=last.at, free_at=last.at)
+    assert 1 <= looks <= 2
 
 
 def test_one_that_is_killed_is_followed_within_20_seconds(pair: Pair) -> None:
@@ -183,12 +206,17 @@ def test_one_that_is_killed_is_followed_within_20_seconds(pair: Pair) -> None:
     pair.edit()
     soon(lambda: leader.ledger.writes(f"/nodeconntracks/{NODE}")[-1].status is None, "its write is on its way")
     late = leader.ledger.writes(f"/nodeconntracks/{NODE}")[-1]
+    began = time.monotonic()
     leader.program.send(signal.SIGKILL)
-    leader.ends(10)
-    took = pair.done()
+    leader.ends()
+    pair.done()
+    took = time.monotonic() - began
     print(f"the other had acted after {took:.2f} s")
-    assert took < 20
-    assert took > LEASE_SECONDS - 5
+    assert took < 20 + STALL_SECONDS
+    last = leader.ledger.writes(f"/leases/{LEASE}")[-1]
+    first, looks = other.took_over(after=began, free_at=last.at + LEASE_SECONDS + 2)
+    assert first.at > last.at + LEASE_SECONDS
+    assert looks <= 1
     assert pair.generation() == generation + 1
     before = pair.node()["metadata"]["resourceVersion"]
     leader.ledger.release()
@@ -206,18 +234,20 @@ def test_one_that_was_frozen_writes_nothing_afterwards(pair: Pair) -> None:
     frozen = time.monotonic()
     pair.edit()
     pair.done()
-    assert time.monotonic() - frozen < 20
+    assert time.monotonic() - frozen < 20 + STALL_SECONDS
     wait_until(lambda: time.monotonic() - frozen > LEASE_SECONDS + 2, 20, "the lease has surely run out")
     holder = pair.lease()["holderIdentity"]
     thawed = time.monotonic()
     leader.program.send(signal.SIGCONT)
-    assert leader.ends(10) == 1
-    assert time.monotonic() - thawed < 5
+    assert leader.ends() == 1
     assert leader.said("this controller leads no longer and ends: ") == ["the lease ran out before it could be renewed"]
-    assert not leader.ledger.writes(since=frozen + 1)
+    assert not leader.ledger.writes(since=thawed)
     assert pair.lease()["holderIdentity"] == holder == other.said("leading as ")[-1]
     assert pair.generation() == generation + 1
-    assert len(other.ledger.writes(f"/nodeconntracks/{NODE}", since=frozen)) == 1
+    writes = other.ledger.writes(f"/nodeconntracks/{NODE}", since=frozen)
+    assert [each.status for each in writes if each.status != 422] == [200], (
+        "one of an object as it was before is refused"
+    )
 
 
 def test_an_api_server_that_hangs_for_longer_than_the_lease(pair: Pair) -> None:
@@ -231,9 +261,9 @@ def test_an_api_server_that_hangs_for_longer_than_the_lease(pair: Pair) -> None:
     frozen = time.monotonic()
     try:
         leader.ledger.release()
-        assert leader.ends(LEASE_SECONDS + 5) == 1
+        assert leader.ends() == 1, "it does not wait for the API server"
         ended = time.monotonic()
-        assert ended - frozen < LEASE_SECONDS + 2
+        assert ended - frozen < LEASE_SECONDS + 2 + STALL_SECONDS
         assert "the lease ran out before it could be renewed" in leader.said("leads no longer and ends: ")[-1]
         # No write that could not be answered before the end was begun.
         assert not leader.ledger.writes("/nodeconntracks/", since=ended - 1.5)

@@ -30,7 +30,11 @@ def fleet(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFactory
         with Fleet(cluster.kubeconfig) as fleet:
             fleet.add(NODES)
             cluster.apply(POLICY)
-            wait_until(lambda: counted(fleet, "web").get("current") == NODES, 120, "every node is current")
+            wait_until(lambda: is_everywhere(fleet, "web"), 120, "every node is current")
+            wait_until(
+                lambda: Plugin(cluster).json("status")["policies"][0]["rollout"] == "AllNodesCurrent",
+                60, "the rollout has ended",
+            )  # fmt: skip
             yield fleet
     finally:
         controller.stop()
@@ -49,9 +53,12 @@ def stored(fleet: Fleet, name: str) -> dict[str, Any]:
     return fleet.api.request("GET", f"{GROUP}/conntrackpolicies/{name}")
 
 
-def counted(fleet: Fleet, name: str) -> dict[str, int]:
-    """Return how many of a policy's nodes are what."""
-    return dict((stored(fleet, name).get("status") or {}).get("nodes") or {})
+def is_everywhere(fleet: Fleet, name: str) -> bool:
+    """Tell whether every node has the policy as it is now, by one look at it."""
+    found = stored(fleet, name)
+    status = found.get("status") or {}
+    is_newest = status.get("observedGeneration") == found["metadata"]["generation"]
+    return bool(is_newest and status["nodes"]["current"] == NODES)
 
 
 def report(fleet: Fleet, node: str, **status: Any) -> None:
@@ -75,6 +82,13 @@ def stranger(cluster: Cluster, fleet: Fleet) -> Iterator[str]:
     cluster.kubectl(
         "create", "clusterrolebinding", "stranger", "--clusterrole=stranger", "--serviceaccount=default:stranger"
     )
+    account = "--as=system:serviceaccount:default:stranger"
+    for kind in ("conntrackpolicies", "nodeconntracks"):
+        may = ("auth", "can-i", "list", f"{kind}.conntrack-operator.io", account)
+        # The API server hears of a new role by a watch of its own.
+        wait_until(
+            lambda may=may: cluster.kubectl(*may, check=False).returncode == 0, 60, f"the stranger may list {kind}"
+        )
     yield cluster.token("stranger", "default")
     cluster.kubectl("delete", "clusterrolebinding,clusterrole", "stranger")
     cluster.kubectl("delete", "serviceaccount", "stranger", "-n", "default")
@@ -125,10 +139,8 @@ def test_a_paused_rollout_waits_and_goes_on(fleet: Fleet, plugin: Plugin) -> Non
     seen = plugin.json("status")
     assert {row["policies"][0] for row in seen["nodes"]} == {f"web@{old}"}
     assert plugin.run("resume", "web").stdout.startswith("web goes on")
-    wait_until(
-        lambda: counted(fleet, "web").get("current") == NODES and stored(fleet, "web")["status"]["revision"] != old,
-        120, "every node has the edit",
-    )  # fmt: skip
+    wait_until(lambda: is_everywhere(fleet, "web"), 120, "every node has the edit")
+    assert stored(fleet, "web")["status"]["revision"] != old
     assert "not paused" in plugin.run("resume", "web").stdout
     assert stored(fleet, "web")["spec"]["rollout"] == POLICY["spec"]["rollout"]
 
@@ -149,11 +161,7 @@ def test_retry_reaches_the_nodes_that_gave_up(fleet: Fleet, plugin: Plugin) -> N
 def test_history_tells_what_changed_and_why(fleet: Fleet, plugin: Plugin) -> None:
     """Two revisions with what differs, what each node did, Events, in the order of time."""
     fleet.api.request("PATCH", f"{GROUP}/conntrackpolicies/web", {"spec": {"timeouts": {"icmp": "31s"}}}, MERGE)
-    changed = stored(fleet, "web")
-    wait_until(
-        lambda: (now := stored(fleet, "web"))["status"]["observedGeneration"] == changed["metadata"]["generation"]
-        and now["status"]["nodes"]["current"] == NODES, 120, "every node has the edit",
-    )  # fmt: skip
+    wait_until(lambda: is_everywhere(fleet, "web"), 120, "every node has the edit")
     wait_until(
         lambda: any(each["what"] == "GoodEverywhere" for each in plugin.json("history", "web")["history"]),
         60, "the revision is good",

@@ -110,7 +110,7 @@ def controller(cluster: Cluster, ledger: Ledger, tmp_path: Path) -> Iterator[Con
     controller.start()
     try:
         apply(cluster, "web", table={"size": {"maxEntries": OLDER}}, rollout=WAVES)
-        cluster.kubectl("wait", "--for=condition=Ready", "--timeout=60s", "ctp/web")
+        cluster.kubectl("wait", "--for=condition=Ready", "--timeout=100s", "ctp/web")
         yield controller
     finally:
         ledger.release()
@@ -135,7 +135,7 @@ def test_killed_between_any_two_writes(cluster: Cluster, controller: Controller,
             def is_there(part: str = part) -> bool:
                 return bool(held(ledger, part)) or all_have(cluster, NEWER)
 
-            controller.program.wait_until(is_there, 60, "the next write, or the end")
+            controller.program.wait_until(is_there, 120, "the next write, or the end")
             if not held(ledger, part):
                 break
             kills.append(held(ledger, part)[0].path)
@@ -148,7 +148,7 @@ def test_killed_between_any_two_writes(cluster: Cluster, controller: Controller,
             ledger.hold(part, after)
             controller.start()
         ledger.release()
-        cluster.kubectl("wait", "--for=condition=Ready", "--timeout=60s", "ctp/web")
+        cluster.kubectl("wait", "--for=condition=Ready", "--timeout=100s", "ctp/web")
     print(f"killed before {len(kills)} writes: {kills}; told: {watched.told}")
     assert len(kills) >= 5, "the revision, the canary, and at least one of each wave of two"
     assert not watched.wrong

@@ -81,9 +81,13 @@ def shows(cluster: Cluster, why: str, *holding: str) -> None:
 
 
 def told(cluster: Cluster) -> list[tuple[str, int]]:
-    """Return the events about the policy: reason and count, in order of reason."""
+    """Return the events about the policy: reason and count, in order of reason.
+
+    By its uid: one about the policy of the test before may come late.
+    """
+    uid = (cluster.get("ctp", "web") or {})["metadata"]["uid"]
     events = cluster.items("events", "-n", "default", "--field-selector=involvedObject.kind=ConntrackPolicy")
-    return sorted((event["reason"], event["count"]) for event in events if event["involvedObject"]["name"] == "web")
+    return sorted((event["reason"], event["count"]) for event in events if event["involvedObject"]["uid"] == uid)
 
 
 def test_from_trial_to_ready(cluster: Cluster, policy: str) -> None:
@@ -98,7 +102,7 @@ def test_from_trial_to_ready(cluster: Cluster, policy: str) -> None:
     assert line.split()[1:3] == ["Apply", "Trial"]
     assert "kept if the node's probes pass" in line
     report(cluster, "Current")
-    cluster.kubectl("wait", "--for=condition=Ready", "--timeout=20s", f"ctp/{policy}")
+    cluster.kubectl("wait", "--for=condition=Ready", "--timeout=90s", f"ctp/{policy}")
     shows(cluster, "AllNodesCurrent", "Ready")
 
 
@@ -140,7 +144,7 @@ def test_refused_for_a_service_and_well_when_it_is_gone(cluster: Cluster, policy
     for number in range(3):  # an example in the sentence changes
         report(cluster, "Refused", (refused.model_copy(update={"message": f"{refused.message} {number}"}), DONE))
         soon(lambda: str(number) in condition(cluster, policy, "Ready")["message"][-1:], "the sentence is the newest")  # noqa: B023
-    assert told(cluster) == [("NATConflict", 1)]
+    soon(lambda: told(cluster) == [("NATConflict", 1)], "it is told once")
     report(cluster, "Current")
     shows(cluster, "AllNodesCurrent", "Ready")
     events = [("AllNodesCurrent", 1), ("NATConflict", 1), ("Recovered", 1)]
@@ -206,10 +210,17 @@ def test_a_policy_is_not_written_while_nothing_happens(cluster: Cluster) -> None
         "contended": "NodesRefused",
     }  # fmt: skip
     soon(lambda: {name: judged(name) for name in IDLE} == expected, "every policy is judged")
-    time.sleep(1)
+    # What is still to be said of that may be put off, on a busy machine for longer; then nothing is.
+    seen, since = versions(), time.monotonic()
+
+    def is_calm() -> bool:
+        nonlocal seen, since
+        if (now := versions()) != seen:
+            seen, since = now, time.monotonic()
+        return time.monotonic() - since > CALM_SECONDS
+
+    soon(is_calm, "no status is written any more")
     before = versions()
-    time.sleep(CALM_SECONDS)
-    assert versions() == before
     for name, (phase, results, parked) in IDLE.items():
         report(cluster, phase, results, node=name, parked=parked)  # the same again: a heartbeat
     time.sleep(1)

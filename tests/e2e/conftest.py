@@ -9,6 +9,7 @@ from tests.lab import examples
 from tests.lab import host as machine
 from tests.lab.cluster import Cluster
 from tests.lab.operator import Operator
+from tests.lab.programs import wait_until
 
 _running = pytest.StashKey[Operator]()
 
@@ -54,7 +55,9 @@ def operator(_started: Operator) -> Iterator[Operator]:
         yield _started
     finally:
         if _started.policy("elsewhere") is None:
-            _started.agent.stop()  # its account went with the last policy
+            _started.agent.stop()
+            # Its account goes with the last policy, as the last thing; a token of that one would be worth nothing soon.
+            wait_until(_started.has_no_account, 60, "the agents' account is gone")
         if not _started.agent.running:
             _started.start_agent()
         _started.withdraw()

@@ -116,8 +116,8 @@ def test_settings_and_agent_stay(tuned: Tuned) -> None:
     operator.cluster.kubectl("delete", "conntrackpolicies", "--all")
     operator.host.sysctl("net.netfilter.nf_conntrack_icmp_timeout", 99)
     operator.host.run("nft", "delete", "table", "inet", "conntrack_operator")
-    wait_until(lambda: values(operator) == TIMEOUTS, 20, "the timeout is put right")
-    wait_until(lambda: "table inet conntrack_operator" in rules(operator), 20, "the rules are put right")
+    wait_until(lambda: values(operator) == TIMEOUTS, 60, "the timeout is put right")
+    wait_until(lambda: "table inet conntrack_operator" in rules(operator), 60, "the rules are put right")
 
 
 def test_by_hand(tuned: Tuned) -> None:

@@ -93,8 +93,8 @@ def test_services_appear_as_translations(
     with node.inside():
         assert not has_kube_proxy_rules()
     with KubeProxy(cluster, node, "proxied", mode, variant=variant):
-        wait_until(lambda: leading_to(read(node), NODE_PORT), 20, "the NodePort is translated")
-        wait_until(lambda: leading_to(read(node), 6000, cluster_ip), 20, "the ClusterIP is translated")
+        wait_until(lambda: leading_to(read(node), NODE_PORT), 60, "the NodePort is translated")
+        wait_until(lambda: leading_to(read(node), 6000, cluster_ip), 60, "the ClusterIP is translated")
         with node.inside():
             assert has_kube_proxy_rules()
         for found in (read(node), read(node, NODE_PORT, 6000)):
@@ -120,12 +120,13 @@ def test_rules_on_ports_of_services_are_refused(
     cluster: Cluster, node: Namespace, tmp_path: Path, mode: str, variant: str
 ) -> None:
     """With no controller to tell it, the node finds kube-proxy's translation itself, and quotes its rule."""
-    kube_proxy.add_service(cluster, "api", 6000, (NODE_ADDRESS, 8080))
+    cluster_ip = kube_proxy.add_service(cluster, "api", 6000, (NODE_ADDRESS, 8080))
     kube_proxy.add_service(cluster, "web", 80, (BACKEND[0], 9090), node_port=NODE_PORT)
     rules = [{"name": name, "ports": [port]} for name, port in (("ingress", NODE_PORT), ("api", 8080), ("other", 9000))]
     file = policy(tmp_path / "policy.json", notrack={"rules": rules})
     with KubeProxy(cluster, node, "proxied", mode, variant=variant):
-        wait_until(lambda: leading_to(read(node), NODE_PORT), 20, "the NodePort is translated")
+        wait_until(lambda: leading_to(read(node), NODE_PORT), 60, "the NodePort is translated")
+        wait_until(lambda: leading_to(read(node), 6000, cluster_ip), 60, "the ClusterIP is translated")
         done = conntrack_operator("plan", "-f", file, "-o", "json", "--state-dir", tmp_path / "state", namespace=node)
         assert done.returncode == 2, done.stderr
         plan = json.loads(done.stdout)

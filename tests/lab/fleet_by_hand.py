@@ -67,7 +67,7 @@ def answer(cluster: Cluster, node: str, phase: str = "", *, unless: str = "", **
     return spec
 
 
-def settle(cluster: Cluster, node: str, *policies: str, seconds: float = 60) -> None:
+def settle(cluster: Cluster, node: str, *policies: str, seconds: float = 90) -> None:
     """Answer in the node's place until it is asked for the settings of these policies, and has answered that."""
 
     def is_asked() -> bool:
@@ -84,6 +84,6 @@ def ready(cluster: Cluster, *policies: str) -> None:
         cluster.kubectl("wait", "--for=condition=Ready", "--timeout=60s", f"ctp/{name}")
 
 
-def soon(holds: Callable[[], object], what: str, seconds: float = 60) -> float:
+def soon(holds: Callable[[], object], what: str, seconds: float = 90) -> float:
     """Wait for something the controller does: usually within a second, on a busy machine later (make bench tells)."""
     return wait_until(holds, seconds, what, every=0.05)

@@ -5,6 +5,7 @@ duty that carries them out, the probes' verdict, and the counters.
 """
 
 import contextlib
+import functools
 import socket
 import threading
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection
 
 from tests.lab.fleet_duty import FakeDuty, FakeKernel, Orders
+from tests.lab.programs import wait_until
 
 from conntrack_operator.agent.clock import Clock
 from conntrack_operator.agent.loop import Agent
@@ -100,9 +102,12 @@ class SimulatedNode:
             if self.orders.silent:
                 raise Retry("the API server does not answer: the test cut the way to it")
             # As the agent's own `write` does; noted first, since a test may read it when it sees the status.
-            noted = Written(self.clock.monotonic(), status)
-            writing.write_status(status.document())
-            self.written.append(noted)
+            self.written.append(Written(self.clock.monotonic(), status))
+            try:
+                writing.write_status(status.document())
+            except BaseException:
+                self.written.pop()
+                raise
 
         self.agent = Agent(
             FakeDuty(self.kernel, self.orders, self.clock),  # type: ignore[arg-type]
@@ -133,11 +138,18 @@ class SimulatedNode:
     def stop(self) -> None:
         """End the agent; the kernel keeps what is confirmed."""
         if self.agent is not None:
-            self.hang_up()
             for thread in self._threads:
-                thread.join(30)
-                assert not thread.is_alive(), f"{thread.name} does not end"
+                wait_until(functools.partial(self._has_ended, thread), 30, f"{thread.name} ends", every=0)
+            # A report that is on its way would otherwise arrive after what the test writes in the agent's place.
+            if self.agent._writing is not None:
+                self.agent._writing.join(30)
             self.agent = None
+
+    def _has_ended(self, thread: threading.Thread) -> bool:
+        # Each time: a watch that was about to begin when its line was cut begins all the same, on a new one.
+        self.hang_up()
+        thread.join(0.2)
+        return not thread.is_alive()
 
     @property
     def is_quiet(self) -> bool:

@@ -64,6 +64,10 @@ class Operator:
         account = self.cluster.get("serviceaccount", AGENT, "-n", NAMESPACE)
         return account is not None and self.cluster.get("clusterrolebinding", AGENT) is not None
 
+    def has_no_account(self) -> bool:
+        """Return whether the agents' account is gone, which the controller makes and takes away."""
+        return self.cluster.get("serviceaccount", AGENT, "-n", NAMESPACE) is None
+
     def stop(self) -> None:
         """End both. The agent goes first, so that it does not see the cluster being emptied."""
         for program in reversed(self.programs):

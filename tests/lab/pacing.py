@@ -8,6 +8,8 @@ from typing import Self
 
 MEGABYTE = 1_000_000
 _TICK_SECONDS = 0.01
+PATIENCE_SECONDS = 12.0
+"""What is sent in a dead connection never arrives; what a busy machine holds up does, seconds later."""
 
 
 class Paced:
@@ -37,7 +39,7 @@ class Paced:
         for thread in self._threads:
             thread.join(5)
 
-    def keeps_up(self, patience_seconds: float = 2.0) -> bool:
+    def keeps_up(self, patience_seconds: float = PATIENCE_SECONDS) -> bool:
         """Tell whether what is due by now arrives within that time."""
         due = max(self.received + 1, int((time.monotonic() - self._started) * self._rate))
         limit = time.monotonic() + patience_seconds
