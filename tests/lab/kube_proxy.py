@@ -137,12 +137,17 @@ class KubeProxy:
             self._relay.close()
 
     def _healthy(self) -> bool:
+        """Tell whether it has written its rules.
+
+        While it starts it calls itself healthy too, but names no family of addresses yet (pkg/proxy/healthcheck).
+        """
         try:
             with self.namespace.connect("127.0.0.1", 10256) as client:
                 client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
-                return b" 200 " in client.recv(100)
+                said = b"".join(iter(lambda: client.recv(4096), b""))
         except OSError:
             return False
+        return b" 200 " in said and b'"IPv4":' in said
 
 
 def add_proxied_node(cluster: Cluster, name: str, address: str) -> None:
