@@ -83,8 +83,8 @@ class Store:
 def archive(say: kube.Say, version: str = __version__) -> Path:
     """Return the image `conntrack-operator:VERSION` as a file that `ctr images import` and `docker load` take."""
     path = kube.cache() / f"image-{_key(version)}.tar"
-    if path.exists():
-        path.touch()  # it is in use, and stays
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(path)  # it is in use, and stays; touch() would make an empty one where another run has just removed it
         return path
     with kube.locked(kube.cache() / "image.lock", say):
         if not path.exists():  # another run may have built it while this one waited
