@@ -140,8 +140,13 @@ def test_uninstall_leaves_nothing(place: Place, followed: Installed, workload: W
     kinds = "clusterroles,clusterrolebindings,validatingadmissionpolicies,validatingadmissionpolicybindings"
     names = [each["metadata"]["name"] for each in place.items(kinds)]
     assert [name for name in names if "conntrack" in name] == []
-    left = place.kubectl("get", "all,leases,controllerrevisions,configmaps,serviceaccounts,roles,rolebindings",
-                         "-n", NAMESPACE, "-o", "name").stdout.split()  # fmt: skip
-    gone = [each for each in left if "conntrack-operator" in each and not each.startswith("pod/")]
-    assert gone == []
+    # What belongs to an object that is gone, such as a ReplicaSet, is collected a moment later.
+    wait_until(lambda: left_of_ours(place) == [], 60, "nothing is left")
     assert workload.failures() == []
+
+
+def left_of_ours(place: Place) -> list[str]:
+    """Return our objects in the operator's namespace but its pods."""
+    kinds = "all,leases,controllerrevisions,configmaps,serviceaccounts,roles,rolebindings"
+    left = place.kubectl("get", kinds, "-n", NAMESPACE, "-o", "name").stdout.split()
+    return [each for each in left if "conntrack-operator" in each and not each.startswith("pod/")]
