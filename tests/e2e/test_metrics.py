@@ -73,8 +73,10 @@ class Watched:
     def is_ready(self) -> bool:
         """Tell whether Prometheus has scraped both halves at least twice."""
         try:
+            if self.get(PROMETHEUS_PORT, "/-/ready")[0] != 200:
+                return False  # while it starts it answers no query
             found = self.query('count_over_time(up{job="conntrack"}[1m]) >= 2 and up == 1')
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return False
         return len(found) == 2
 
@@ -98,7 +100,7 @@ def watched(cluster: Cluster, crds: Path, tmp_path_factory: pytest.TempPathFacto
             prometheus.start()
             found = Watched(operator, controller_port)
             put_to_work(found)
-            prometheus.wait_until(found.is_ready, 60, "Prometheus scrapes both")
+            prometheus.wait_until(found.is_ready, 120, "Prometheus scrapes both")
             yield found
         finally:
             prometheus.stop()
@@ -139,7 +141,7 @@ def put_to_work(found: Watched) -> None:
                 client.sendall(b"hello")
                 server.accept()[0].close()
     operator.host.sysctl(UDP, 77)
-    operator.agent.wait_until(lambda: operator.host.sysctl(UDP) == "20", 30, "the agent puts it right")
+    operator.agent.wait_until(lambda: operator.host.sysctl(UDP) == "20", 60, "the agent puts it right")
 
 
 def test_both_halves_are_live_and_ready(watched: Watched) -> None:
@@ -152,7 +154,7 @@ def test_both_halves_are_live_and_ready(watched: Watched) -> None:
 def test_the_agent_tells_what_happened(watched: Watched) -> None:
     """The numbers are those of the kernel, the trial and the repair that were made here."""
     watched.fill()
-    wait_until(lambda: watched.scrape(AGENT_PORT)["conntrack_operator_entries"] >= 2_000, 15, "the entries are seen")
+    wait_until(lambda: watched.scrape(AGENT_PORT)["conntrack_operator_entries"] >= 2_000, 60, "the entries are seen")
     found = watched.scrape(AGENT_PORT)
     name = "conntrack_operator_{}".format
     assert found[name("used_ratio")] == found[name("entries")] / found[name("entries_limit")]
@@ -173,8 +175,11 @@ def test_the_agent_tells_what_happened(watched: Watched) -> None:
 
 def test_the_controller_tells_what_happened(watched: Watched) -> None:
     """One leader; the node is current, the rollout done."""
-    found = watched.scrape(watched.controller_port)
     name = "conntrack_operator_{}".format
+    ready = name('policy_condition{policy="measured",condition="Ready"}')
+    # It tells of the status that its watch has brought back to it.
+    wait_until(lambda: watched.scrape(watched.controller_port).get(ready) == 1, 60, "it has heard what it wrote")
+    found = watched.scrape(watched.controller_port)
     assert found[name("leader")] == 1
     assert found[name('nodes{policy="measured",state="current"}')] == 1
     assert found[name('policy_condition{policy="measured",condition="Ready"}')] == 1
@@ -214,16 +219,27 @@ def test_a_port_in_use_is_one_sentence(watched: Watched, tmp_path: Path) -> None
 
 def test_every_query_of_the_dashboard_finds_something(watched: Watched) -> None:
     """With a table that fills: otherwise nothing is said of the time it takes."""
+    unanswered = sorted(QUERIES)
 
-    def fills() -> bool:
-        watched.fill()
-        return bool(watched.query("conntrack_operator_time_to_full_seconds"))
+    def are_answered() -> bool:
+        watched.fill()  # the agent foresees a full table no longer than that goes on
+        unanswered[:] = [query for query in unanswered if not watched.query(query)]
+        return not unanswered
 
-    wait_until(fills, 60, "the agent foresees a full table", every=1)
-    assert [query for query in sorted(QUERIES) if not watched.query(query)] == []
+    with contextlib.suppress(TimeoutError):
+        wait_until(are_answered, 60, "every query finds something", every=1)
+    assert unanswered == []
 
 
 def test_no_alert_fires_while_all_is_well(watched: Watched) -> None:
     """But that of a table which is being filled: each expression is asked of what is really scraped."""
-    firing = [expression for expression in ALERTS if watched.query(expression)]
-    assert [each for each in firing if "time_to_full" not in each] == []
+    firing: list[str] = []
+
+    def none_fires() -> bool:
+        # Each has to hold for a while before it fires: what was so at one moment is no alert.
+        firing[:] = [each for each in ALERTS if "time_to_full" not in each and watched.query(each)]
+        return not firing
+
+    with contextlib.suppress(TimeoutError):
+        wait_until(none_fires, 30, "no alert's expression holds", every=1)
+    assert firing == []
