@@ -101,7 +101,9 @@ class KubeProxy:
         ]
         path = f"{_iptables(cluster.folder, variant)}:/usr/sbin:/usr/bin:/sbin:/bin"
         log = cluster.folder / f"kube-proxy-{node}.log"
-        self.program = Program("kube-proxy", [*self._command, *flags], log, {"PATH": path, "HOME": str(cluster.folder)})
+        # The lock of iptables-legacy is one for the whole machine: a kube-proxy that does not get it in 5 s ends.
+        env = {"PATH": path, "HOME": str(cluster.folder), "XTABLES_LOCKFILE": str(cluster.folder / "xtables.lock")}
+        self.program = Program("kube-proxy", [*self._command, *flags], log, env)
 
     def __enter__(self) -> Self:
         """Start it and wait until it has written its rules once."""
