@@ -131,9 +131,10 @@ def _build(path: Path, version: str, say: kube.Say) -> None:
     store("push", "--quiet", f"localhost/{NAME}:{version}", f"docker-archive:{unfinished}:{NAME}:{version}")
     unfinished.rename(path)
     if len(store("images", "--all", "--quiet").splitlines()) > LAYERS_MAX:
-        store(
-            "rmi", "--prune"
-        )  # not each time: the layers of the build stage go too, and the next build takes a minute
+        # Not each time: the layers of the build stage go too, and the next build takes a minute. It may be refused
+        # where another run has a container of one.
+        with contextlib.suppress(RuntimeError):
+            store("rmi", "--prune")
     say(f"built in {int(time.monotonic() - began)} s")
 
 

@@ -104,13 +104,12 @@ def test_helm_test_passes(followed: Installed) -> None:
     assert re.findall(r"^Phase: +(\w+)$", said, re.MULTILINE)[-1] == "Succeeded"
 
 
-def test_it_is_calm(place: Place, followed: Installed) -> None:
+def test_it_is_calm(followed: Installed) -> None:
     """No pod has restarted, and neither the controller nor the agent has anything to complain of."""
     followed.wait_ready("web")
     for pod in (*followed.pods(CONTROLLERS), followed.agent()):
         name = pod["metadata"]["name"]
-        said = place.kubectl("logs", "-n", NAMESPACE, name).stdout
-        assert [line for line in said.splitlines() if " INFO " not in line] == [], name
+        assert followed.complaints(name) == [], name
         assert [each["restartCount"] for each in pod["status"]["containerStatuses"]] == [0], name
 
 
