@@ -182,7 +182,10 @@ def test_the_controller_tells_what_happened(watched: Watched) -> None:
     """One leader; the node is current, the rollout done."""
     name = "conntrack_operator_{}".format
     done = name('rollout_stage{policy="measured",stage="Done"}')
-    wait_until(lambda: watched.scrape(watched.controller_port).get(done) == 1, PATIENCE, "the rollout is done")
+    ready = name('policy_condition{policy="measured",condition="Ready"}')
+    # It tells of the status that its watch has brought back to it.
+    for each in (done, ready):
+        wait_until(lambda each=each: watched.scrape(watched.controller_port).get(each) == 1, PATIENCE, f"{each} is told")
     found = watched.scrape(watched.controller_port)
     assert found[name("leader")] == 1
     assert found[name('nodes{policy="measured",state="current"}')] == 1

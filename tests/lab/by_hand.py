@@ -49,7 +49,9 @@ class ByHand:
     def controller_away(self) -> Iterator[None]:
         """Have no controller meanwhile."""
         self._scale(0)
-        wait_until(lambda: not self.installed.pods(CONTROLLERS), 60, "the controllers have ended")
+        # Those that are told to end may write yet: gone is what the kubelet has seen end.
+        controllers = ("pods", "-n", NAMESPACE, "-l", CONTROLLERS)
+        wait_until(lambda: not self.place.items(*controllers), 90, "the controllers have ended")
         try:
             yield
         finally:

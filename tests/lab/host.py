@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -19,6 +20,7 @@ from typing import Self
 
 from tests.lab.halves import Turn, may_tune_the_machine
 from tests.lab.namespaces import Namespace
+from tests.lab.programs import wait_until
 
 LOCK = Path("/run/lock/conntrack-operator-tests.lock")
 NOTED = LOCK.with_suffix(".json")
@@ -131,11 +133,14 @@ class Host(Namespace):
 class Writes:
     """Counts writes to the conntrack sysctls and to nftables in this network namespace, whoever makes them.
 
-    Those to sysctls are seen of one mount of /proc, that of `sysctls`: each has files of its own.
+    Those to sysctls are seen of one mount of /proc, that of `sysctls`: each has files of its own. Those to nftables are
+    all that the kernel took since it was entered and until `seen`, however late `nft monitor` prints them: it is waited
+    for until it tells of an empty table that is made, and gone, at these moments.
     """
 
     def __init__(self, sysctls: Path = SYSCTLS) -> None:
         self._sysctls = sysctls
+        self._printed, self._marks = "", 0
 
     def __enter__(self) -> Self:
         """Begin to listen."""
@@ -148,6 +153,11 @@ class Writes:
         self._monitor = subprocess.Popen(["nft", "monitor"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert self._monitor.stdout
         os.set_blocking(self._monitor.stdout.fileno(), False)
+        try:
+            wait_until(self._is_listening, 60, "nft monitor listens", every=0.02)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
@@ -167,6 +177,35 @@ class Writes:
                 watch, _, _, length = struct.unpack_from("=iIII", events)
                 found.append(self._names[watch])
                 events = events[16 + length :]
+        mark = self._mark()
+        wait_until(lambda: self._has_printed(mark), 60, "nft monitor has printed what was written", every=0.02)
+        return found + self._taken_up_to(mark)
+
+    def _is_listening(self) -> bool:
+        """Make a mark, of which nothing is told while nobody listens; tell whether it was told, and forget it."""
+        mark = self._mark()
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: self._has_printed(mark), 0.5, "a mark", every=0.02)
+            self._taken_up_to(mark)
+            return True
+        return False
+
+    def _mark(self) -> re.Pattern[str]:
+        """Make a table and delete it in one transaction; return what nft monitor says of that in the end."""
+        self._marks += 1
+        name = f"ctlab_mark_{os.getpid()}_{self._marks}"
+        text = f"add table ip {name}; delete table ip {name}\n"
+        subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True, capture_output=True)
+        told = rf"^add table ip {name}\n.*?^delete table ip {name}\n# new generation [^\n]*\n"
+        return re.compile(told, re.MULTILINE | re.DOTALL)
+
+    def _has_printed(self, mark: re.Pattern[str]) -> bool:
         assert self._monitor.stdout
-        found += (self._monitor.stdout.read() or b"").decode().splitlines()
-        return found
+        self._printed += (self._monitor.stdout.read() or b"").decode()
+        return mark.search(self._printed) is not None
+
+    def _taken_up_to(self, mark: re.Pattern[str]) -> list[str]:
+        found = mark.search(self._printed)
+        assert found
+        before, self._printed = self._printed[: found.start()], self._printed[found.end() :]
+        return before.splitlines()

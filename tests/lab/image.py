@@ -83,8 +83,8 @@ class Store:
 def archive(say: kube.Say, version: str = __version__) -> Path:
     """Return the image `conntrack-operator:VERSION` as a file that `ctr images import` and `docker load` take."""
     path = kube.cache() / f"image-{_key(version)}.tar"
-    if path.exists():
-        path.touch()  # it is in use, and stays
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(path)  # it is in use, and stays; touch() would make an empty one where another run has just removed it
         return path
     with kube.locked(kube.cache() / "image.lock", say):
         if not path.exists():  # another run may have built it while this one waited
@@ -131,9 +131,10 @@ def _build(path: Path, version: str, say: kube.Say) -> None:
     store("push", "--quiet", f"localhost/{NAME}:{version}", f"docker-archive:{unfinished}:{NAME}:{version}")
     unfinished.rename(path)
     if len(store("images", "--all", "--quiet").splitlines()) > LAYERS_MAX:
-        store(
-            "rmi", "--prune"
-        )  # not each time: the layers of the build stage go too, and the next build takes a minute
+        # Not each time: the layers of the build stage go too, and the next build takes a minute. It may be refused
+        # where another run has a container of one.
+        with contextlib.suppress(RuntimeError):
+            store("rmi", "--prune")
     say(f"built in {int(time.monotonic() - began)} s")
 
 

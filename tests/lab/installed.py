@@ -1,5 +1,6 @@
 """The operator as a user has it: installed by helm, steered by kubectl, its agent a pod on the node."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,12 @@ class Installed:
         wanted = ",".join(each for each in kinds if not each.startswith(others))
         names = self.place.kubectl("get", wanted, "-A", "-o", "name").stdout.split()
         return [name for name in names if "conntrack" in name]
+
+    def complaints(self, pod: str) -> list[str]:
+        """Return what a pod has logged that is no mere information.
+
+        That the API server gave no answer in time is not counted: on a busy machine it may stand still for seconds.
+        """
+        said = self.place.kubectl("logs", "-n", NAMESPACE, pod).stdout
+        slow = re.compile("the API server does not answer.*timed out")
+        return [line for line in said.splitlines() if " INFO " not in line and not slow.search(line)]

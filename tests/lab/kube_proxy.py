@@ -101,7 +101,9 @@ class KubeProxy:
         ]
         path = f"{_iptables(cluster.folder, variant)}:/usr/sbin:/usr/bin:/sbin:/bin"
         log = cluster.folder / f"kube-proxy-{node}.log"
-        self.program = Program("kube-proxy", [*self._command, *flags], log, {"PATH": path, "HOME": str(cluster.folder)})
+        # The lock of iptables-legacy is one for the whole machine: a kube-proxy that does not get it in 5 s ends.
+        env = {"PATH": path, "HOME": str(cluster.folder), "XTABLES_LOCKFILE": str(cluster.folder / "xtables.lock")}
+        self.program = Program("kube-proxy", [*self._command, *flags], log, env)
 
     def __enter__(self) -> Self:
         """Start it and wait until it has written its rules once."""
@@ -137,12 +139,17 @@ class KubeProxy:
             self._relay.close()
 
     def _healthy(self) -> bool:
+        """Tell whether it has written its rules.
+
+        While it starts it calls itself healthy too, but names no family of addresses yet (pkg/proxy/healthcheck).
+        """
         try:
             with self.namespace.connect("127.0.0.1", 10256) as client:
                 client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
-                return b" 200 " in client.recv(100)
+                said = b"".join(iter(lambda: client.recv(4096), b""))
         except OSError:
             return False
+        return b" 200 " in said and b'"IPv4":' in said
 
 
 def add_proxied_node(cluster: Cluster, name: str, address: str) -> None:

@@ -111,10 +111,10 @@ class Namespace:
             return path.read_text().strip()
 
     def make_socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
-        """Return a new socket of this namespace, with a 5 s timeout. The caller closes it."""
+        """Return a new socket of this namespace, with a timeout of 30 s. The caller closes it."""
         with self.inside():
             made = socket.socket(family, kind)
-        made.settimeout(5)
+        made.settimeout(30)
         return made
 
     def listen(self, address: str, port: int = 0) -> socket.socket:

@@ -101,7 +101,7 @@ class Node:
              f"--config={self.folder / 'containerd.toml'}"]
         )  # fmt: skip
         self.containerd.start()
-        self.containerd.wait_until(lambda: self.ctr("version", check=False).returncode == 0, 30, "containerd answers")
+        self.containerd.wait_until(lambda: self.ctr("version", check=False).returncode == 0, 60, "containerd answers")
         archive = self.folder / "pause.tar"
         _write_image(archive, self._pause)
         self.add_image(archive)

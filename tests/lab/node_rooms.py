@@ -91,7 +91,7 @@ class Room:
         """End all that is in it, and wait until it is gone."""
         self.first.stop(seconds=0)
         if self._pid:
-            wait_until(lambda: not Path(f"/proc/{self._pid}").exists(), 20, "the room is empty")
+            wait_until(lambda: not Path(f"/proc/{self._pid}").exists(), 60, "the room is empty")
 
     def command(self, command: Sequence[str]) -> list[str]:
         """Return what runs a command in it, and ends it when the caller ends."""
@@ -102,7 +102,7 @@ class Room:
         """Return where a path of the room is found from outside."""
         return Path(f"/proc/{self._pid}/root{inside}")
 
-    def run(self, *command: str, check: bool = True, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, check: bool = True, seconds: float = 120) -> subprocess.CompletedProcess[str]:
         """Run a command in it and return what it said."""
         done = subprocess.run(
             self.command(command), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
@@ -194,15 +194,22 @@ def make_folder() -> Path:
 def remove_folder(folder: Path) -> None:
     """Remove a node's folder, and the cgroups of the containers that runc keeps in it: all of them have ended."""
     for container in (folder / "runc" / CONTAINERD).glob("*"):
-        _remove_groups(f"{CONTAINERD}/{container.name}")
-    shutil.rmtree(folder)
-    if not any(SOCKETS.glob(f"{FOLDER_PREFIX}*")):  # else another node makes its groups in the same one
-        _remove_groups(CONTAINERD)
+        for tree in _trees():
+            for group, _, _ in os.walk(tree / CONTAINERD / container.name, topdown=False):
+                _remove_group(Path(group))
+    # Another process of the run may be clearing away the same one, of a run that died.
+    shutil.rmtree(folder, ignore_errors=True)
+    if not any(SOCKETS.glob(f"{FOLDER_PREFIX}*")):
+        # Never what is in it: another node may have begun to make its groups there.
+        for tree in _trees():
+            _remove_group(tree / CONTAINERD)
 
 
-def _remove_groups(name: str) -> None:
+def _trees() -> list[Path]:
     # Of version 2 there is one tree, of version 1 one for each controller.
-    for tree in (GROUPS, *(path for path in GROUPS.iterdir() if path.is_dir())):
-        for group, _, _ in os.walk(tree / name, topdown=False):
-            with contextlib.suppress(OSError):
-                Path(group).rmdir()
+    return [GROUPS, *(path for path in GROUPS.iterdir() if path.is_dir())]
+
+
+def _remove_group(group: Path) -> None:
+    with contextlib.suppress(OSError):
+        group.rmdir()

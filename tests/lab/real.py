@@ -119,7 +119,7 @@ def running(folder: Path, say: kube.Say, proxy: node.Proxy = "nftables", *, size
             real.can_size = sizes
             mode = [f"--proxy-mode={proxy}", *(() if sizes else LEAVE_THE_TABLE)]
             with node.Node(NODE, *kubeconfigs, real.kubelets_authority, folder, say, mode) as real.node:
-                wait_until(real.is_ready, 60, "the node is Ready")
+                wait_until(real.is_ready, 120, "the node is Ready")
                 yield real
         finally:
             real.stop()

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from datetime import UTC, datetime
 
 import pytest
 from tests.lab.answering import answer_to
@@ -30,13 +31,15 @@ def add_dead(place: Place) -> None:
 
 def set_ready(place: Place, *, ready: bool) -> None:
     """Write the dead Node's Ready condition, as its kubelet or, later, the node controller would."""
-    conditions = [{"type": "Ready", "status": "True" if ready else "Unknown", "reason": "Test", "message": "test"}]
-    patch = json.dumps({"status": {"conditions": conditions}})
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")  # the node controller takes it for a sign of life
+    condition = {"type": "Ready", "status": "True" if ready else "Unknown", "lastHeartbeatTime": now}
+    patch = json.dumps({"status": {"conditions": [condition | {"reason": "Test", "message": "test"}]}})
     place.kubectl("patch", "node", DEAD, "--subresource=status", "--type=strategic", "-p", patch)
 
 
 def answer(place: Place) -> bool:
-    """Answer for the dead node, once, as its agent would; return whether it was given what the policy asks."""
+    """Answer for the dead node, once, as kubelet and agent would; return whether it was given what the policy asks."""
+    set_ready(place, ready=True)
     found = place.get("nodeconntrack", DEAD)
     agents = place.items("pods", "-n", NAMESPACE, f"--field-selector=spec.nodeName={DEAD}")
     if not found or not agents:
@@ -59,7 +62,7 @@ def operator(place: Place, helm: Helm) -> Installed:
     operator.apply(operator.example("web"))
     operator.wait_ready("web")
     add_dead(place)
-    wait_until(lambda: answer(place), 90, "the second node is given the policy", every=0.5)
+    wait_until(lambda: answer(place), 120, "the second node is given the policy", every=0.5)
     operator.wait_ready("web")
     return operator
 
@@ -86,5 +89,10 @@ def test_uninstall_with_a_dead_node(place: Place, operator: Installed) -> None:
         assert place.items(kind) == []
         assert place.get("crd", f"{kind}.conntrack-operator.io"), "a CRD is kept"
     wait_until(lambda: not operator.pods() and operator.left() == [], 60, "nothing is left")
-    # Its agent's pod waits for a kubelet to say that it has ended; it would go with the Node.
-    assert [pod["spec"]["nodeName"] for pod in place.items("pods", "-n", NAMESPACE)] == [DEAD]
+    # Its agent's pod waits for a kubelet to say that it has ended, and would go with the Node. Others take a moment.
+    wait_until(lambda: nodes_of_pods(place) == [DEAD], 60, "a pod of the dead node is all that stays")
+
+
+def nodes_of_pods(place: Place) -> list[str]:
+    """Return where the pods in the operator's namespace are, also those being deleted."""
+    return [pod["spec"].get("nodeName", "") for pod in place.items("pods", "-n", NAMESPACE)]

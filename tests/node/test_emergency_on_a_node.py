@@ -42,9 +42,9 @@ def tuned(place: Place, installed: Installed, left: dict[str, Any]) -> int:
     if installed.table() is None:
         place.kubectl("apply", "-f", "-", input=left)
         # Confirmed, since an agent that ends before would take it back.
-        wait_until(lambda: place.on_node("cat", CONFIRMED, check=False).returncode == 0, 60, "in force again")
+        wait_until(lambda: place.on_node("cat", CONFIRMED, check=False).returncode == 0, 120, "in force again")
     place.kubectl("delete", "daemonset", AGENT, "-n", NAMESPACE, "--ignore-not-found")
-    wait_until(lambda: not place.items("pods", "-n", NAMESPACE), 60, "the agent is gone")
+    wait_until(lambda: not place.items("pods", "-n", NAMESPACE), 90, "the agent is gone")
     assert installed.table()
     if place.can_size:
         assert installed.sysctl("nf_conntrack_max") > 262_144
@@ -56,9 +56,9 @@ def is_back(place: Place, installed: Installed, size: int) -> bool:
     return installed.table() is None and (not place.can_size or installed.sysctl("nf_conntrack_max") == size)
 
 
-def phase(place: Place, name: str, namespace: str) -> str:
-    """Return the phase of a pod."""
-    return str(((place.get("pod", name, "-n", namespace) or {}).get("status") or {}).get("phase", ""))
+def phases(place: Place, namespace: str) -> list[str]:
+    """Return the phases of the pods in a namespace."""
+    return [pod["status"].get("phase", "") for pod in place.items("pods", "-n", namespace)]
 
 
 def test_without_the_hook_all_stays(place: Place, installed: Installed, left: dict[str, Any]) -> None:
@@ -77,9 +77,9 @@ def test_by_a_pod(place: Place, installed: Installed, tuned: int) -> None:
     place.kubectl("create", "-f", "-", input=pod)
     name = pod["metadata"]["name"]
     try:
-        wait_until(lambda: phase(place, name, NAMESPACE) in {"Succeeded", "Failed"}, 60, "the pod has ended")
+        wait_until(lambda: phases(place, NAMESPACE) in (["Succeeded"], ["Failed"]), 90, "the pod has ended")
         said = place.kubectl("logs", "-n", NAMESPACE, name).stdout
-        assert phase(place, name, NAMESPACE) == "Succeeded", said
+        assert phases(place, NAMESPACE) == ["Succeeded"], said
         assert "absent" in said
         assert is_back(place, installed, tuned)
     finally:
@@ -95,7 +95,9 @@ def test_by_kubectl_debug(place: Place, installed: Installed, tuned: int) -> Non
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    wait_until(lambda: is_back(place, installed, tuned), 60, "the node is given back")
+    # To its end: the rules go first, and what it keeps of them on the node last.
+    wait_until(lambda: phases(place, "default") == ["Succeeded"], 90, "the pod has ended well")
+    assert is_back(place, installed, tuned)
     place.kubectl("delete", "pods", "--all", "-n", "default")
 
 

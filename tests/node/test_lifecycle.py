@@ -101,7 +101,7 @@ def test_settings_stay_when_only_the_controller_goes(place: Place, previous: Ins
     place.kubectl("delete", "deployment", "conntrack-operator", "-n", NAMESPACE, "--cascade=orphan")
     place.kubectl("delete", "replicasets", "-n", NAMESPACE, "--all", "--cascade=orphan")
     place.kubectl("delete", "pods", "-n", NAMESPACE, "-l", CONTROLLERS, "--grace-period=0", "--force")
-    previous.helm("uninstall", RELEASE, "-n", NAMESPACE, "--timeout=60s")
+    previous.helm("uninstall", RELEASE, "-n", NAMESPACE, "--timeout=120s")
     assert [each["metadata"]["name"] for each in place.items("conntrackpolicies")] == ["web"]
     assert previous.agent()["metadata"]["name"] == agent
     assert in_force(previous) == before
@@ -114,7 +114,7 @@ def test_the_agent_goes_on_alone(place: Place, previous: Installed, workload: Wo
     if place.can_size:
         place.on_node("sh", "-c", "echo 300000 >/proc/sys/net/netfilter/nf_conntrack_max")
     place.on_node("nft", "delete", "table", "inet", "conntrack_operator")
-    wait_until(lambda: previous.table() and in_force(previous) == before, 60, "the agent has mended it", every=0.3)
+    wait_until(lambda: previous.table() and in_force(previous) == before, 90, "the agent has mended it", every=0.3)
     wait_until(lambda: previous.status()["heartbeatTime"] > heard, 90, "it has said so", every=0.5)
     assert workload.failures() == []
 
@@ -141,4 +141,4 @@ def test_the_agent_is_asked_by_hand(place: Place, previous: Installed, workload:
     typed(place, 2)
     wait_until(lambda: not previous.pods(), 60, "the agent is gone")
     # Revisions of policies are all that stays, and the next installation takes them up.
-    assert [name for name in previous.left() if not name.startswith("controllerrevision.apps/")] == []
+    wait_until(lambda: all(name.startswith("controllerrevision.apps/") for name in previous.left()), 60, "all is gone")

@@ -38,7 +38,7 @@ with node_rooms.MachinesNetwork():
     program = Program("shim", room.command(["sh", "-c", "setsid sleep 601 & echo started; exec sleep 602"]),
                       folder / "shim.log")
     program.start()
-    program.wait_until(lambda: "started" in program.tail(), 10, "it runs")
+    program.wait_until(lambda: "started" in program.tail(), 60, "it runs")
     (sockets / "runc" / "k8s.io" / "container").mkdir(parents=True)
     for tree in ("", "memory"):
         (groups / tree / "k8s.io" / "container" / "below").mkdir(parents=True)
@@ -121,9 +121,9 @@ def test_a_run_that_is_killed_is_cleared_away_by_the_next(machine: Namespace, tm
     first, program, pid_namespace = map(int, run.stdout.readline().split())
     assert len(members(pid_namespace)) >= 3
     os.kill(run.pid, signal.SIGKILL)
-    run.wait(10)
-    wait_until(lambda: members(pid_namespace) == [], 10, "nothing is left in the room")
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (first, program)), 10, "nor of what made it")
+    run.wait(60)
+    wait_until(lambda: members(pid_namespace) == [], 60, "nothing is left in the room")
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (first, program)), 60, "nor of what made it")
     now = state(machine)
     assert {LINK, BRIDGE} <= set(now["links"])  # type: ignore[call-overload]
     assert now["forwarding"] == "1"
@@ -144,7 +144,7 @@ from tests.lab.host import write_whole
 Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 write_whole(Path({str(noted)!r}), "half of")
 """
-    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL
     assert not noted.exists()
     node_rooms.write_whole(noted, "all")
