@@ -37,7 +37,7 @@ class Paced:
         for thread in self._threads:
             thread.join(5)
 
-    def keeps_up(self, patience_seconds: float = 2.0) -> bool:
+    def keeps_up(self, patience_seconds: float = 30.0) -> bool:
         """Tell whether what is due by now arrives within that time."""
         due = max(self.received + 1, int((time.monotonic() - self._started) * self._rate))
         limit = time.monotonic() + patience_seconds
