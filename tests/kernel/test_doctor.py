@@ -137,10 +137,15 @@ def test_thrown_out_and_not_dropped(netns: Lab) -> None:
     """A table full of unanswered UDP throws entries out and drops nothing: it was full all the same."""
     namespace = netns.namespace()
     namespace.track()
-    # More than there is room for: as many are thrown out then, whatever the collector does later.
-    like = Entry("10.0.0.1", "192.0.2.1", UDP, status=0, timeout_seconds=300)
-    inject_many(namespace, like, LIMIT + 100, sources=50)
-    knock(namespace)
+    for turn in range(3):
+        with namespace.inside():
+            counted = read_counters()
+        if counted.early_drop >= 45:
+            break
+        # The kernel's collector makes room in such a table, too, now and then: it is filled to the brim again.
+        like = Entry(f"10.{turn}.0.1", "192.0.2.1", UDP, status=0, timeout_seconds=300)
+        inject_many(namespace, like, max(0, LIMIT - counted.entries), sources=50)
+        knock(namespace)
     document = doctor(namespace)
     found = reasons(document)
     assert document["usage"]["counters"]["earlyDrop"] >= 45
