@@ -6,11 +6,13 @@ import shutil
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from tests.lab.entries import UDP, Entry, inject, inject_many
 from tests.lab.host import Host
 from tests.lab.namespaces import Lab, Namespace, packed
+from tests.lab.programs import wait_until
 
 from conntrack_operator.kernel.counters import CounterReader, Counters, read_counters
 
@@ -75,11 +77,17 @@ def test_a_full_table_of_unassured_flows_makes_room(netns: Lab, steady_limit: in
     namespace.track()
     like = Entry("10.0.0.1", "192.0.2.1", UDP, destination_port=53, status=0)
     inject_many(namespace, like, steady_limit, sources=steady_limit // 50_000 + 1)
-    full = read(namespace)
-    send_datagrams(namespace, "127.0.0.1", 51)
-    after = read(namespace)
-    assert 45 <= after.early_drop - full.early_drop + after.drop - full.drop <= 110
-    assert after.early_drop - full.early_drop >= 45
+    thrown_out: list[int] = []
+    while len(thrown_out) < 3 and max(thrown_out, default=0) < 45:
+        # The kernel's collector makes room in such a table, too, now and then: it is filled to the brim again.
+        room = steady_limit - read(namespace).entries
+        inject_many(namespace, replace(like, source=f"10.{9 + len(thrown_out)}.0.1"), max(0, room), sources=100)
+        full = read(namespace)
+        send_datagrams(namespace, "127.0.0.1", 51)
+        after = read(namespace)
+        assert after.early_drop - full.early_drop + after.drop - full.drop <= 110
+        thrown_out.append(after.early_drop - full.early_drop)
+    assert max(thrown_out) >= 45, thrown_out
 
 
 def test_packets_that_fit_nothing_are_invalid(netns: Lab) -> None:
@@ -96,6 +104,8 @@ def test_packets_that_fit_nothing_are_invalid(netns: Lab) -> None:
             raw.sendto(
                 tcp_packet(way.client_end.ipv4, way.server_end.ipv4, 2000 + port, flags=0x03), (way.server_end.ipv4, 0)
             )
+    # They are on their way still, maybe.
+    wait_until(lambda: read(way.router).invalid - before.invalid >= 25, 30, "the router has seen all")
     after = read(way.router)
     assert after.invalid - before.invalid == 25
     assert after.entries == 0
@@ -119,8 +129,16 @@ def test_the_sums_are_those_of_conntrack(netns: Lab) -> None:
     way.router.track()
     inject_many(way.router, Entry("10.0.0.1", "192.0.2.1"), 321, sources=3)
     send_datagrams(way.client, way.server_end.ipv4, 40)
-    printed = way.router.run("conntrack", "-S").stdout
-    ours = vars(read(way.router))
+    printed, ours = "", {}
+
+    def stand_still() -> bool:
+        """Tell whether nothing was counted, of what is on its way, while `conntrack` read."""
+        nonlocal printed, ours
+        before = vars(read(way.router))
+        printed, ours = way.router.run("conntrack", "-S").stdout, vars(read(way.router))
+        return before == ours
+
+    wait_until(stand_still, 30, "the counters stand still")
     names = {"chaintoolong": "chain_toolong"}
     found = set()
     for name in set(re.findall(r"(\w+)=\d", printed)) - {"cpu"}:

@@ -5,6 +5,7 @@ import ctypes
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import struct
@@ -26,6 +27,7 @@ from conntrack_operator.decide.diagnosis import Diagnosis, diagnose
 from conntrack_operator.decide.symptoms import PinnedMap, PortTraits
 from conntrack_operator.kernel import ethtool, pinned_maps
 from conntrack_operator.kernel.addresses import local_addresses
+from conntrack_operator.kernel.counters import read_counters
 from conntrack_operator.kernel.flow_traits import read_traits
 from conntrack_operator.kernel.kernel_log import KMSG, read_kernel_log
 from conntrack_operator.kernel.roots import Roots
@@ -86,9 +88,9 @@ def test_an_empty_table_is_well(netns: Lab) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_full_of_finished_connections(netns: Lab) -> None:
-    """A table full of TIME_WAIT that dropped 50: said so, with the state, the port, and a policy that is valid.
+    """A table full of TIME_WAIT that dropped some: said so, with the state, the port, and a policy that is valid.
 
-    The kernel's collector may have come by since and made a little room.
+    The kernel's collector may have come by and made a little room, before the last of 50 and since.
     """
     namespace = netns.namespace()
     namespace.track()
@@ -96,10 +98,13 @@ def test_full_of_finished_connections(netns: Lab) -> None:
     knock(namespace)
     document = doctor(namespace)
     found = reasons(document)
+    with namespace.inside():
+        lost = read_counters().drop
+    assert 1 <= lost <= 50
     assert document["findings"][0]["reason"] in {"TableFull", "TableNearlyFull"}
-    assert document["verdict"].endswith(", 50 packets lost.")
+    assert document["verdict"].endswith(f", {lost} packets lost.")
     assert document["verdict"] == document["findings"][0]["summary"]
-    assert document["usage"]["lostToFull"] == document["usage"]["counters"]["drop"] == 50
+    assert document["usage"]["lostToFull"] == document["usage"]["counters"]["drop"] == lost
     assert found["FinishedConnections"] == found["OnePort"] == "warning"
     assert "OneSource" not in found
     assert document["usage"]["top"]["state"][0]["key"] == "TCP TIME_WAIT"
@@ -132,8 +137,15 @@ def test_thrown_out_and_not_dropped(netns: Lab) -> None:
     """A table full of unanswered UDP throws entries out and drops nothing: it was full all the same."""
     namespace = netns.namespace()
     namespace.track()
-    inject_many(namespace, Entry("10.0.0.1", "192.0.2.1", UDP, status=0, timeout_seconds=30), LIMIT, sources=50)
-    knock(namespace)
+    for turn in range(3):
+        with namespace.inside():
+            counted = read_counters()
+        if counted.early_drop >= 45:
+            break
+        # The kernel's collector makes room in such a table, too, now and then: it is filled to the brim again.
+        like = Entry(f"10.{turn}.0.1", "192.0.2.1", UDP, status=0, timeout_seconds=300)
+        inject_many(namespace, like, max(0, LIMIT - counted.entries), sources=50)
+        knock(namespace)
     document = doctor(namespace)
     found = reasons(document)
     assert document["usage"]["counters"]["earlyDrop"] >= 45
@@ -158,11 +170,14 @@ def test_drops_while_it_looks(netns: Lab) -> None:
     thread = threading.Thread(target=keep_knocking)
     thread.start()
     try:
-        diagnosis = examine(namespace, seconds=0.5)
+        for _ in range(20):  # the other thread may have stood still
+            diagnosis = examine(namespace, seconds=0.5)
+            if said := re.search(r"packets lost in \d+ s", diagnosis.verdict):
+                break
     finally:
         over.set()
         thread.join()
-    assert "packets lost in 1 s" in diagnosis.verdict or "packets lost in 0 s" in diagnosis.verdict
+    assert said, diagnosis.verdict
 
 
 @pytest.mark.usefixtures("small")
@@ -198,7 +213,7 @@ def test_another_namespaces_table_is_named(netns: Lab, small: Host) -> None:
 def test_a_process_names_its_namespace(netns: Lab, small: Host) -> None:
     """A namespace with a process in it is known by that process."""
     pod = netns.namespace()
-    process = pod.start("sleep", "60")
+    process = pod.start("sleep", "3600")
     inject_many(pod, LASTING, LIMIT, sources=50)
     diagnosis = examine(small)
     assert any(f"sleep (pid {process.pid}), 8,192 of 8,192" in finding.summary for finding in diagnosis.findings)
@@ -222,7 +237,7 @@ def test_the_kernel_log_names_this_table(netns: Lab) -> None:
         pytest.skip(f"no kernel log here: {read_kernel_log().problem}")
     namespace = netns.namespace()
     sleeping = namespace.start(
-        "sleep", "120"
+        "sleep", "3600"
     )  # its start tells the log's lines of a namespace that had this number before
     namespace.track()
     inject_many(namespace, LASTING, LIMIT, sources=50)
@@ -340,7 +355,7 @@ def test_kube_proxy_is_found_by_its_process(netns: Lab, tmp_path: Path) -> None:
     here, elsewhere = netns.namespace(), netns.namespace()
     with here.inside():
         process = subprocess.Popen(
-            ["kube-proxy", "-c", "import time; print(flush=True); time.sleep(60)", f"--config={config}"],
+            ["kube-proxy", "-c", "import time; print(flush=True); time.sleep(3600)", f"--config={config}"],
             executable=sys.executable,
             stdout=subprocess.PIPE,
         )

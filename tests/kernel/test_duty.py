@@ -60,13 +60,18 @@ def wish(document=None, **more):
 
 
 def stepped(duty, seconds, until=lambda: False):
-    """Step whenever something is due, for so long, or until it holds; tell whether it did."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    """Step whenever something is due, for so long, or until it holds; tell whether it did.
+
+    What is waited counts, and no pause of the machine: what was due in it is done after it.
+    """
+    waited = 0.0
+    while waited < seconds:
         if until():
             return True
         duty.step()
-        time.sleep(min(0.2, max(0.0, duty.seconds_to_step)))
+        wait = min(0.2, max(0.01, duty.seconds_to_step))
+        time.sleep(wait)
+        waited += wait
     return until()
 
 

@@ -6,7 +6,7 @@ said of it, and the same connections are made again.
 
 import re
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from conntrack_operator.model.policy import Settings
 
 SILENCE_SECONDS = 0.5
 """How long to wait for what may never come."""
+PATIENCE_SECONDS = 30.0
+"""How long to wait for what must come."""
 WEB = {"name": "web", "ports": [80]}
 TO_POD = {"name": "out", "ports": [80], "side": "Client", "addresses": ["10.99.2.2"]}
 TO_CLIENT = {"name": "out", "ports": [80], "side": "Client", "addresses": ["10.99.1.2"]}
@@ -41,8 +43,8 @@ class Scene:
     inner: End
     state: Path
 
-    def talk(self, *names: str) -> set[str]:
-        """Return which connections, of these or all, come about and carry data both ways."""
+    def talk(self, *names: str, sure: Collection[str] = ()) -> set[str]:
+        """Return which connections, of these or all, come about and carry data both ways; those in `sure` must."""
         ways: dict[str, tuple[Namespace, Namespace, str, int, tuple[str, int]]] = {
             "host": (self.client, self.node, self.near.ipv4, 80, (self.near.ipv4, 80)),
             "host, IPv6": (self.client, self.node, self.near.ipv6, 80, (self.near.ipv6, 80)),
@@ -51,7 +53,11 @@ class Scene:
             "pod goes out": (self.pod, self.client, self.far.ipv4, 80, (self.far.ipv4, 80)),
             "node goes out": (self.node, self.client, self.far.ipv4, 80, (self.far.ipv4, 80)),
         }
-        return {name for name, way in ways.items() if name in (names or ways) and talks(*way)}
+        return {
+            name
+            for name, way in ways.items()
+            if name in (names or ways) and talks(*way, PATIENCE_SECONDS if name in sure else SILENCE_SECONDS)
+        }
 
     def judged(self, rule: dict[str, Any], mode: AcceptUntracked, force: bool = False) -> tuple[Refusal, ...]:
         """Return what preflight says of a rule."""
@@ -60,30 +66,30 @@ class Scene:
             plan = Machine(Roots(state=self.state)).plan(Settings.model_validate({"notrack": policy}))
         return plan.warnings if force else plan.refused
 
-    def broken_by(self, rule: dict[str, Any], mode: AcceptUntracked) -> set[str]:
-        """Install a rule, and its accepts, whatever may come of it; return what works no more."""
-        before = self.talk()
+    def broken_by(self, rule: dict[str, Any], mode: AcceptUntracked, expected: Collection[str] = ()) -> set[str]:
+        """Install a rule, and its accepts, whatever may come of it; return what works no more (`expected`)."""
+        before = self.talk(sure=expected)
         rules = Settings.model_validate({"notrack": {"rules": [rule]}}).notrack.rules  # type: ignore[union-attr]
         with self.node.inside():
             accepts.write_accepts(accepts_of(rules, mode))
             nftables.write_rules(rules)
-        after = self.talk(*before)
+        after = self.talk(*before, sure=before.difference(expected))
         with self.node.inside():
             nftables.write_rules([])
             accepts.remove_accepts()
         return before - after
 
 
-def talks(asks: Namespace, serves: Namespace, address: str, port: int, at: tuple[str, int]) -> bool:
+def talks(asks: Namespace, serves: Namespace, address: str, port: int, at: tuple[str, int], seconds: float) -> bool:
     """Tell whether a question and its answer come through."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with serves.listen(*at) as listener, asks.make_socket(family) as near:
-        near.settimeout(SILENCE_SECONDS)
-        listener.settimeout(SILENCE_SECONDS)
+        near.settimeout(seconds)
+        listener.settimeout(seconds)
         try:
             near.connect((address, port))
             with listener.accept()[0] as far:
-                far.settimeout(SILENCE_SECONDS)
+                far.settimeout(seconds)
                 near.sendall(b"question")
                 far.recv(64)
                 far.sendall(b"answer")
@@ -294,7 +300,7 @@ def test_what_is_said_is_what_happens(
     found = scene.judged(rule, mode)
     assert [each.reason for each in found] == ([reason] if reason else [])
     assert all(each.setting == f"notrack/{rule['name']}" and len(each.message) <= 512 for each in found)
-    assert scene.broken_by(rule, mode) == broken
+    assert scene.broken_by(rule, mode, broken) == broken
     # The same, whatever the connections above have left in the table.
     assert [each.reason for each in scene.judged(rule, mode)] == ([reason] if reason else [])
 

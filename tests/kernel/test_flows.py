@@ -54,6 +54,8 @@ def test_real_traffic_of_both_families_is_counted_exactly(netns: Lab) -> None:
     """Through a router: 20 + 10 TCP connections, 7 UDP datagrams a family, one ping each; no more and no less."""
     way = netns.routed()
     way.router.track()
+    for key in ("udp_timeout", "icmp_timeout", "icmpv6_timeout"):
+        way.router.sysctl(f"net.netfilter.nf_conntrack_{key}", 3600)  # none ends before it is counted
     ends = {socket.AF_INET: way.server_end.ipv4, socket.AF_INET6: way.server_end.ipv6}
     with contextlib.ExitStack() as stack:
         for (family, address), connections in zip(ends.items(), (20, 10), strict=True):
@@ -68,7 +70,7 @@ def test_real_traffic_of_both_families_is_counted_exactly(netns: Lab) -> None:
                 sender = stack.enter_context(way.client.make_socket(family, socket.SOCK_DGRAM))
                 sender.sendto(b"x", (address, 5353))
                 udp.recv(10)
-            way.client.run("ping", "-c", "1", "-W", "2", address)
+            way.client.run("ping", "-c", "1", "-W", "30", address)
         counted = read(way.router)
     # Neighbour discovery is ICMPv6 that conntrack leaves alone.
     assert entries_by(counted, "port") == {

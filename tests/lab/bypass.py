@@ -77,7 +77,8 @@ def connected(
 def tcp(server: Namespace, client: Namespace, address: str, port: int, source_port: int = 0) -> Iterator[None]:
     """Hold an open TCP connection over which both sides have sent ten messages."""
     with connected(server, client, address, port, source_port) as (near, far):
-        far.settimeout(5)
+        far.settimeout(30)
+        near.settimeout(30)
         for _ in range(10):
             near.sendall(b"question")
             assert far.recv(64) == b"question"
@@ -124,10 +125,10 @@ EXCHANGES: dict[str, Callable[..., contextlib.AbstractContextManager[None]]] = {
 
 
 def raw(namespace: Namespace, family: int) -> socket.socket:
-    """Return a raw SCTP socket of `namespace`, with a 5 s timeout. The caller closes it."""
+    """Return a raw SCTP socket of `namespace`, with a 30 s timeout. The caller closes it."""
     with namespace.inside():
         made = socket.socket(family, socket.SOCK_RAW, SCTP)
-    made.settimeout(5)
+    made.settimeout(30)
     return made
 
 

@@ -82,6 +82,10 @@ class Line:
             far.settimeout(None)
             pair = _Pair(near, far, self._flows)
             with self._lock:
+                if self._cut:  # meanwhile
+                    near.close()
+                    far.close()
+                    continue
                 for ended in [each for each in self._pairs if not each.alive]:
                     self._pairs.remove(ended)
                     ended.end()

@@ -8,7 +8,7 @@ from typing import Self
 
 MEGABYTE = 1_000_000
 _TICK_SECONDS = 0.01
-PATIENCE_SECONDS = 12.0
+PATIENCE_SECONDS = 30.0
 """What is sent in a dead connection never arrives; what a busy machine holds up does, seconds later."""
 
 

@@ -58,6 +58,10 @@ SEED_LEFT_SECONDS = 60
 """How long after the deadline such entries wait for their first packet."""
 SEED_SHARE = 10
 """A walk that took long is not done again for so many times as long."""
+HELD_UP_SECONDS = 0.5
+"""A round of probes that ends so much too late: this process was held up."""
+ASKED_MOST = 3
+"""So often the probes are asked before a change, on a node that holds us up each time."""
 _INTERRUPTED = "the change was interrupted while it was made"
 
 
@@ -95,6 +99,20 @@ def finished(begun: "Trial | Outcome") -> Outcome:
     return begun
 
 
+def _answering(probes: Sequence[Probe]) -> frozenset[str]:
+    """Return the names of the probes that pass before a change.
+
+    They are asked again where this process did not run meanwhile, as on a node with no time left, or frozen: that
+    nobody was heard then says nothing, and what is not heard before a change is not watched after it.
+    """
+    for _ in range(ASKED_MOST):
+        began = time.monotonic()
+        answered = passing(probes, BEFORE_SECONDS)
+        if len(answered) == len(probes) or time.monotonic() - began < BEFORE_SECONDS + HELD_UP_SECONDS:
+            break
+    return answered
+
+
 class Trial:
     """One change that was made and is not confirmed yet. `outcome` is None until it has ended."""
 
@@ -105,7 +123,7 @@ class Trial:
         self._machine, self._state, self._sight = machine, state, sight
         self.spec = spec
         self.budget: Budget = budget_for(spec.settings.trial)
-        answered = passing(probes, BEFORE_SECONDS)
+        answered = _answering(probes)
         self.probes = tuple(probe for probe in probes if probe.name in answered)
         """Those that passed before the change and must pass after it."""
         self.unwatched = tuple(probe.name for probe in probes if probe.name not in answered)

@@ -1,5 +1,6 @@
 """A trial against a kernel that is not there: for moments that no real one can be made to have on demand."""
 
+import ctypes
 import logging
 
 import pytest
@@ -255,3 +256,21 @@ def test_the_first_try_needs_no_answer(world, state, tmp_path):
     spec = NodeSpec(revision="r", mode="Apply", node_uid="", settings=Settings.model_validate(SETTINGS))
     probe = Probe("API server", lambda _seconds: world.answers, needed_again=True)
     assert finished(begin(machine, state, spec, lambda: [probe])).phase == "Current"
+
+
+def test_who_was_not_heard_since_we_stopped_is_asked_again(world, state, tmp_path, monkeypatch):
+    """The whole process stopped while it asked before the change: what answers is watched all the same."""
+    monkeypatch.setattr(trial_module, "BEFORE_SECONDS", 0.2)
+    stops = [1]
+
+    def stop(_seconds):
+        if stops:
+            # With the interpreter's lock held, so that no thread runs meanwhile.
+            ctypes.PyDLL(None).usleep(stops.pop() * 1_000_000)
+        return True
+
+    machine = Machine(Roots(state=tmp_path), lambda: world.now)
+    spec = NodeSpec(revision="r", mode="Apply", node_uid="", settings=Settings.model_validate(SETTINGS))
+    trial = begin(machine, state, spec, lambda: [Probe("stops", stop), world.probe()])
+    assert isinstance(trial, Trial)
+    assert (stops, trial.unwatched) == ([], ())
