@@ -185,7 +185,7 @@ def test_the_controller_tells_what_happened(watched: Watched) -> None:
     ready = name('policy_condition{policy="measured",condition="Ready"}')
     # It tells of the status that its watch has brought back to it.
     for each in (done, ready):
-        wait_until(lambda each=each: watched.scrape(watched.controller_port).get(each) == 1, PATIENCE, f"{each} is told")
+        wait_until(lambda each=each: watched.scrape(watched.controller_port).get(each) == 1, PATIENCE, "it is told")
     found = watched.scrape(watched.controller_port)
     assert found[name("leader")] == 1
     assert found[name('nodes{policy="measured",state="current"}')] == 1
