@@ -11,12 +11,12 @@ test was run by one of them. Ctrl-C, SIGTERM and SIGHUP end all, each in order: 
 
 import os
 import re
+import selectors
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -49,48 +49,51 @@ def in_a_namespace(command: Sequence[str]) -> list[str]:
     return ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *command]
 
 
+def say(*parts: str) -> None:
+    """Print at once."""
+    sys.stdout.write("".join(parts))
+    sys.stdout.flush()
+
+
 class Half:
     """One half at work: its progress is printed as it comes, the rest in one piece at its end."""
 
-    def __init__(self, name: str, command: Sequence[str], speaking: threading.Lock) -> None:
+    def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name = name
-        self._speaking = speaking
+        self._begun, self._headings = b"", 0
+        self._rest: list[str] = []
         self._closing = ""
         self.process = subprocess.Popen(
             # Should this process be killed, the half ends as by Ctrl-C. setpriv replaces itself by the program.
             ["setpriv", "--pdeathsig", "INT", *command],
             cwd=ROOT, env=os.environ | {"COLUMNS": str(shutil.get_terminal_size().columns)},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True,  # the terminal's Ctrl-C comes by way of us: twice would end it out of order
         )  # fmt: skip
-        self._thread = threading.Thread(target=self._pass_on)
-        self._thread.start()
-
-    def _pass_on(self) -> None:
-        headings, rest = 0, []
         assert self.process.stdout
-        for line in self.process.stdout:
-            plain = _COLOUR.sub("", line)
-            headings += plain.startswith("=====")
-            if headings < 2:  # the first one begins the run, the second one ends its progress
-                self._say(line)
-            else:
-                rest.append(line)
-                if plain.startswith("=") and _COUNT.search(plain):
-                    self._closing = plain.strip("= \n")
-        self.process.wait()
-        self._say(f"\n--- {self.name} ---\n", *rest)
+        self.output = self.process.stdout.fileno()
 
-    def _say(self, *lines: str) -> None:
-        with self._speaking:
-            sys.stdout.write("".join(lines))
-            sys.stdout.flush()
+    def pass_on(self) -> bool:
+        """Take what it has printed, and say what can be said; return whether more may come."""
+        read = os.read(self.output, 65536)
+        *lines, self._begun = (self._begun + read).split(b"\n")
+        if not read and self._begun:
+            lines.append(self._begun)
+        for line in lines:
+            self._take(line.decode(errors="replace"))
+        if not read:
+            say(f"\n--- {self.name} ---\n", *self._rest)
+        return bool(read)
 
-    def wait(self) -> int:
-        """Wait until it has ended and everything is printed; return its exit code."""
-        while self._thread.is_alive():  # a wait without end would let no signal through
-            self._thread.join(0.2)
-        return self.process.wait()
+    def _take(self, line: str) -> None:
+        plain = _COLOUR.sub("", line)
+        self._headings += plain.startswith("=====")
+        if self._headings < 2:  # the first one begins the run, the second one ends its progress
+            say(f"{line}\n")
+            return
+        self._rest.append(f"{line}\n")
+        if plain.startswith("=") and _COUNT.search(plain):
+            self._closing = plain.strip("= ")
 
     def interrupt(self) -> None:
         """End it, as Ctrl-C does."""
@@ -108,6 +111,21 @@ class Half:
         return Counter({word: int(number) for number, word in _COUNT.findall(self._closing)})
 
 
+def pass_on(halves: Sequence[Half]) -> None:
+    """Print what these have to say, to their end.
+
+    In one thread: the kernel tells children of the end of each thread that they may belong to (forget_original_parent),
+    and a half that is told twice is interrupted while it cleans up.
+    """
+    with selectors.DefaultSelector() as waiting:
+        for half in halves:
+            waiting.register(half.output, selectors.EVENT_READ, half)
+        while waiting.get_map():
+            for key, _ in waiting.select():
+                if not key.data.pass_on():
+                    waiting.unregister(key.fd)
+
+
 def in_words(counts: Counter[str]) -> str:
     """Return counts in pytest's words and order."""
     plural = {word: word + "s" * (word in {"warning", "error"} and counts[word] != 1) for word in _ORDER}
@@ -117,7 +135,6 @@ def in_words(counts: Counter[str]) -> str:
 def run(commands: dict[str, Sequence[str]], folder: Path) -> int:
     """Run these halves, by name, who tell in `folder` what they ran; return the exit code of all."""
     began = time.monotonic()
-    speaking = threading.Lock()
     halves: list[Half] = []
     ended_by: list[int] = []
 
@@ -131,10 +148,11 @@ def run(commands: dict[str, Sequence[str]], folder: Path) -> int:
         signal.signal(number, end)
     for name, command in commands.items():
         if not ended_by:
-            halves.append(Half(name, command, speaking))
+            halves.append(Half(name, command))
     if ended_by:  # perhaps just before the last one was in the list
         end(ended_by[0], None)
-    codes = [half.wait() for half in halves]
+    pass_on(halves)
+    codes = [half.process.wait() for half in halves]
     missing = [] if ended_by else left_out(folder)
     print(*(f"FAILED: not run, or run twice: {test}" for test in missing), sep="\n")
     for half in halves:
