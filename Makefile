@@ -15,7 +15,7 @@ tools:
 demo: setup ## The story in one minute, in a network namespace, no cluster (needs root)
 	@$(BIN)/conntrack-operator demo
 
-test: tools ## The whole suite on real parts, in three processes; builds its Kubernetes once (10 to 15 minutes)
+test: tools ## The whole suite on real parts, in four processes; builds its Kubernetes once (10 to 15 minutes)
 	@$(BIN)/python -m tests.lab.kube >/dev/null
 	@$(BIN)/python -m tests.lab.helm >/dev/null
 	@$(BIN)/python -m tests.lab.containerd >/dev/null
