@@ -3,7 +3,8 @@
 Its base is a Debian bookworm that debootstrap made: the real one, python:slim, comes from a registry, which a machine
 that tests need not reach. Both are kept as archives in the cache folder, ours by a hash of all that goes into it.
 
-`python -m tests.lab.image` builds it, or says where it lies.
+`python -m tests.lab.image` builds it, and the same under another version, or says where they lie. `make test` does so
+before its processes begin: those in network namespaces of their own reach no Debian.
 """
 
 import contextlib
@@ -29,6 +30,8 @@ ROOT = Path(__file__).parents[2]
 SUITE = "bookworm"
 BASE = f"localhost/base:{SUITE}"
 NAME = "conntrack-operator"
+OTHER_VERSION = f"{__version__}-other"
+"""What a node is upgraded to in tests."""
 SOURCES = (
     "Dockerfile",
     ".dockerignore",
@@ -42,7 +45,7 @@ TRUSTED = Path("/etc/ssl/certs/ca-certificates.crt")
 KEPT = 6
 """Archives of ours that stay in the cache, the newest ones."""
 LAYERS_MAX = 200
-"""So many images, layers that the next build may use among them, are in the store at most after a build."""
+"""With more images in the store, which are layers of earlier builds for the most part, a build begins without them."""
 
 
 def missing() -> str:
@@ -116,6 +119,11 @@ def base(store: Store, say: kube.Say) -> str:
 def _build(path: Path, version: str, say: kube.Say) -> None:
     began = time.monotonic()
     store = Store()
+    if len(store("images", "--all", "--quiet").splitlines()) > LAYERS_MAX:
+        # Not each time: the layers of the build stage go too, and this build takes a minute. It may be refused where
+        # another run has a container of one.
+        with contextlib.suppress(RuntimeError):
+            store("rmi", "--prune")
     under = base(store, say)
     say(f"building the image {NAME}:{version}, 1 minute; kept as {path}")
     with tempfile.TemporaryDirectory() as name:
@@ -130,11 +138,6 @@ def _build(path: Path, version: str, say: kube.Say) -> None:
     unfinished = path.with_suffix(f".{os.getpid()}")
     store("push", "--quiet", f"localhost/{NAME}:{version}", f"docker-archive:{unfinished}:{NAME}:{version}")
     unfinished.rename(path)
-    if len(store("images", "--all", "--quiet").splitlines()) > LAYERS_MAX:
-        # Not each time: the layers of the build stage go too, and the next build takes a minute. It may be refused
-        # where another run has a container of one.
-        with contextlib.suppress(RuntimeError):
-            store("rmi", "--prune")
     say(f"built in {int(time.monotonic() - began)} s")
 
 
@@ -198,4 +201,5 @@ def container(archive: Path) -> Iterator[Callable[..., subprocess.CompletedProce
 if __name__ == "__main__":
     if reason := missing():
         sys.exit(print(f"no image is built, and its tests are skipped: {reason}", file=sys.stderr))
-    print(archive(lambda line: print(line, file=sys.stderr, flush=True)))
+    for each in (__version__, OTHER_VERSION):
+        print(archive(lambda line: print(line, file=sys.stderr, flush=True), each))

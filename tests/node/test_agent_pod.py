@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.lab.helm import CHART
+from tests.lab.image import OTHER_VERSION
 from tests.lab.installed import AGENTS, CONTROLLERS, NAMESPACE, RELEASE, Installed
 from tests.lab.node_process import Process, processes
 from tests.lab.place import Place
@@ -16,7 +17,6 @@ from conntrack_operator import __version__
 
 NET_ADMIN = 1 << 12  # include/uapi/linux/capability.h
 NOBODY = 65532
-OTHER_VERSION = f"{__version__}-other"
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 POLICY: dict[str, Any] = {
     "apiVersion": "conntrack-operator.io/v1alpha1",
